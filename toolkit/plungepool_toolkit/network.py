@@ -1,0 +1,414 @@
+"""
+A bad network on one machine, without root: a TCP proxy that counts round trips, adds latency and breaks.
+
+`ChaosProxy` stands between a client and a server on loopback. It never looks into the bytes, so it counts
+exactly under TLS too.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+import select
+import selectors
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+_Result = TypeVar("_Result")
+
+_CHUNK_BYTES = 65536
+# Small, so that a client and a server that both wait for the other to read block here as they would on a real network.
+_BUFFER_BYTES = 262144
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+class _Stream:
+    """One direction of one connection."""
+
+    def __init__(self, source: socket.socket, target: socket.socket, *, from_client: bool) -> None:
+        self.source, self.target, self.from_client = source, target, from_client
+        self.pending: collections.deque[bytes] = collections.deque()  # due, not yet taken by the target
+        self.held_bytes = 0  # read from the source and not yet taken by the target, in flight or pending
+        self.read_bytes = 0
+        self.ended = False  # the source has sent its last byte
+        self.end_due = False
+        self.done = False  # and the target has been told
+
+
+class _Link:
+    """A client's connection and the server's connection that carries it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, opens_at: float) -> None:
+        self.client, self.server = client, server
+        self.up = _Stream(client, server, from_client=True)
+        self.down = _Stream(server, client, from_client=False)
+        self.client_spoke_last = False
+        self.opens_at = opens_at
+        self.closed = False
+
+    def stream_from(self, source: socket.socket) -> _Stream:
+        return self.up if source is self.client else self.down
+
+
+class ChaosProxy:
+    """
+    A TCP proxy in a thread, between clients on loopback and the server at `host`:`port`.
+
+    `round_trips` counts the waits of all its clients, exactly: one for each TCP connection opened, and one each time
+    the server answers after a client has spoken. It is counted before the answer is passed on, so a client that holds
+    the answer also reads the right count. What a client sends without an answer (Terminate) is no round trip. Assign 0
+    to `round_trips` or `connections` to count anew.
+
+    Args: host, port: the server. latency_ms: what a round trip takes more, half of it each way; a connect waits for a
+        whole one. It may be assigned at any time.
+    Units: milliseconds and bytes, as the names say.
+    Threads: the methods may be called from any thread and return when the deed is done.
+
+        with ChaosProxy(server.host, server.port) as proxy:
+            connection = wire.connect(user="postgres", host=proxy.host, port=proxy.port, database="postgres")
+            proxy.round_trips = 0
+            ...
+            assert proxy.round_trips == 1
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(self, host: str, port: int, *, latency_ms: float = 0.0) -> None:
+        self.upstream = (host, port)
+        self.latency_ms = latency_ms
+        self.round_trips = 0
+        self.connections = 0
+        self.port = 0
+        self._links: set[_Link] = set()
+        self._partitioned = False
+        self._cut_from_client: int | None = None
+        self._cut_from_server: int | None = None
+        self._cut_gracefully = False
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._deliveries: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._listener: socket.socket | None = None
+        self._listen()
+        self._thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the proxy and every connection through it. May be called twice."""
+        if self._thread is None:
+            return
+
+        def stop() -> None:
+            self._stopped = True
+
+        self._call(stop)
+        self._thread.join()
+        self._thread = None
+        for link in list(self._links):
+            self._close_link(link)
+        self._stop_listening()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    # What can happen to a network.
+
+    def reset(self) -> int:
+        """Break every connection with a TCP reset, towards client and server; return how many there were."""
+
+        def act() -> int:
+            links = list(self._links)
+            for link in links:
+                self._close_link(link, reset=True)
+            return len(links)
+
+        return self._call(act)
+
+    def hang_up(self) -> int:
+        """End every connection as a server does that closes in good order (FIN); return how many there were."""
+
+        def act() -> int:
+            links = list(self._links)
+            for link in links:
+                self._close_link(link)
+            return len(links)
+
+        return self._call(act)
+
+    def partition(self) -> None:
+        """
+        Pass nothing on, in neither direction, until `heal`: a black hole behind an open connection.
+
+        New connections are accepted, as by a load balancer, and hear nothing. Note that this machine's TCP still
+        acknowledges what the client sends, so TCP_USER_TIMEOUT and keepalive do not strike here.
+        """
+
+        def act() -> None:
+            self._partitioned = True
+            self._refresh_all()
+
+        self._call(act)
+
+    def heal(self) -> None:
+        """End a partition; what was sent in the meantime arrives now."""
+
+        def act() -> None:
+            self._partitioned = False
+            for link in list(self._links):
+                self._flush(link, link.up)
+                self._flush(link, link.down)
+            self._refresh_all()
+
+        self._call(act)
+
+    def cut_after(
+        self, *, from_client: int | None = None, from_server: int | None = None, gracefully: bool = False
+    ) -> None:
+        """
+        Break the first connection that has passed that many more bytes, and then no other one.
+
+        Args: from_client, from_server: the bytes that still arrive, in that direction, counted on each connection from
+            now; None: no limit there. gracefully: by FIN, in place of a reset.
+        """
+
+        def act() -> None:
+            self._cut_from_client, self._cut_from_server, self._cut_gracefully = from_client, from_server, gracefully
+            for link in self._links:
+                link.up.read_bytes = link.down.read_bytes = 0
+            for link in list(self._links):
+                if 0 in (from_client, from_server):
+                    self._cut(link)
+                    break
+
+        self._call(act)
+
+    def refuse(self) -> None:
+        """Stop listening: new connections are refused by the system, those that are open live on."""
+        self._call(self._stop_listening)
+
+    def accept(self) -> None:
+        """Listen again, on the same port."""
+        self._call(self._listen)
+
+    # The one thread that touches the sockets.
+
+    def _call(self, function: Callable[[], _Result]) -> _Result:
+        if self._thread is None:
+            raise RuntimeError("the proxy does not run: use it inside its `with` block")
+        done = threading.Event()
+        results: list[_Result] = []
+        problems: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except BaseException as problem:  # noqa: BLE001 - it is raised again in the caller's thread
+                problems.append(problem)
+            finally:
+                done.set()
+
+        self._calls.append(run)
+        self._wake_writer.send(b"!")
+        done.wait()
+        if problems:
+            raise problems[0]
+        return results[0]
+
+    def _run(self) -> None:
+        while not self._stopped:
+            timeout = None
+            if self._deliveries:
+                timeout = max(0.0, self._deliveries[0][0] - time.monotonic())
+            # select() on the selector itself: epoll rounds its own time-out up to a whole millisecond.
+            select.select([self._selector.fileno()], [], [], timeout)
+            for key, events in self._selector.select(0):
+                if key.fileobj is self._wake_reader:
+                    self._wake_reader.recv(4096)
+                    while self._calls:
+                        self._calls.popleft()()
+                elif key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._serve(key.data, key.fileobj, events)
+            now = time.monotonic()
+            while self._deliveries and self._deliveries[0][0] <= now:
+                heapq.heappop(self._deliveries)[2]()
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            return
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.host, self.port))
+        listener.listen(1024)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # gone again already
+        try:
+            server = socket.create_connection(self.upstream, timeout=5)
+        except OSError:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            client.close()
+            return
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end.setblocking(False)
+        self.connections += 1
+        self.round_trips += 1
+        link = _Link(client, server, time.monotonic() + self.latency_ms / 1000)
+        self._links.add(link)
+        self._refresh(link)
+
+    def _serve(self, link: _Link, end: object, events: int) -> None:
+        if link.closed:
+            return
+        assert isinstance(end, socket.socket)
+        stream = link.stream_from(end)
+        if events & selectors.EVENT_WRITE:
+            self._flush(link, link.down if end is link.client else link.up)
+        if events & selectors.EVENT_READ and not self._partitioned and not stream.ended:
+            self._read(link, stream)
+        self._refresh(link)
+
+    def _read(self, link: _Link, stream: _Stream) -> None:
+        if link.closed:
+            return
+        limit = self._cut_from_client if stream.from_client else self._cut_from_server
+        try:
+            data = stream.source.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close_link(link, reset=True)
+            return
+        if data:
+            stream.read_bytes += len(data)
+            if limit is not None and stream.read_bytes >= limit:
+                data = data[: max(0, len(data) - (stream.read_bytes - limit))]
+                stream.held_bytes += len(data)
+                stream.pending.append(data)
+                self._flush(link, stream)
+                self._cut(link)
+                return
+            if stream.from_client:
+                link.client_spoke_last = True
+            elif link.client_spoke_last:
+                link.client_spoke_last = False
+                if not link.up.ended:  # who has hung up waits for nothing
+                    self.round_trips += 1
+            stream.held_bytes += len(data)
+        else:
+            stream.ended = True
+
+        def deliver() -> None:
+            if link.closed:
+                return
+            if data:
+                stream.pending.append(data)
+            else:
+                stream.end_due = True
+            self._flush(link, stream)
+            self._refresh(link)
+
+        if self.latency_ms:
+            due = max(time.monotonic(), link.opens_at) + self.latency_ms / 2000
+            heapq.heappush(self._deliveries, (due, next(self._numbers), deliver))
+        else:
+            deliver()
+
+    def _flush(self, link: _Link, stream: _Stream) -> None:
+        if self._partitioned or link.closed:
+            return
+        try:
+            while stream.pending:
+                data = stream.pending[0]
+                sent = stream.target.send(data)
+                stream.held_bytes -= sent
+                if sent < len(data):
+                    stream.pending[0] = data[sent:]
+                    return
+                stream.pending.popleft()
+            if stream.end_due and not stream.done:
+                stream.done = True
+                stream.target.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close_link(link, reset=True)
+            return
+        if link.up.done and link.down.done:
+            self._close_link(link)
+
+    def _cut(self, link: _Link) -> None:
+        self._cut_from_client = self._cut_from_server = None
+        self._close_link(link, reset=not self._cut_gracefully)
+
+    def _refresh_all(self) -> None:
+        for link in list(self._links):
+            self._refresh(link)
+
+    def _refresh(self, link: _Link) -> None:
+        """Tell the selector what this link waits for now."""
+        if link.closed:
+            return
+        for source, outgoing, incoming in ((link.client, link.up, link.down), (link.server, link.down, link.up)):
+            events = 0
+            if not self._partitioned:
+                if not outgoing.ended and outgoing.held_bytes < _BUFFER_BYTES:
+                    events |= selectors.EVENT_READ
+                if incoming.pending:
+                    events |= selectors.EVENT_WRITE
+            registered = self._selector.get_map().get(source)
+            if events and registered is None:
+                self._selector.register(source, events, link)
+            elif registered is not None and not events:
+                self._selector.unregister(source)
+            elif registered is not None and registered.events != events:
+                self._selector.modify(source, events, link)
+
+    def _close_link(self, link: _Link, *, reset: bool = False) -> None:
+        if link.closed:
+            return
+        link.closed = True
+        self._links.discard(link)
+        for end in (link.client, link.server):
+            if self._selector.get_map().get(end) is not None:
+                self._selector.unregister(end)
+            if reset:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            end.close()

@@ -1,0 +1,17 @@
+"""Plungepool: a small, deep pool for cold starts. Outside the handler: `engine = get_engine()`."""
+
+from .engine import build_engine, dispose_engine, get_engine
+from .errors import CredentialsError, PlungepoolError, SettingsError
+from .pool import PoolExhausted
+from .settings import Settings
+
+__all__ = [
+    "CredentialsError",
+    "PlungepoolError",
+    "PoolExhausted",
+    "Settings",
+    "SettingsError",
+    "build_engine",
+    "dispose_engine",
+    "get_engine",
+]

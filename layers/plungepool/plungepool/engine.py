@@ -1,0 +1,123 @@
+"""get_engine, build_engine, dispose_engine: the one place that puts the parts together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pg8000.dbapi
+from sqlalchemy import URL, create_engine
+
+from . import credentials, lifecycle, tls
+from .pool import build_pool
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from .credentials import Login
+
+# Settings -> engine; None stands for the settings of the environment variables.
+_engines: dict[Settings | None, Engine] = {}
+_lock = threading.Lock()
+
+
+def get_engine(settings: Settings | None = None) -> Engine:
+    """
+    Return the process-wide engine for these settings, building it on the first call.
+
+    Args: settings: None reads the PLUNGEPOOL_ environment variables, once; `dispose_engine` makes them read anew.
+    Returns: a plain sqlalchemy.Engine; no connection is opened yet.
+    Raises: SettingsError; at the first connect sqlalchemy.exc.OperationalError, CredentialsError.
+    Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
+    Source: SQLAlchemy, Engine Configuration; Connection Pooling, "Using Connection Pools with Multiprocessing".
+    """
+    engine = _engines.get(settings)
+    if engine is None:
+        with _lock:
+            engine = _engines.get(settings)
+            if engine is None:
+                read = settings if settings is not None else Settings.from_env(os.environ)
+                # Both names give one engine: a second would be a second connection for this environment.
+                engine = _engines.get(read) or build_engine(read)
+                _engines[read] = _engines[settings] = engine
+    return engine
+
+
+def build_engine(settings: Settings) -> Engine:
+    """
+    Return a new engine that nothing shares: for tests and tools. The caller disposes of it.
+
+    Returns: a plain sqlalchemy.Engine; no connection is opened yet.
+    """
+    source = credentials.source(settings)
+    proxy = settings.endpoint == "proxy"
+    startup = {}
+    if settings.statement_timeout_s:
+        startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
+    name = application_name(os.environ)
+
+    def open_connection(login: Login) -> Any:
+        connection = pg8000.dbapi.connect(
+            login.user,
+            login.host,
+            login.database,
+            login.port,
+            login.password,
+            ssl_context=tls.client_context(settings) or False,
+            timeout=settings.connect_timeout_s,
+            application_name=name,
+            startup_params=startup,
+        )
+        connection._usock.settimeout(None)
+        return connection
+
+    def is_alive(connection: Any, idle_s: float) -> bool:
+        if idle_s < settings.ping_after_idle_s:
+            return True
+        try:
+            connection.execute_simple("")
+        except pg8000.dbapi.Error:
+            return False
+        return True
+
+    url = URL.create("postgresql+pg8000", settings.user, None, settings.host, settings.port, settings.database)
+    engine = create_engine(
+        url,
+        pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),
+        hide_parameters=True,
+    )
+    lifecycle.follow(engine)
+    return engine
+
+
+def dispose_engine() -> None:
+    """Close every idle connection of the engines that get_engine built, and forget them; the next call builds anew."""
+    with _lock:
+        engines = set(_engines.values())
+        _engines.clear()
+    for engine in engines:
+        engine.dispose()
+
+
+def application_name(environ: dict[str, str] | os._Environ[str]) -> str:
+    """
+    Return the name that pg_stat_activity shows: the function's name and version. Pure.
+
+    At most 63 bytes, which PostgreSQL would cut off; the end of a long function name goes, the version stays.
+    """
+    function, version = environ.get("AWS_LAMBDA_FUNCTION_NAME"), environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+    if not function:
+        return "plungepool"
+    ending = f":{version}" if version else ""
+    return function[: 63 - len(ending)] + ending
+
+
+def _renew_lock() -> None:
+    # Another thread of the parent may have held it at the moment of the fork; nobody would release it here.
+    global _lock
+    _lock = threading.Lock()
+
+
+lifecycle.call_after_fork(_renew_lock)

@@ -1,0 +1,40 @@
+"""
+The errors that a caller can act on. Database errors pass as SQLAlchemy wraps them.
+
+PlungepoolError
+├── SettingsError (also ValueError)        a setting is wrong, missing, unknown or contradicts another
+├── CredentialsError                       no usable user and password, or the server refused them
+├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
+└── PinningRefused                         in observe.py: a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class PlungepoolError(Exception):
+    """Root of every error that this package raises by itself."""
+
+
+class SettingsError(PlungepoolError, ValueError):
+    """
+    One error for all that is wrong with the settings; `problems` holds a sentence for each.
+
+    No sentence holds the value of a secret. The runtime reports an unhandled exception's text to the invoker, so this
+    text is what somebody reads whose function does not start.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class CredentialsError(PlungepoolError):
+    """No user and password could be had, or the server refused them; raised `from` what happened."""

@@ -1,0 +1,54 @@
+"""
+What outlives a process image: fork and snapshot. A socket does not, so each engine forgets what it holds.
+
+Fork (Managed Instances fork a worker a concurrent request): the child drops every pooled connection without a byte on
+the wire, since the sockets are the parent's. Snapshot (SnapStart): every connection is closed before the snapshot is
+taken, so that no restored environment finds one that another restored environment has too.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_after_fork: list[Callable[[], None]] = []
+_hooks_set = False
+
+
+def follow(engine: Engine) -> None:
+    """Make the engine safe under fork and snapshots from now on; holds no reference that keeps it alive."""
+    global _hooks_set
+    _engines.add(engine)
+    if not _hooks_set:
+        _hooks_set = True
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget_the_parents)
+        # The runtime says so before the handler's module is imported; elsewhere the package may not even exist.
+        if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+            from snapshot_restore_py import register_before_snapshot
+
+            register_before_snapshot(_close_all)
+
+
+def call_after_fork(function: Callable[[], None]) -> None:
+    """Call the function in each forked child, before any engine is used there (to renew a lock, for instance)."""
+    _after_fork.append(function)
+
+
+def _forget_the_parents() -> None:
+    for function in _after_fork:
+        function()
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.dispose()

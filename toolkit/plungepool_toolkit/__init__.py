@@ -1,0 +1,1 @@
+"""A cloud on one machine for Plungepool's users: PostgreSQL, Lambda environments, the `plungepool` command."""

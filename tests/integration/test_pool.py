@@ -1,0 +1,233 @@
+"""One contract over both pools, on a real server; what the server itself counts is the proof."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, String, Table, exc, select, text
+from sqlalchemy.orm import Session, declarative_base
+
+from plungepool import PoolExhausted
+from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+PID = text("SELECT pg_backend_pid()")
+
+
+def sessions(postgres: Postgres, name: str = "plungepool") -> list[int]:
+    """Return the server processes that serve connections of this application name, as the server counts them."""
+    rows = postgres.execute("SELECT pid FROM pg_stat_activity WHERE application_name = $1 ORDER BY pid", name)
+    return [pid for (pid,) in rows]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what the server does in its own time, a closed session's end for instance."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def test_thousand_checkouts(engine: Engine, postgres: Postgres, pool_mode: str) -> None:
+    """tiny: one server process serves a thousand checkouts; null: each has its own and none stays open."""
+    pids = set()
+    for _ in range(1000 if pool_mode == "tiny" else 50):
+        with engine.connect() as connection:
+            pids.add(connection.execute(PID).scalar_one())
+    if pool_mode == "tiny":
+        assert len(pids) == 1
+        assert sessions(postgres) == list(pids)
+    else:
+        assert len(pids) == 50
+        wait_until(lambda: sessions(postgres) == [])
+
+
+def test_commit_keeps_and_rollback_undoes(engine: Engine) -> None:
+    """begin() commits at its end and rolls back on an exception; a plain connect() rolls back at return."""
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS contract"))
+        connection.execute(text("CREATE TABLE contract (n int)"))
+        connection.execute(text("INSERT INTO contract VALUES (:n)"), {"n": 1})
+    with pytest.raises(ZeroDivisionError), engine.begin() as connection:
+        connection.execute(text("INSERT INTO contract VALUES (2)"))
+        _ = 1 / 0
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO contract VALUES (3)"))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT array_agg(n) FROM contract")).scalar_one() == [1]
+
+
+def test_failed_statement_leaves_a_usable_engine(engine: Engine) -> None:
+    """After an error of the server the next checkout starts clean."""
+    with pytest.raises(exc.DBAPIError), engine.begin() as connection:
+        connection.execute(text("SELECT 1 / 0"))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_second_checkout_in_one_invocation_says_where_the_first_was_taken(engine: Engine) -> None:
+    """The error names the time-out, the setting, and the file, line and function that hold the connection."""
+    with engine.connect():
+        with pytest.raises(PoolExhausted) as caught, engine.connect():
+            pytest.fail("the pool gave a second connection")
+    message = str(caught.value)
+    assert "PLUNGEPOOL_CHECKOUT_TIMEOUT_S" in message
+    assert "test_pool.py:" in message
+    assert "test_second_checkout_in_one_invocation_says_where_the_first_was_taken" in message
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_threads_wait_for_their_turn(make_engine: Callable[..., Engine], pool_mode: str, postgres: Postgres) -> None:
+    """Eight threads over a pool of two are all served, and the server never sees a third connection."""
+    engine = make_engine(pool=pool_mode, pool_size=2, checkout_timeout_s=30)
+    seen, errors = [], []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                with engine.connect() as connection:
+                    connection.execute(text("SELECT pg_sleep(0.005)"))
+                    seen.append(engine.pool.checkedout())
+        except exc.SQLAlchemyError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(seen) == 40
+    assert max(seen) <= 2
+
+
+def test_orm_session_works(engine: Engine) -> None:
+    """The engine is a plain one: declarative models, flush, query and rollback as anywhere."""
+    base = declarative_base()
+
+    class Pond(base):
+        __tablename__ = "pond"
+        id = Column(Integer, primary_key=True)
+        name = Column(String(20), nullable=False)
+
+    base.metadata.drop_all(engine)
+    base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all([Pond(name="upper"), Pond(name="lower")])
+    with Session(engine) as session:
+        assert session.scalars(select(Pond.name).order_by(Pond.id)).all() == ["upper", "lower"]
+        session.add(Pond(name="lost"))
+        session.flush()
+    with Session(engine) as session:
+        assert len(session.scalars(select(Pond)).all()) == 2
+
+
+def test_two_engines_for_two_settings(make_engine: Callable[..., Engine], postgres: Postgres) -> None:
+    """Two databases have an engine and a connection each."""
+    postgres.execute("DROP DATABASE IF EXISTS second")
+    postgres.execute("CREATE DATABASE second")
+    first, second = make_engine(), make_engine(database="second")
+    with first.connect() as one, second.connect() as two:
+        assert one.execute(text("SELECT current_database()")).scalar_one() == "postgres"
+        assert two.execute(text("SELECT current_database()")).scalar_one() == "second"
+
+
+def test_connection_that_the_server_ended_is_replaced(engine: Engine, postgres: Postgres) -> None:
+    """A kept connection that was ended while nobody looked costs the next invocation nothing but a connect."""
+    with engine.connect() as connection:
+        first = connection.execute(PID).scalar_one()
+    postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'plungepool'")
+    wait_until(lambda: first not in sessions(postgres))
+    with engine.begin() as connection:
+        assert connection.execute(PID).scalar_one() != first
+
+
+def test_connection_past_its_age_is_replaced(make_engine: Callable[..., Engine]) -> None:
+    """A connection older than PLUNGEPOOL_MAX_AGE_S is closed at checkout and a new one opened."""
+    engine = make_engine(max_age_s=0.1)
+    with engine.connect() as connection:
+        first = connection.execute(PID).scalar_one()
+    time.sleep(0.15)
+    with engine.connect() as connection:
+        assert connection.execute(PID).scalar_one() != first
+
+
+def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: str) -> None:
+    """While the server is away each invocation fails with OperationalError; once it is back the same engine works."""
+    with Postgres({"max_connections": 10}) as server:
+        engine = make_engine(host=server.host, port=server.port, pool=pool_mode, connect_timeout_s=2)
+        with engine.connect() as connection:
+            connection.execute(PID)
+        server.stop()
+        for _ in range(2):
+            with pytest.raises((exc.OperationalError, exc.InterfaceError)), engine.connect() as connection:
+                connection.execute(PID)
+        server.start()
+        with engine.connect() as connection:
+            assert connection.execute(PID).scalar_one() > 0
+        assert engine.pool.checkedout() == 0
+        engine.dispose()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forked_child_never_touches_the_parents_connection(
+    make_engine: Callable[..., Engine], postgres: Postgres
+) -> None:
+    """The child opens its own connection; the parent's goes on, in the middle of its transaction too."""
+    engine = make_engine(pool_size=2)
+    with engine.connect() as connection:
+        kept = connection.execute(PID).scalar_one()
+    held = engine.connect()
+    held.execute(text("CREATE TEMP TABLE ours ON COMMIT DROP AS SELECT 42 AS answer"))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with engine.connect() as connection:
+                own = connection.execute(PID).scalar_one()
+            status = 0 if own != kept else 2
+            held.close()  # what the parent had checked out: closing it here must not reach the server
+            engine.dispose()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert held.execute(text("SELECT answer FROM ours")).scalar_one() == 42
+    held.close()
+
+
+def test_connect_timeout_does_not_stay_on_as_a_read_timeout(make_engine: Callable[..., Engine]) -> None:
+    """A statement may take longer than the time allowed to connect."""
+    engine = make_engine(connect_timeout_s=0.3)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1 FROM pg_sleep(0.6)")).scalar_one() == 1
+
+
+def test_statement_timeout_reaches_the_server(make_engine: Callable[..., Engine]) -> None:
+    """PLUNGEPOOL_STATEMENT_TIMEOUT_S is the server's statement_timeout from the first statement on."""
+    engine = make_engine(statement_timeout_s=0.25)
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "250ms"
+        with pytest.raises(exc.DBAPIError, match="statement timeout"):
+            connection.execute(text("SELECT pg_sleep(5)"))
+
+
+def test_table_metadata_and_core_insert(engine: Engine) -> None:
+    """create_all, executemany and RETURNING as with SQLAlchemy's own dialects."""
+    metadata = MetaData()
+    table = Table("many", metadata, Column("id", Integer, primary_key=True), Column("name", String))
+    metadata.drop_all(engine)
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(table.insert(), [{"name": f"n{n}"} for n in range(250)])
+        ids = connection.execute(table.insert().returning(table.c.id), [{"name": "a"}, {"name": "b"}]).scalars().all()
+    assert ids == [251, 252]

@@ -1,0 +1,58 @@
+"""Orders from a queue: fulfil each once, each in its own transaction; what fails comes again, and it alone."""
+
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.utilities.data_classes import SQSEvent
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from plungepool import CredentialsError, PoolExhausted, get_engine
+
+engine = get_engine()
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+
+# One statement for both tables. A message that comes twice finds the order fulfilled, and inserts nothing.
+FULFIL = text("""
+    WITH fulfilled AS (
+        UPDATE shop.orders SET status = 'fulfilled', fulfilled_at = now()
+        WHERE id = CAST(:id AS uuid) AND status = 'placed' RETURNING id
+    )
+    INSERT INTO shop.shipments (order_id) SELECT id FROM fulfilled RETURNING order_id
+""")
+KNOWN = text("SELECT true FROM shop.orders WHERE id = CAST(:id AS uuid)")
+# Serialization failure, deadlock, lock and statement time-out: the trouble of one record, not of the database.
+OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}
+
+
+def fulfil_order(connection: Connection, order_id: str) -> bool:
+    """Fulfil a placed order; False where it was fulfilled before. Raises LookupError where there is no such order."""
+    if connection.execute(FULFIL, {"id": order_id}).first():
+        return True
+    if connection.execute(KNOWN, {"id": order_id}).first():
+        return False
+    raise LookupError(f"there is no order {order_id}")
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics(capture_cold_start_metric=True)
+def handler(event: dict, context: object) -> dict:
+    records = list(SQSEvent(event).records)
+    failed, fulfilled = [], 0
+    for position, record in enumerate(records):
+        try:
+            with engine.begin() as connection:
+                fulfilled += fulfil_order(connection, record.json_body["order_id"])
+        except (CredentialsError, InterfaceError, OperationalError, PoolExhausted) as error:
+            cause = getattr(error, "orig", None) or error
+            sqlstate = getattr(cause, "sqlstate", None)
+            logger.error("an order cannot be fulfilled now", sqlstate=sqlstate, reason=str(cause))
+            if sqlstate not in OF_ONE_RECORD:  # the database cannot be had: the rest would only wait for it in turn
+                failed += [left.message_id for left in records[position:]]
+                break
+            failed.append(record.message_id)
+        except Exception:  # whatever is wrong with one record, the others must not suffer
+            logger.exception("a message is wrong", message_id=record.message_id)
+            failed.append(record.message_id)
+    metrics.add_metric(name="OrdersFulfilled", unit="Count", value=fulfilled)
+    metrics.add_metric(name="MessagesReturned", unit="Count", value=len(failed))
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}

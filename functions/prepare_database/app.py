@@ -1,0 +1,45 @@
+"""Prepare the database: its schema, the application's role and its limits. Invoked directly, or by CloudFormation."""
+
+import cloudformation
+import preparation
+from aws_lambda_powertools import Logger, Metrics, Tracer
+
+from plungepool import get_engine
+
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics(capture_cold_start_metric=True)
+def handler(event: dict, context: object) -> dict:
+    if "ResponseURL" not in event:
+        return prepare(event, context)
+    # CloudFormation waits an hour for an answer that does not come: whatever happens, there is one.
+    try:
+        # Deleting the stack leaves the data alone: the database belongs to somebody else, or goes as a whole.
+        result = {} if event["RequestType"] == "Delete" else prepare(event.get("ResourceProperties", {}), context)
+        status, reason = "SUCCESS", "prepared"
+    except Exception as error:
+        logger.exception("the database could not be prepared")
+        status, reason, result = "FAILED", describe(error), {}
+    cloudformation.answer(event, context, status, reason, result)
+    return {"Status": status, "Reason": reason}
+
+
+def prepare(properties: dict, context: object) -> dict:
+    options = preparation.Options.read(properties)
+    # Not at module scope as in the other functions: settings that are wrong must not stop the answer to CloudFormation.
+    # get_engine() keeps its engine, so that a warm invocation has the same one.
+    with get_engine().begin() as connection:
+        result = preparation.prepare(connection, options, context.get_remaining_time_in_millis() / 1000)
+    metrics.add_metric(name="MigrationsApplied", unit="Count", value=len(result["applied"]))
+    logger.info("prepared", **result)
+    return result
+
+
+def describe(error: Exception) -> str:
+    """Say what happened in a line, with the SQLSTATE where the database says one."""
+    cause = getattr(error, "orig", None) or error
+    sqlstate = getattr(cause, "sqlstate", None)
+    return f"{type(error).__name__}{f' {sqlstate}' if sqlstate else ''}: {cause}"

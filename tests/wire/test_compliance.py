@@ -1,0 +1,71 @@
+"""SQLAlchemy's own compliance suite for dialects, against `postgresql+plungepool`."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+COMPLIANCE = Path(__file__).parent / "compliance"
+
+# What PostgreSQL does not have, by any driver.
+SKIPPED = {
+    "test_string_length_reflection[NCHAR-_exclusions_04]": "no NCHAR type",
+    "test_string_length_reflection[NVARCHAR-_exclusions_03]": "no NVARCHAR type",
+    "test_fetch_offset_percent": "no FETCH FIRST … PERCENT",
+    "test_fetch_offset_percent_ties": "no FETCH FIRST … PERCENT",
+    "test_simple_fetch_percent": "no FETCH FIRST … PERCENT",
+    "test_simple_fetch_percent_ties": "no FETCH FIRST … PERCENT",
+    "test_native_lastrowid_autoinc": "no lastrowid: RETURNING is how a new key is learnt",
+    "test_get_foreign_keys_remote_repeated": "a foreign key may name a column once only",
+    "test_reflect_constraint_remote_repeated": "a foreign key may name a column once only",
+}
+
+
+def requirements():
+    spec = importlib.util.spec_from_file_location("compliance_requirements", COMPLIANCE / "compliance_requirements.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_more_is_excluded_than_for_the_stock_dialect():
+    """Every exclusion is one that SQLAlchemy's own pg8000 dialect has too, and says why."""
+    assert set(requirements().EXCLUSIONS) <= requirements().EXCLUDED_FOR_PG8000
+    assert all(requirements().EXCLUSIONS.values())
+
+
+def test_sqlalchemy_compliance_suite_passes(postgres, tmp_path):
+    """All of SQLAlchemy's suite passes, in a pytest process of its own since its plugin takes over the whole process."""
+    postgres.execute("DROP DATABASE IF EXISTS compliance")
+    postgres.execute("CREATE DATABASE compliance")
+    for schema in ("test_schema", "test_schema_2"):
+        postgres.execute(f"CREATE SCHEMA {schema}", database="compliance")
+    url = postgres.url(database="compliance").replace("postgresql://", "postgresql+plungepool://")
+    report = tmp_path / "report.xml"
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            "setup.cfg",
+            "--rootdir",
+            ".",
+            "--dburi",
+            url,
+            "--junitxml",
+            report,
+        ],
+        cwd=COMPLIANCE,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert report.exists(), run.stdout + run.stderr
+    suite = ElementTree.parse(report).find("testsuite")
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
+    assert {case.get("name") for case in suite.iter("testcase") if case.find("skipped") is not None} == set(SKIPPED)
+    assert int(suite.get("tests")) - len(SKIPPED) >= 1878

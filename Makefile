@@ -36,10 +36,30 @@ format: .venv/.ready ## Format, and mend what the linter can mend
 	@.venv/bin/ruff check --fix --quiet . || true
 	@.venv/bin/ruff format .
 
-.PHONY: test
-test: check ## Run the checks and every test; installs all that it needs
+# Every other supported Python found on this machine has an environment of its own.
+.venv-3.%/.ready: requirements/dev.txt requirements/uv.txt toolkit/pyproject.toml layers/plungepool/pyproject.toml toolkit/set-up
+	@toolkit/set-up venv .venv-3.$* requirements/dev.txt "$$(toolkit/set-up pythons | sed -n 's/^3\.$* //p')"
+	@toolkit/set-up develop .venv-3.$*
+	@touch $@
+
+.PHONY: services
+services:
 	@toolkit/set-up apt postgresql pgbouncer iproute2
+
+.PHONY: test
+test: check services .venv-sam/.ready ## Run the checks and every test; installs all that it needs
 	@$(PYTHON) -m pytest
+	@$(MAKE) --no-print-directory test-pythons
+
+.PHONY: test-pythons
+test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python found here
+	@main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	toolkit/set-up pythons | while read -r version _; do \
+		[ "$$version" != "$$main" ] || continue; \
+		echo "Unit and integration tests on Python $$version"; \
+		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
+		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider tests/unit tests/integration </dev/null || exit 1; \
+	done
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files

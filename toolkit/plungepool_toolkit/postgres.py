@@ -271,21 +271,23 @@ class Postgres:
 
     def _install_certificate(self, folder: Path) -> None:
         if isinstance(self._tls, tuple):
-            pair = self._tls
+            self._copy_certificate(self._tls, folder)
         else:
             from plungepool_toolkit.certificates import Authority
 
-            authority = Authority()
-            pair = authority.issue("localhost", "127.0.0.1")
-            self.ca_file = folder / "ca.pem"
-            shutil.copyfile(authority.ca_file, self.ca_file)
-        for source, name in zip(pair, ("server.crt", "server.key"), strict=True):
-            shutil.copyfile(source, folder / name)
-            self._own(folder / name, 0o600)  # the server refuses a key that others can read
+            with Authority() as authority:
+                self._copy_certificate(authority.issue("localhost", "127.0.0.1"), folder)
+                self.ca_file = folder / "ca.pem"
+                shutil.copyfile(authority.ca_file, self.ca_file)
         # The superuser's own connections go to loopback and to a server started here; `ca_file` is for the tested code.
         self._ssl_context = ssl.create_default_context()
         self._ssl_context.check_hostname = False
         self._ssl_context.verify_mode = ssl.CERT_NONE
+
+    def _copy_certificate(self, pair: tuple[Path, Path], folder: Path) -> None:
+        for source, name in zip(pair, ("server.crt", "server.key"), strict=True):
+            shutil.copyfile(source, folder / name)
+            self._own(folder / name, 0o600)  # the server refuses a key that others can read
 
     def _make_cluster(self, data: Path) -> None:
         if (data / "PG_VERSION").exists():

@@ -66,7 +66,7 @@ def build_engine(settings: Settings) -> Engine:
             login.port,
             login.password,
             ssl_context=tls.client_context(settings) or False,
-            timeout=settings.connect_timeout_s,
+            timeout=login.timeout_s,
             application_name=name,
             startup_params=startup,
         )
@@ -88,7 +88,7 @@ def build_engine(settings: Settings) -> Engine:
         pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),
         hide_parameters=True,
     )
-    lifecycle.follow(engine)
+    lifecycle.follow(engine, source.forget)
     return engine
 
 

@@ -3,7 +3,7 @@ What outlives a process image: fork and snapshot. A socket does not, so each eng
 
 Fork (Managed Instances fork a worker a concurrent request): the child drops every pooled connection without a byte on
 the wire, since the sockets are the parent's. Snapshot (SnapStart): every connection is closed before the snapshot is
-taken, so that no restored environment finds one that another restored environment has too.
+taken and every fetched secret dropped, so that no restored environment starts with what is another's or no longer true.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+# Each engine that lives, with what drops its credentials.
+_engines: weakref.WeakKeyDictionary[Engine, Callable[[], None]] = weakref.WeakKeyDictionary()
 _after_fork: list[Callable[[], None]] = []
 _hooks_set = False
 
 
-def follow(engine: Engine) -> None:
-    """Make the engine safe under fork and snapshots from now on; holds no reference that keeps it alive."""
+def follow(engine: Engine, forget_credentials: Callable[[], None]) -> None:
+    """
+    Make the engine safe under fork and snapshots from now on; holds no reference that keeps it alive.
+
+    Args: forget_credentials: drops what was fetched, so that no snapshot holds a secret that is rotated later.
+    """
     global _hooks_set
-    _engines.add(engine)
+    _engines[engine] = forget_credentials
     if not _hooks_set:
         _hooks_set = True
         if hasattr(os, "register_at_fork"):
@@ -50,5 +55,6 @@ def _forget_the_parents() -> None:
 
 
 def _close_all() -> None:
-    for engine in list(_engines):
+    for engine, forget_credentials in list(_engines.items()):
         engine.dispose()
+        forget_credentials()

@@ -149,9 +149,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or "\0" in value):
                 yield name, f"{variable(name)} must be text without NUL characters"
-        if not self.host:
+        if not self.host and self.auth != "secret":  # a secret may hold the host
             yield "host", f"{variable('host')} is missing (or {variable('url')})"
-        elif isinstance(self.host, str) and any(character in self.host for character in " /@,"):
+        if isinstance(self.host, str) and any(character in self.host for character in " /@,"):
             yield "host", f"{variable('host')} must be one host name or address, without user, port or path"
         if not self.database:
             yield "database", f"{variable('database')} must not be empty"

@@ -1,0 +1,68 @@
+"""README is what a user tries first: its example runs, its tables are true, its links lead somewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from plungepool import Settings, dispose_engine
+
+if TYPE_CHECKING:
+    from plungepool_toolkit.postgres import Postgres
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block of Python is a whole handler that answers from a real server."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url())
+    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "unused: the server trusts its own machine")
+    monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
+    dispose_engine()
+    names: dict[str, Any] = {}
+    try:
+        exec(compile(example, "README.md", "exec"), names)
+        answer = names["handler"]({"name": "pg_class%"}, None)
+    finally:
+        dispose_engine()
+    assert answer["statusCode"] == 200
+    assert json.loads(answer["body"])["count"] >= 1
+
+
+def test_settings_table_is_what_settings_take() -> None:
+    """Every variable stands in the table with its default, and no other does."""
+    rows = re.findall(r"^\| (PLUNGEPOOL_\w+) \|([^|]*)\|", README, re.MULTILINE)
+    table = {name: default.strip() for name, default in rows}
+    expected = {"PLUNGEPOOL_URL": ""}
+    for field in dataclasses.fields(Settings):
+        default = field.default
+        shown = f"{default:g}" if isinstance(default, (int, float)) else str(default or "")
+        expected[f"PLUNGEPOOL_{field.name.upper()}"] = shown
+    expected["PLUNGEPOOL_REGION"] = "AWS_REGION"
+    assert table == expected
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+)
+def test_links_lead_somewhere(page: str) -> None:
+    """Every link to a file of the repository names one that exists."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_commands_are_targets_of_the_makefile() -> None:
+    """Every `make …` that a page tells the reader to type exists."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        commands = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(commands) <= targets, f"{page.name} names a target that does not exist"

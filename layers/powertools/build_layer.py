@@ -1,0 +1,1 @@
+../plungepool/build_layer.py

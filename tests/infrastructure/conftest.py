@@ -1,0 +1,79 @@
+"""The SAM CLI in its own environment, and what it makes of this repository, built once for all tests."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAM = ROOT / ".venv-sam" / "bin"
+
+
+@pytest.fixture(scope="session")
+def pythons() -> dict[str, str]:
+    """Every supported Python found on this machine, by version."""
+    found = subprocess.run([ROOT / "toolkit" / "set-up", "pythons"], capture_output=True, text=True, check=True)
+    return dict(line.split(" ", 1) for line in found.stdout.splitlines())
+
+
+@pytest.fixture(scope="session")
+def run_sam(pythons: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program of the SAM environment in this repository: run_sam("sam", "validate"). No AWS, no telemetry."""
+    if not (SAM / "sam").exists():
+        subprocess.run([ROOT / "toolkit" / "set-up", "venv", ".venv-sam", "requirements/sam.txt"], check=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SAM_"))}
+    environment |= {
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "SAM_CLI_TELEMETRY": "0",
+        # sam build asks for a python3.13 that runs; a version manager's shim may be first on PATH.
+        "PATH": f"{Path(pythons['3.13']).parent}:{SAM}:{os.environ['PATH']}",
+    }
+
+    def run(program: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        command = [SAM / program, *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def built(run_sam: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `sam build` fills: one folder a layer and function, and the template that names them."""
+    scratch = tmp_path_factory.mktemp("sam")
+    result = run_sam("sam", "build", "--build-dir", scratch / "build", "--cache-dir", scratch / "cache")
+    assert result.returncode == 0, result.stderr
+    return scratch / "build"
+
+
+@pytest.fixture(scope="session")
+def build_layer(pythons: dict[str, str]) -> Callable[[str, str, Path], None]:
+    """Build a layer as `sam build` does, in a copy of its folder: build_layer("plungepool", "PlungepoolLayer", to)."""
+
+    def build(name: str, logical_id: str, to: Path) -> None:
+        scratch = to.with_name(to.name + "-source")
+        shutil.copytree(ROOT / "layers" / name, scratch)
+        to.mkdir()
+        command = ["make", "--silent", f"PYTHON={pythons['3.13']}", f"build-{logical_id}", f"ARTIFACTS_DIR={to}"]
+        result = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def expand(run_sam: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., dict]:
+    """Expand a SAM template as CloudFormation's transform does, offline: expand(template, Parameter="value")."""
+
+    def run(template: Path = ROOT / "template.yaml", **parameters: str) -> dict:
+        script = Path(__file__).with_name("expand_template.py")
+        result = run_sam("python", script, template, *(f"{key}={value}" for key, value in parameters.items()))
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run

@@ -1,0 +1,3 @@
+from plungepool_toolkit.command import main
+
+main()

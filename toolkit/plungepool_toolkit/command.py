@@ -1,0 +1,27 @@
+"""The `plungepool` command. Each subcommand is a function of the module that owns what it does."""
+
+from __future__ import annotations
+
+import typer
+
+from plungepool_toolkit.demo import demo
+
+application = typer.Typer(
+    name="plungepool",
+    help="A cloud on one machine for PostgreSQL from AWS Lambda.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Typer's own tracebacks print local variables, among which may be passwords.
+    pretty_exceptions_enable=False,
+)
+application.command()(demo)
+
+
+@application.callback()
+def _group() -> None:
+    """Keep `plungepool demo` a subcommand while it is the only one."""
+
+
+def main() -> None:
+    """Run the command line; the process's exit code is the command's."""
+    application()

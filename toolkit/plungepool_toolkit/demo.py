@@ -114,7 +114,7 @@ def demo(
     if failed:
         console.print(f"[red bold]{len(failed)} of {len(SAMPLES)} functions failed[/] in {took}")
         raise typer.Exit(1)
-    console.print(f"[green bold]All {len(outcomes)} functions answered[/], over one connection each, in {took}")
+    console.print(f"[green bold]All {len(outcomes)} functions answered[/] over one connection each, in {took}")
 
 
 def _run(folder: Path, warm: int, console: Console) -> list[Outcome]:
@@ -185,8 +185,9 @@ def _try_function(
             progress.advance(bar)
     _show_response(outcome.response, console)
     console.print(
-        f"  cold start {outcome.cold_s:.3f} s, warm {_milliseconds(outcome.warm_s)} ms (median of {warm}), "
-        f"connections: {outcome.most_connections}, by backend {', '.join(map(str, sorted(outcome.backends)))}",
+        f"  cold start {outcome.cold_s:.3f} s, warm {_milliseconds(outcome.warm_s)} ms (median of {warm})\n"
+        f"  connections at once: {outcome.most_connections}, "
+        f"of backend {', '.join(map(str, sorted(outcome.backends)))} throughout",
         highlight=False,
     )
     if outcome.most_connections != 1 or len(outcome.backends) != 1:
@@ -234,8 +235,8 @@ def _milliseconds(durations: list[float]) -> str:
 
 def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
     table = Table(title=f"\nOne cold and {warm} warm invocations each, frozen in between", title_justify="left")
-    table.add_column("function")
-    for column in ("cold start, s", "warm, ms", "connections", "backends"):
+    table.add_column("function", no_wrap=True)
+    for column in ("cold, s", "warm, ms", "connections", "backends"):
         table.add_column(column, justify="right")
     table.add_column("result")
     for outcome in outcomes:

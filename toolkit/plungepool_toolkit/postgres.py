@@ -141,7 +141,7 @@ class Postgres:
             port=self.port,
             database=database,
             password=password,
-            ssl_context=self._ssl_context,
+            ssl_context=self._ssl_context or False,  # None would read the system's authorities, 40 ms, to be refused
             application_name="plungepool toolkit",
             timeout=60,
         )

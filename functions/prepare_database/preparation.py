@@ -5,6 +5,7 @@ All of it is one transaction under one advisory lock: two invocations at once do
 """
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Options:
     """
     What to prepare. Read from the event (role_name), ResourceProperties (RoleName) or variables (APP_ROLE_NAME).
 
-    `role_password` is for servers without IAM; `iam_login` None grants rds_iam where it exists and no password is given.
+    `role_password` is for servers without IAM, and may lie in a secret (role_secret_arn) as it does for an RDS Proxy;
+    `iam_login` None grants rds_iam where it exists and no password is given.
     """
 
     role_name: str
@@ -56,11 +58,14 @@ class Options:
 
         name = given("role_name", "APP_ROLE_NAME", "plungepool_app")
         limit = str(given("connection_limit", "APP_ROLE_CONNECTION_LIMIT", 20))
-        password = given("role_password", "APP_ROLE_PASSWORD")
         if not isinstance(name, str) or "\0" in name or len(name.encode(errors="replace")) > 63:
             raise PreparationError("role_name must be text of at most 63 bytes")
         if not re.fullmatch("[0-9]{1,5}", limit) or int(limit) < 1:
             raise PreparationError("connection_limit must be a whole number from 1 to 99999")
+        secret = given("role_secret_arn", "APP_ROLE_SECRET_ARN")
+        password = given("role_password")
+        if password is None:
+            password = password_in_secret(str(secret), name) if secret else os.environ.get("APP_ROLE_PASSWORD") or None
         if password is not None and not isinstance(password, str):
             raise PreparationError("role_password must be text")
         return cls(
@@ -164,6 +169,25 @@ def statements(sql: str) -> list[str]:
             found.append(sql[start:end].strip())
         start = end + 1
     return found
+
+
+def password_in_secret(arn: str, role_name: str) -> str:
+    """Return the password that a Secrets Manager secret holds for the role; raises PreparationError, which quotes none."""
+    import boto3  # the runtime's; only who keeps the password in a secret waits for it
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer = boto3.client("secretsmanager").get_secret_value(SecretId=arn)
+    except (BotoCoreError, ClientError) as error:
+        raise PreparationError(f"role_secret_arn: the secret {arn} cannot be read: {error}") from error
+    try:
+        secret = json.loads(answer["SecretString"])
+        user, password = secret["username"], secret["password"]
+    except (KeyError, TypeError, ValueError):
+        user = password = None
+    if user != role_name or not isinstance(password, str) or not password:
+        raise PreparationError(f"the secret {arn} must be JSON with the username {role_name!r} and a password")
+    return password
 
 
 def set_locally(connection: Connection, name: str, value: str) -> None:

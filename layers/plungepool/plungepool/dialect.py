@@ -1,0 +1,351 @@
+"""SQLAlchemy's PostgreSQL dialect over `plungepool.wire`: ``create_engine("postgresql+plungepool://…")``.
+
+It asks the server nothing to set itself up: what the connect already said (version, string syntax) is used, and what it did
+not say (the schema that unqualified names go to) is asked for when somebody reflects. Isolation level, READ ONLY and
+DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state is ever changed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql import ranges
+from sqlalchemy.dialects.postgresql.base import (
+    PGCompiler,
+    PGDeferrableConnectionCharacteristic,
+    PGDialect,
+    PGExecutionContext,
+    PGIdentifierPreparer,
+    PGInspector,
+    PGReadOnlyConnectionCharacteristic,
+)
+from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
+
+from plungepool import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+__all__ = ["PlungepoolDialect"]
+
+
+class _Range(ranges.AbstractSingleRangeImpl):
+    """Ranges: SQLAlchemy's to the server as text, the driver's from it."""
+
+    render_bind_cast = True
+
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
+        return _range_text
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+        return _range_value
+
+
+class _MultiRange(ranges.AbstractMultiRangeImpl):
+    render_bind_cast = True
+
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+        def process(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return "{" + ",".join(str(_range_text(item)) for item in value) + "}"
+            return value
+
+        return process
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+        def process(value: Any) -> Any:
+            return None if value is None else ranges.MultiRange(_range_value(item) for item in value)
+
+        return process
+
+
+def _range_text(value: Any) -> Any:
+    if not isinstance(value, ranges.Range):
+        return value
+    from pg8000.types import Range
+
+    from plungepool.values import to_text
+
+    return to_text(Range(value.lower, value.upper, value.bounds, value.empty))
+
+
+def _range_value(value: Any) -> Any:
+    if value is None:
+        return None
+    return ranges.Range(value.lower, value.upper, bounds=value.bounds, empty=value.is_empty)
+
+
+class _ReadOnly(PGReadOnlyConnectionCharacteristic):
+    """`postgresql_readonly`; without it, what the server's default is."""
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:  # noqa: ARG002
+        dbapi_conn.readonly = None
+
+
+class _Deferrable(PGDeferrableConnectionCharacteristic):
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:  # noqa: ARG002
+        dbapi_conn.deferrable = None
+
+
+class _Inspector(PGInspector):
+    """Reflection needs the name of the default schema, so the first inspector asks for it."""
+
+    def _init_connection(self, connection: Connection) -> None:
+        super()._init_connection(connection)
+        connection.dialect._ask_default_schema_name(connection)  # type: ignore[attr-defined]
+
+    def _init_engine(self, engine: Engine) -> None:
+        super()._init_engine(engine)
+        with engine.connect() as connection:
+            engine.dialect._ask_default_schema_name(connection)  # type: ignore[attr-defined]
+
+
+class _ServerSideCursor:
+    """A cursor declared on the server, for `stream_results`: rows come in the pieces that are asked for."""
+
+    server_side = True
+
+    def __init__(self, cursor: wire.Cursor, name: str) -> None:
+        self._cursor, self._name = cursor, name
+        self._open = False
+        self.arraysize = 1
+
+    @property
+    def connection(self) -> wire.Connection:
+        return self._cursor.connection
+
+    @property
+    def rowcount(self) -> int:
+        return self._cursor.rowcount
+
+    @property
+    def description(self) -> list[tuple[Any, ...]] | None:
+        return self._cursor.description
+
+    def execute(self, operation: str, args: Sequence[Any] = ()) -> None:
+        self._cursor.execute(f"DECLARE {self._name} NO SCROLL CURSOR FOR {operation}", args)
+        self._open = True
+        self._cursor.execute(f"FETCH FORWARD 0 FROM {self._name}")  # no rows, but their description
+
+    def executemany(self, operation: str, param_sets: Any) -> None:
+        self._cursor.executemany(operation, param_sets)
+
+    def _fetch(self, count: str) -> list[tuple[Any, ...]]:
+        self._cursor.execute(f"FETCH FORWARD {count} FROM {self._name}")
+        return self._cursor.fetchall()
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        rows = self._fetch("1")
+        return rows[0] if rows else None
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
+        return self._fetch(str(int(self.arraysize if size is None else size)))
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self._fetch("ALL")
+
+    def close(self) -> None:
+        connection = self._cursor.connection
+        # The end of the transaction closes the cursor, and so does its failure: then there is nothing left to say.
+        if self._open and not connection.closed and connection.in_transaction and not connection.in_failed_transaction:
+            self._cursor.execute(f"CLOSE {self._name}")
+        self._open = False
+        self._cursor.close()
+
+    def setinputsizes(self, sizes: Any) -> None:
+        """Does nothing."""
+
+
+class _ExecutionContext(PGExecutionContext):
+    def create_server_side_cursor(self) -> Any:
+        cursor = self._dbapi_connection.cursor()
+        return _ServerSideCursor(cursor, f"plungepool_{id(self):x}")
+
+
+_VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
+
+
+class PlungepoolDialect(PGDialect_pg8000):
+    """``postgresql+plungepool``; what is not here is as in SQLAlchemy's dialect for pg8000."""
+
+    driver = "plungepool"
+    supports_statement_cache = True
+    default_paramstyle = "numeric_dollar"
+    statement_compiler = PGCompiler
+    preparer = PGIdentifierPreparer
+    execution_ctx_cls = _ExecutionContext
+    inspector = _Inspector
+    supports_sane_multi_rowcount = True
+    # What the server has unless told otherwise. It is not asked for: a `reset` goes back to "say nothing in BEGIN".
+    default_isolation_level: Any = "READ COMMITTED"
+    default_schema_name = "public"
+    _asked_default_schema_name = False
+
+    connection_characteristics = PGDialect.connection_characteristics.union(
+        {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable()}
+    )
+
+    colspecs = {  # noqa: RUF012 - as SQLAlchemy declares it
+        **{
+            type_: impl
+            for type_, impl in PGDialect_pg8000.colspecs.items()
+            if not issubclass(type_, (ranges.AbstractSingleRange, ranges.AbstractMultiRange))
+        },
+        ranges.AbstractSingleRange: _Range,
+        ranges.AbstractMultiRange: _MultiRange,
+    }
+
+    def __init__(self, client_encoding: None = None, native_inet_types: bool | None = None, **keywords: Any) -> None:
+        if client_encoding is not None:
+            raise exc.ArgumentError(
+                "client_encoding: plungepool speaks UTF-8 to the server, whatever the database holds"
+            )
+        super().__init__(**keywords)
+        self._native_inet_types = native_inet_types
+
+    @classmethod
+    def import_dbapi(cls) -> ModuleType:
+        return wire
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        """No plain pool may hand out a connection that was torn, or that the server has hung up."""
+        event.listen(engine, "checkout", _refuse_dead)
+
+    def retrieve_dbapi_version(self, dbapi: Any) -> Any:  # noqa: ARG002
+        return None
+
+    # ---- connecting
+
+    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
+        options: dict[str, Any] = {**url.translate_connect_args(username="user"), **url.query}
+        if "port" in options:
+            options["port"] = int(options["port"])
+        return [], options
+
+    def on_connect(self) -> Callable[[Any], None] | None:
+        json, native_inet = self._json_deserializer, self._native_inet_types
+        if json is None and native_inet is not False:
+            return None
+
+        def on_connect(connection: wire.Connection) -> None:
+            if native_inet is False:
+                for oid in (869, 650):  # inet, cidr
+                    connection.register_in_adapter(oid, str)
+            if json is not None:
+                for oid in (114, 3802):  # json, jsonb
+                    connection.register_in_adapter(oid, json)
+
+        return on_connect
+
+    def _get_server_version_info(self, connection: Connection) -> Any:
+        match = _VERSION.match(_dbapi(connection).parameter_statuses.get("server_version", ""))
+        if match is None:
+            return super()._get_server_version_info(connection)
+        return tuple(int(part) for part in match.groups() if part)
+
+    def _set_backslash_escapes(self, connection: Connection) -> None:
+        conforming = _dbapi(connection).parameter_statuses.get("standard_conforming_strings")
+        if conforming is None:
+            super()._set_backslash_escapes(connection)
+        else:
+            self._backslash_escapes = conforming == "off"
+
+    def initialize(self, connection: Connection) -> None:
+        super().initialize(connection)
+        self._asked_default_schema_name = False
+
+    def _get_default_schema_name(self, connection: Connection) -> str:
+        if self._asked_default_schema_name:
+            return super()._get_default_schema_name(connection)  # type: ignore[no-any-return]
+        return "public"
+
+    def _ask_default_schema_name(self, connection: Connection) -> None:
+        if not self._asked_default_schema_name:
+            self._asked_default_schema_name = True
+            self.default_schema_name = self._get_default_schema_name(connection)
+
+    # ---- transactions
+
+    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:  # noqa: ARG002
+        return "READ COMMITTED"
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        dbapi_connection.autocommit = level == "AUTOCOMMIT"
+        dbapi_connection.isolation_level = None if level == "AUTOCOMMIT" else level
+
+    def get_isolation_level(self, dbapi_connection: Any) -> Any:
+        if dbapi_connection.autocommit:
+            return "AUTOCOMMIT"
+        if dbapi_connection.isolation_level is not None:
+            return dbapi_connection.isolation_level
+        return super().get_isolation_level(dbapi_connection)
+
+    def reset_isolation_level(self, dbapi_conn: Any) -> None:
+        if self._on_connect_isolation_level is not None:
+            self.set_isolation_level(dbapi_conn, self._on_connect_isolation_level)
+        else:
+            dbapi_conn.autocommit = False
+            dbapi_conn.isolation_level = None
+
+    def set_readonly(self, connection: Any, value: bool) -> None:
+        connection.readonly = value
+
+    def get_readonly(self, connection: Any) -> bool:
+        return bool(connection.readonly)
+
+    def set_deferrable(self, connection: Any, value: bool) -> None:
+        connection.deferrable = value
+
+    def get_deferrable(self, connection: Any) -> bool:
+        return bool(connection.deferrable)
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        if not dbapi_connection.closed:  # else the server has rolled back long ago
+            dbapi_connection.rollback()
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        dbapi_connection.ping()
+        return True
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:  # noqa: ARG002
+        return isinstance(e, wire.Error) and e.disconnected
+
+    # ---- two-phase commit
+
+    def do_begin_twophase(self, connection: Any, xid: Any) -> None:
+        _dbapi(connection).tpc_begin(xid)
+
+    def do_prepare_twophase(self, connection: Any, xid: Any) -> None:  # noqa: ARG002
+        _dbapi(connection).tpc_prepare()
+
+    def do_rollback_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:  # noqa: ARG002
+        _dbapi(connection).tpc_rollback(xid if is_prepared else None)
+
+    def do_commit_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:  # noqa: ARG002
+        _dbapi(connection).tpc_commit(xid if is_prepared else None)
+
+    def do_recover_twophase(self, connection: Any) -> Any:
+        return _dbapi(connection).tpc_recover()
+
+
+def _dbapi(connection: Any) -> wire.Connection:
+    dbapi_connection: wire.Connection = connection.connection.dbapi_connection
+    return dbapi_connection
+
+
+def _refuse_dead(dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:  # noqa: ARG001
+    try:
+        dbapi_connection.check()
+    except wire.Error as error:
+        raise exc.DisconnectionError(str(error)) from error
+
+
+dialect = PlungepoolDialect
+registry.register("postgresql.plungepool", __name__, "PlungepoolDialect")

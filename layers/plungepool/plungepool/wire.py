@@ -1,0 +1,1369 @@
+"""A PostgreSQL connection after PEP 249: one round trip a statement, and never a wrong row.
+
+What one statement needs (BEGIN where a transaction has to start, Parse, Bind, Describe, Execute, Sync) leaves in one write,
+a *flight*, and its reply is read to ReadyForQuery. Whatever stops a flight before that closes the connection for good: a
+reply that is half read is never taken for the next one's. A flight is complete in itself, so that a transaction pooler
+(RDS Proxy, PgBouncer) may give each to another server: no named statement, no SET, no state unless the user asks for it.
+
+pg8000 stays the driver behind it: its types and its authentication, imported when they are needed and not before.
+
+Times are seconds; moments are wall-clock (`time.time()`), so that the time an environment is frozen counts.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time as _time
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from plungepool.values import Column, to_text
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+apilevel = "2.0"
+threadsafety = 1
+#: ``$1``, ``$2``: the server's own, so that no statement is ever searched for placeholders
+paramstyle = "numeric_dollar"
+
+__all__ = [
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "DeadlinePassed",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "Warning",
+    "apilevel",
+    "connect",
+    "paramstyle",
+    "threadsafety",
+]
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+class Warning(Exception):  # noqa: A001, N818 - PEP 249 names it
+    """Never raised; PEP 249 asks for it."""
+
+
+class Error(Exception):
+    """What every error here derives from.
+
+    `str()` of a server's error holds no value of a parameter: the server puts those into the detail, which stays on the
+    attribute, and into the quoted parts of a data exception's message (SQLSTATE class 22), which are left out.
+    """
+
+    #: the five-character code of the server, None when the error is the client's own
+    sqlstate: str | None = None
+    severity: str | None = None
+    #: the server's whole sentence, values included
+    message: str | None = None
+    detail: str | None = None
+    hint: str | None = None
+    #: 1-based character of the statement that the server points at
+    position: int | None = None
+    context: str | None = None
+    schema_name: str | None = None
+    table_name: str | None = None
+    column_name: str | None = None
+    datatype_name: str | None = None
+    constraint_name: str | None = None
+    #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
+    disconnected: bool = False
+
+
+class InterfaceError(Error):
+    """The interface was used in a way that cannot work, for example a connection that is closed."""
+
+
+class DatabaseError(Error):
+    """An error of the database."""
+
+
+class DataError(DatabaseError):
+    """A value that cannot be what the statement wants of it (class 22)."""
+
+
+class OperationalError(DatabaseError):
+    """The server or the way to it: refused, lost, timed out, cancelled, out of a resource, a conflict."""
+
+
+class IntegrityError(DatabaseError):
+    """A constraint was violated (class 23)."""
+
+
+class InternalError(DatabaseError):
+    """The transaction or the server is in a state that does not allow this (classes 24, 25, XX)."""
+
+
+class ProgrammingError(DatabaseError):
+    """The statement is wrong, or names something that is not there (class 42 and others)."""
+
+
+class NotSupportedError(DatabaseError):
+    """The server does not offer this (0A000)."""
+
+
+class DeadlinePassed(OperationalError):
+    """The flight was given up at `Connection.deadline`; the connection is closed."""
+
+
+# As psycopg 3 classes them, so that a program moved from it catches what it caught.
+_ERROR_CLASSES: dict[str, type[DatabaseError]] = {
+    **dict.fromkeys(("10", "20", "21", "26", "34", "3D", "3F", "42", "44", "P0"), ProgrammingError),
+    **dict.fromkeys(
+        ("08", "27", "28", "2F", "38", "39", "3B", "40", "53", "54", "55", "57", "58", "F0", "HV"), OperationalError
+    ),
+    **dict.fromkeys(("24", "25", "2B", "2D", "XX"), InternalError),
+    "0A": NotSupportedError,
+    "22": DataError,
+    "23": IntegrityError,
+}
+_FIELDS = {
+    "V": "severity",
+    "C": "sqlstate",
+    "M": "message",
+    "D": "detail",
+    "H": "hint",
+    "P": "position",
+    "W": "context",
+    "s": "schema_name",
+    "t": "table_name",
+    "c": "column_name",
+    "d": "datatype_name",
+    "n": "constraint_name",
+}
+_READ_ONLY = "25006"
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    fields = {}
+    for part in body.split(b"\0"):
+        if part:
+            letter, text = chr(part[0]), part[1:].decode("utf-8", "replace")
+            if letter in _FIELDS:
+                fields[_FIELDS[letter]] = text
+            elif letter == "S":
+                fields.setdefault("severity", text)
+    return fields
+
+
+def _server_error(body: bytes) -> DatabaseError:
+    fields = _fields(body)
+    sqlstate, message = fields.get("sqlstate", ""), fields.get("message", "the server gave no message")
+    shown = message
+    if sqlstate.startswith(
+        "22"
+    ):  # invalid input syntax for type integer: "4929…": whatever stands in quotes is a value
+        for opening, closing in ('""', "»«", "„“", "«»"):
+            first, last = shown.find(opening), shown.rfind(closing)
+            if 0 <= first < last:
+                shown = f"{shown[: first + 1]}…{shown[last:]}"
+    error = _ERROR_CLASSES.get(sqlstate[:2], DatabaseError)(f"{shown} (SQLSTATE {sqlstate or 'missing'})")
+    for name, text in fields.items():
+        setattr(error, name, (int(text) if text.isdecimal() else None) if name == "position" else text)
+    return error
+
+
+class _EndOfStream(Exception):
+    """The server closed the connection where a message was due."""
+
+
+def _violation(what: str) -> OperationalError:
+    return OperationalError(f"the server broke the protocol: {what}; the connection is closed")
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
+
+_HEADER = struct.Struct("!BI")
+_INT = struct.Struct("!i")
+_SHORT = struct.Struct("!H")
+_FIELD_DESCRIPTION = struct.Struct("!ihihih")
+
+_SYNC = b"S\0\0\0\4"
+_TERMINATE = b"X\0\0\0\4"
+_COPY_DONE = b"c\0\0\0\4"
+_EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
+_BIND_NOTHING = b"B\0\0\0\x0c\0\0\0\0\0\0\0\0"
+_DESCRIBE = b"D\0\0\0\6P\0"
+_TLS_REQUEST = struct.pack("!ii", 8, 80877103)
+_CANCEL_CODE = 80877102
+
+_PIECE = 65536  # bytes of one read, and of one piece of a long write
+_SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
+_CANCEL_TIMEOUT_S = 0.5
+_LONG = b"TDdENA"  # only these messages may be longer than 30,000 bytes; more is a server gone mad
+_SHAPES_KEPT = 256
+
+
+def _message(code: bytes, body: bytes) -> bytes:
+    return code + _INT.pack(len(body) + 4) + body
+
+
+def _parse(statement: str, encoding: str) -> bytes:
+    return _message(b"P", b"\0" + _encoded(statement, encoding) + b"\0\0\0")
+
+
+def _encoded(statement: str, encoding: str) -> bytes:
+    if "\0" in statement:
+        raise ProgrammingError("a statement may not hold the character zero: the server would stop reading there")
+    try:
+        return statement.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise ProgrammingError(f"the statement cannot be encoded as {encoding}") from error
+
+
+def _bind(values: Sequence[Any], encoding: str) -> bytes:
+    if len(values) > 65535:
+        raise ProgrammingError(f"{len(values)} parameters in one statement; the protocol allows 65535")
+    parts = [b"\0\0\0\0", _SHORT.pack(len(values))]
+    for position, value in enumerate(values, 1):
+        try:
+            text = to_text(value)
+            if text is None:
+                parts.append(b"\xff\xff\xff\xff")
+            else:
+                encoded = text.encode(encoding)
+                parts += (_INT.pack(len(encoded)), encoded)
+        except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
+            raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
+    parts.append(b"\0\0")
+    return _message(b"B", b"".join(parts))
+
+
+class _Reply:
+    """What one flight brought back."""
+
+    __slots__ = ("columns", "description", "error", "failure", "rowcount", "rows", "stream", "tag")
+
+    def __init__(self, stream: Any = None) -> None:
+        self.description: list[tuple[Any, ...]] | None = None
+        self.columns: list[Column] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.rowcount = -1
+        self.tag = b""
+        self.error: DatabaseError | None = None
+        self.failure: BaseException | None = None
+        self.stream = stream
+
+    def convert(self, values: list[bytes | None]) -> None:
+        """Turn the values of whole rows into rows; what a converter raises waits until the flight is over."""
+        columns = self.columns
+        width = len(columns)
+        try:
+            if len(values) == width:
+                self.rows.append(
+                    tuple([None if value is None else column.one(value) for column, value in zip(columns, values)])
+                )
+            else:
+                self.rows += zip(*[column.convert(values[index::width]) for index, column in enumerate(columns)])
+        except Exception as error:  # noqa: BLE001 - raised by `_fly` once the reply is read
+            self.failure = self.failure or error
+        values.clear()
+
+
+# ---- the connection -------------------------------------------------------------------------------------------------
+
+
+def connect(
+    *,
+    user: str,
+    host: str = "localhost",
+    port: int = 5432,
+    database: str | None = None,
+    password: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    application_name: str | None = None,
+    connect_timeout_s: float = 5.0,
+    dead_peer_timeout_s: float = 10.0,
+    startup_params: Mapping[str, str] | None = None,
+    cancel_on_abandon: bool = True,
+) -> Connection:
+    """Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
+
+    :param ssl_context: TLS with this context, or an error; None means plain text.
+    :param connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
+    :param dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
+    :param startup_params: settings of the server that hold from the start; poolers refuse most.
+    :param cancel_on_abandon: ask the server to stop a statement whose reply is not waited for any more; of no use behind a
+        proxy.
+    :raises OperationalError: the server cannot be reached, refuses, or is too slow.
+    """
+    return Connection(
+        user=user,
+        host=host,
+        port=port,
+        database=database,
+        password=password,
+        ssl_context=ssl_context,
+        application_name=application_name,
+        connect_timeout_s=connect_timeout_s,
+        dead_peer_timeout_s=dead_peer_timeout_s,
+        startup_params=startup_params or {},
+        cancel_on_abandon=cancel_on_abandon,
+    )
+
+
+class Connection:
+    """One session; not to be shared between threads at the same time. `connect` makes it."""
+
+    def __init__(
+        self,
+        *,
+        user: str,
+        host: str,
+        port: int,
+        database: str | None,
+        password: str | None,
+        ssl_context: ssl.SSLContext | None,
+        application_name: str | None,
+        connect_timeout_s: float,
+        dead_peer_timeout_s: float,
+        startup_params: Mapping[str, str],
+        cancel_on_abandon: bool,
+    ) -> None:
+        self.host, self.port, self.user = host, port, user
+        #: what the server reported: server_version, TimeZone, in_hot_standby and more
+        self.parameter_statuses: dict[str, str] = {}
+        #: the last 100 notices, each the server's fields by name
+        self.notices: deque[dict[str, str]] = deque(maxlen=100)
+        #: the last 100 notifications: process, channel, payload
+        self.notifications: deque[tuple[int, str, str]] = deque(maxlen=100)
+        self.backend_pid = 0
+        #: the wall-clock moment at which a flight is given up and the connection closed; None: never
+        self.deadline: float | None = None
+        self.cancel_on_abandon = cancel_on_abandon
+
+        self._sock: socket.socket | None = None
+        self._address: Any = None
+        self._family = socket.AF_INET
+        self._ssl_context = ssl_context
+        self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
+        self._dead_peer_timeout_s = dead_peer_timeout_s
+        self._secret = b""
+        self._process = os.getpid()
+        self._encoding = "utf-8"
+        # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
+        self._flying = False
+        self._timed = False  # the socket has a time-out
+        self._buffer, self._position = b"", 0
+        self._incoming: list[bytes] = []  # read while a long flight was still being written
+        self._status = b"I"[0]
+        self._lost = ""
+        self._autocommit = False
+        self._isolation_level: str | None = None
+        self._readonly: bool | None = None
+        self._deferrable: bool | None = None
+        self._read_only_asked = False
+        self._xid: str | None = None
+        self._adapters: dict[int, Callable[[str], Any]] = {}
+        self._shapes: dict[bytes, tuple[list[tuple[Any, ...]], list[Column]]] = {}
+        self._plan_begin()
+        self._open(password, database, application_name, connect_timeout_s, startup_params)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"process {self.backend_pid}"
+        return f"<plungepool.wire.Connection to {self.host}:{self.port}, {state}>"
+
+    # PEP 249: the errors as attributes, for code that holds a connection and no module
+    Warning, Error, InterfaceError, DatabaseError = Warning, Error, InterfaceError, DatabaseError
+    DataError, OperationalError, IntegrityError = DataError, OperationalError, IntegrityError
+    InternalError, ProgrammingError, NotSupportedError = InternalError, ProgrammingError, NotSupportedError
+
+    # ---- state
+
+    @property
+    def closed(self) -> bool:
+        """True when the connection can never be used again."""
+        return self._sock is None or self._flying
+
+    @property
+    def in_transaction(self) -> bool:
+        """True when a transaction is open on the server, failed or not."""
+        return self._status != 73  # I
+
+    @property
+    def in_failed_transaction(self) -> bool:
+        """True when a statement of the open transaction failed, so that only a rollback is left."""
+        return self._status == 69  # E
+
+    @property
+    def autocommit(self) -> bool:
+        """True when each statement is a transaction of its own; costs nothing to change, but not inside one."""
+        return self._autocommit
+
+    @autocommit.setter
+    def autocommit(self, value: bool) -> None:
+        self._refuse_inside_transaction("autocommit")
+        self._autocommit = value
+
+    @property
+    def isolation_level(self) -> str | None:
+        """The isolation level that the next BEGIN asks for; None: the server's default."""
+        return self._isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, value: str | None) -> None:
+        self._refuse_inside_transaction("isolation_level")
+        if value not in (None, "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
+            raise ProgrammingError(f"isolation_level: {value!r} is none")
+        self._isolation_level = value
+        self._plan_begin()
+
+    @property
+    def readonly(self) -> bool | None:
+        """Whether the next BEGIN asks for READ ONLY (True), READ WRITE (False), or neither (None)."""
+        return self._readonly
+
+    @readonly.setter
+    def readonly(self, value: bool | None) -> None:
+        self._refuse_inside_transaction("readonly")
+        self._readonly = value
+        self._plan_begin()
+
+    @property
+    def deferrable(self) -> bool | None:
+        """Whether the next BEGIN asks for DEFERRABLE (True), NOT DEFERRABLE (False), or neither (None)."""
+        return self._deferrable
+
+    @deferrable.setter
+    def deferrable(self, value: bool | None) -> None:
+        self._refuse_inside_transaction("deferrable")
+        self._deferrable = value
+        self._plan_begin()
+
+    def _refuse_inside_transaction(self, name: str) -> None:
+        if self.in_transaction and not self.closed:
+            raise ProgrammingError(f"{name} cannot change inside a transaction: commit or roll back first")
+
+    def _plan_begin(self) -> None:
+        begin = "BEGIN"
+        if self._isolation_level is not None:
+            begin += f" ISOLATION LEVEL {self._isolation_level}"
+        if self._readonly is not None:
+            begin += " READ ONLY" if self._readonly else " READ WRITE"
+        if self._deferrable is not None:
+            begin += " DEFERRABLE" if self._deferrable else " NOT DEFERRABLE"
+        self._begin = begin
+        # As messages of the flight it rides with, and not as a query of its own: if BEGIN fails, the server skips the rest,
+        # and nothing runs outside the transaction it was meant for.
+        self._begin_messages = _parse(begin, "ascii") + _BIND_NOTHING + _EXECUTE
+
+    def register_in_adapter(self, oid: int, reader: Callable[[str], Any]) -> None:
+        """Read values of the type `oid` with `reader`, which gets the server's text."""
+        self._adapters[oid] = reader
+        self._shapes.clear()
+
+    # ---- PEP 249
+
+    def cursor(self) -> Cursor:
+        return Cursor(self)
+
+    def commit(self) -> None:
+        """Commit; no round trip when nothing was sent since the last one.
+
+        :raises InternalError: the server rolled back instead, since a statement of the transaction had failed.
+        """
+        if self._sock is None or self._flying or self._status != 73:
+            reply = self._query("COMMIT")
+            if reply.tag == b"ROLLBACK":
+                error = InternalError(
+                    "COMMIT was answered by ROLLBACK, since a statement of the transaction had failed (SQLSTATE 25P02)"
+                )
+                error.sqlstate, error.message = "25P02", str(error)
+                raise error
+
+    def rollback(self) -> None:
+        """Roll back; no round trip when nothing was sent since the last one."""
+        if self._sock is None or self._flying or self._status != 73:
+            self._query("ROLLBACK")
+
+    def close(self) -> None:
+        """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
+        sock = self._sock
+        if sock is None:
+            return
+        # A child of fork() shares the parent's connection: it lets go of it without a word to the server.
+        if not self._flying and self._process == os.getpid():
+            try:
+                sock.settimeout(0)
+                sock.send(_TERMINATE)
+            except OSError:
+                pass
+        self._discard("it was closed by this program")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
+
+    def tpc_begin(self, xid: str) -> None:
+        """Name the transaction that the next statement starts."""
+        self._refuse_inside_transaction("tpc_begin")
+        if self._autocommit:
+            raise ProgrammingError("tpc_begin cannot be used in autocommit mode")
+        self._xid = xid
+
+    def tpc_prepare(self) -> None:
+        """First phase: the server keeps the transaction, under its name, whatever becomes of this connection."""
+        if self._xid is None:
+            raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named")
+        prefix = (
+            "" if self.in_transaction else f"{self._begin};"
+        )  # nothing was executed: an empty transaction is prepared
+        reply = self._query(f"{prefix}PREPARE TRANSACTION {_literal(self._xid)}")
+        if reply.tag == b"ROLLBACK":
+            raise InternalError(
+                "PREPARE TRANSACTION was answered by ROLLBACK, since a statement of the transaction had failed"
+            )
+
+    def tpc_commit(self, xid: str | None = None) -> None:
+        """Second phase, or the only one when the transaction was not prepared."""
+        self._tpc_end("COMMIT", xid)
+
+    def tpc_rollback(self, xid: str | None = None) -> None:
+        self._tpc_end("ROLLBACK", xid)
+
+    def tpc_recover(self) -> list[str]:
+        """The names of the prepared transactions of this database."""
+        reply = self._query(
+            "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"
+        )
+        return [row[0] for row in reply.rows]
+
+    def _tpc_end(self, verb: str, xid: str | None) -> None:
+        own, self._xid = self._xid, None
+        if xid is None and self.in_transaction:
+            if verb == "COMMIT":
+                self.commit()
+            else:
+                self.rollback()
+        elif xid is not None or own is not None:
+            self._query(f"{verb} PREPARED {_literal(xid or own or '')}")
+
+    # ---- is it alive
+
+    def check(self) -> None:
+        """Look whether the server has hung up, without a round trip; blocks never.
+
+        :raises InterfaceError: the connection is closed.
+        :raises OperationalError: the server closed it, with the reason it gave (for example 57P01).
+        """
+        sock = self._usable()
+        self._flying = True
+        try:
+            self._sort_out_leftovers()
+            if self._readable(sock):
+                sock.settimeout(0)
+                try:
+                    while chunk := sock.recv(_PIECE):
+                        self._buffer += chunk
+                    ended = True
+                except self._would_block:
+                    ended = False
+                self._sort_out_leftovers()
+                if ended:
+                    raise _EndOfStream
+                sock.settimeout(None)
+        except BaseException as error:
+            self._give_up(error, None)
+        self._flying = False
+
+    def ping(self) -> None:
+        """Ask the server whether it is there: one round trip.
+
+        :raises OperationalError: it is not.
+        """
+        self._fly([_SYNC], _Reply(), 0, 0)
+
+    # ---- statements
+
+    def _execute(self, statement: str, values: Sequence[Any], stream: Any) -> _Reply:
+        if not values and (stream is not None or ";" in statement):
+            # The simple protocol: the only one that takes several statements, and the one for COPY.
+            if self._autocommit or self._status != 73:
+                return self._query(statement, stream)
+            reply = self._query(f"{self._begin};{statement}", stream, len(self._begin) + 1)
+        else:
+            reply = self._run(statement, (values,))
+        return reply
+
+    def _run(self, statement: str, rows: Iterable[Sequence[Any]]) -> _Reply:
+        """One flight of one statement, once for each of `rows`."""
+        encoding = self._encoding
+        begins = not self._autocommit and self._status == 73
+        parts = [self._begin_messages] if begins else []
+        parts.append(_parse(statement, encoding))
+        times = 0
+        for times, values in enumerate(rows, 1):
+            if not isinstance(values, (list, tuple)):
+                raise ProgrammingError(
+                    f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}"
+                )
+            parts += (_bind(values, encoding), _DESCRIBE if times == 1 else b"", _EXECUTE)
+        parts.append(_SYNC)
+        reply = _Reply()
+        self._fly(parts, reply, 1 + begins, times + begins)
+        self._note_read_only(reply, statement)
+        return reply
+
+    def _query(self, statement: str, stream: Any = None, shift: int = 0) -> _Reply:
+        """One flight by the simple protocol; `shift` characters at the front are not the user's."""
+        reply = _Reply(stream)
+        try:
+            self._fly([_message(b"Q", _encoded(statement, self._encoding) + b"\0")], reply, -1, -1)
+        except Error as error:
+            if error.position is not None:
+                error.position -= shift
+            raise
+        self._note_read_only(reply, statement)
+        return reply
+
+    def _note_read_only(self, reply: _Reply, statement: str) -> None:
+        """Remember that the user asked for READ ONLY by a statement: its 25006 is then no sign of a failed-over writer."""
+        if reply.tag in (b"SET", b"BEGIN", b"START TRANSACTION") and "only" in statement.lower():
+            self._read_only_asked = True
+
+    # ---- flights
+
+    def _usable(self) -> socket.socket:
+        if self._flying:  # an exception tore the flight so hard that even giving it up was not finished
+            self._discard("a flight was torn")
+        sock = self._sock
+        if sock is None:
+            error = InterfaceError(f"the connection to {self.host}:{self.port} is closed: {self._lost}")
+            error.disconnected = True
+            raise error
+        if self._process != os.getpid():
+            error = InterfaceError(
+                "the connection was opened by the parent of this process, and only the parent may use it"
+            )
+            error.disconnected = True
+            raise error
+        return sock
+
+    def _fly(self, parts: list[bytes], reply: _Reply, parses: int, executes: int) -> None:
+        """Send one flight and read its reply. -1: a number that cannot be known (the simple protocol)."""
+        sock = self._usable()
+        data = b"".join(parts)
+        if self.deadline is not None and self.deadline <= _time.time():
+            raise DeadlinePassed("the deadline has passed: nothing was sent")
+        self._flying = True
+        try:
+            if self._timed or self.deadline is not None:
+                self._set_timeout(sock)
+            if len(data) <= _SHORT_FLIGHT:
+                sock.sendall(data)
+            else:
+                self._send_long(sock, data)
+            self._read_reply(sock, reply, parses, executes)
+        except BaseException as error:
+            self._give_up(error, reply)
+        self._flying = False
+        # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
+        if reply.error is not None and (reply.failure is None or reply.error.sqlstate != "57014"):
+            self._judge(reply.error)
+            raise reply.error
+        if reply.failure is not None:
+            if isinstance(reply.failure, (ValueError, TypeError, ArithmeticError, LookupError)):
+                raise DataError("a value that the server sent cannot be converted") from reply.failure
+            raise reply.failure
+
+    def _judge(self, error: DatabaseError) -> None:
+        if error.sqlstate == _READ_ONLY and self._readonly is not True and not self._read_only_asked:
+            error.disconnected = True
+            error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
+
+    def _set_timeout(self, sock: socket.socket) -> None:
+        if self.deadline is None:
+            sock.settimeout(None)
+            self._timed = False
+        else:
+            left = self.deadline - _time.time()
+            if left <= 0:
+                raise TimeoutError
+            self._timed = True
+            sock.settimeout(left)
+
+    def _receive(self, sock: socket.socket, wanted: int) -> bytes:
+        if self.deadline is not None:
+            self._set_timeout(sock)
+        chunk = sock.recv(min(max(_PIECE, wanted), 1 << 20))
+        if not chunk:
+            raise _EndOfStream
+        return chunk
+
+    def _readable(self, sock: socket.socket) -> bool:
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        return bool(getattr(sock, "pending", int)() or poller.poll(0))
+
+    def _send_long(self, sock: socket.socket, data: bytes) -> None:
+        """Write a flight of any length, reading what comes meanwhile: else both sides could wait for the other to read."""
+        poller = select.poll()
+        poller.register(sock, select.POLLIN | select.POLLOUT)
+        view, sent = memoryview(data), 0
+        sock.settimeout(0)
+        self._timed = True
+        while sent < len(view):
+            try:
+                sent += sock.send(view[sent : sent + _SHORT_FLIGHT])
+                continue
+            except self._would_block:
+                pass
+            left = None
+            if self.deadline is not None:
+                left = (self.deadline - _time.time()) * 1000
+                if left <= 0:
+                    raise TimeoutError
+            poller.poll(left)
+            try:
+                chunk = sock.recv(_PIECE)
+            except self._would_block:
+                continue
+            if not chunk:
+                raise _EndOfStream
+            self._incoming.append(chunk)
+        self._set_timeout(sock)
+
+    def _fill(self, sock: socket.socket, buffer: bytes, position: int, wanted: int) -> bytes:
+        """What is left of `buffer` and so much more that at least `wanted` bytes are there."""
+        if self._incoming:
+            parts = [buffer[position:], *self._incoming]
+            self._incoming = []
+        else:
+            parts = [buffer[position:], self._receive(sock, wanted)]
+        have = sum(map(len, parts))
+        while have < wanted:
+            parts.append(self._receive(sock, wanted - have))
+            have += len(parts[-1])
+        return b"".join(parts)
+
+    def _read_reply(self, sock: socket.socket, reply: _Reply, parses: int, executes: int) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, for speed
+        simple = executes < 0
+        begins = not simple and executes > 0 and parses == 2
+        buffer, position = self._buffer, self._position
+        end = len(buffer)
+        header, integer = _HEADER.unpack_from, _INT.unpack_from
+        values: list[bytes | None] = []
+        append = values.append
+        described = False
+        width, width_bytes = 0, b""
+        parsed = bound = executed = 0
+        while True:
+            if end - position < 5:
+                if len(values) > 4096:
+                    reply.convert(values)
+                buffer = self._fill(sock, buffer, position, 5)
+                position, end = 0, len(buffer)
+            code, length = header(buffer, position)
+            stop = position + 1 + length
+            if stop > end:
+                if length > 30000 and code not in _LONG:
+                    raise _violation(f"a message {chr(code)!r} of {length} bytes")
+                if len(values) > 4096:
+                    reply.convert(values)
+                buffer = self._fill(sock, buffer, position, length + 1)
+                position, end, stop = 0, len(buffer), length + 1
+            if length < 4:
+                raise _violation(f"a message {chr(code)!r} of {length} bytes")
+            if code == 68:  # D: DataRow
+                if not described or buffer[position + 5 : position + 7] != width_bytes:
+                    raise _violation("a row that was not described")
+                place = position + 7
+                for _ in range(width):
+                    if place > stop - 4:
+                        raise _violation("a row that is too short")
+                    (size,) = integer(buffer, place)
+                    place += 4
+                    if size >= 0:
+                        append(buffer[place : place + size])
+                        place += size
+                    elif size == -1:
+                        append(None)
+                    else:
+                        raise _violation("a value of negative length")
+                if place != stop:
+                    raise _violation("a row of another length than it says")
+                if not width:
+                    reply.rows.append(())
+                position = stop
+                continue
+            body = buffer[position + 5 : stop]
+            position = stop
+            if code == 67:  # C: CommandComplete
+                executed += 1
+                reply.tag = body[:-1]
+                word = body[body.rfind(b" ") + 1 : -1]
+                if word.isdigit():
+                    reply.rowcount = int(word) if simple or reply.rowcount < 0 else reply.rowcount + int(word)
+                if simple:
+                    if values:
+                        reply.convert(values)
+                    described = False
+            elif code == 50:  # 2: BindComplete
+                bound += 1
+            elif code == 49:  # 1: ParseComplete
+                parsed += 1
+            elif code == 84:  # T: RowDescription
+                if described or (not simple and executed != begins):
+                    raise _violation("a description that nobody asked for")
+                described = True
+                reply.description, reply.columns = self._shape(body)
+                reply.rows = []
+                width = len(reply.columns)
+                width_bytes = body[:2]
+            elif code == 110:  # n: NoData
+                pass
+            elif code == 90:  # Z: ReadyForQuery
+                if length != 5 or body[0] not in b"ITE":
+                    raise _violation("a malformed ReadyForQuery")
+                if reply.error is None and (
+                    not executed if simple else (parsed, bound, executed) != (parses, executes, executes)
+                ):
+                    raise _violation("an answer to something that was not asked")
+                if values:
+                    reply.convert(values)
+                self._buffer, self._position = buffer[position:], 0
+                self._status = body[0]
+                if self._buffer:
+                    self._sort_out_leftovers()
+                return
+            elif code == 69:  # E: ErrorResponse
+                error = _server_error(body)
+                reply.error = reply.error or error
+                if error.severity in ("FATAL", "PANIC"):
+                    raise _EndOfStream
+            elif code == 73:  # I: EmptyQueryResponse
+                executed += 1
+            elif code == 71:  # G: CopyInResponse
+                self._copy_in(sock, reply, body, simple)
+            elif code == 72:  # H: CopyOutResponse
+                if reply.stream is None:
+                    reply.failure = reply.failure or ProgrammingError(
+                        "COPY TO STDOUT needs a stream to write to: execute(…, stream=…)"
+                    )
+            elif code == 100:  # d: CopyData
+                if reply.stream is not None:
+                    reply.stream.write(body.decode(self._encoding) if _is_text(reply.stream) else body)
+            elif code not in (99, 115):  # c: CopyDone, s: PortalSuspended
+                self._aside(code, body)
+
+    def _aside(self, code: int, body: bytes) -> None:
+        """Take a message that may come at any time."""
+        if code == 83:  # S: ParameterStatus
+            name, _, value = body[:-1].partition(b"\0")
+            self.parameter_statuses[name.decode("utf-8", "replace")] = text = value.decode("utf-8", "replace")
+            if name == b"client_encoding":
+                self._set_encoding(text)
+        elif code == 78:  # N: NoticeResponse
+            self.notices.append(_fields(body))
+        elif code == 65:  # A: NotificationResponse
+            (process,) = _INT.unpack_from(body)
+            channel, _, payload = body[4:-1].partition(b"\0")
+            self.notifications.append((process, channel.decode(self._encoding), payload.decode(self._encoding)))
+        else:
+            raise _violation(f"an unexpected message {chr(code)!r}")
+
+    def _set_encoding(self, name: str) -> None:
+        if name.upper() in ("UTF8", "UNICODE"):
+            encoding = "utf-8"
+        else:
+            from pg8000.converters import PG_PY_ENCODINGS
+
+            encoding = PG_PY_ENCODINGS.get(name.lower(), name.lower())
+            if encoding is None:
+                raise NotSupportedError(f"Python has no codec for client_encoding {name}")
+        if encoding != self._encoding:
+            self._encoding = encoding
+            self._shapes.clear()
+
+    def _sort_out_leftovers(self) -> None:
+        """Between flights the server may only say asides, or why it is going to close."""
+        buffer, position = self._buffer, 0
+        while len(buffer) - position >= 5:
+            code, length = _HEADER.unpack_from(buffer, position)
+            if code not in b"NSAE" or length < 4:
+                raise _violation(f"a message {chr(code)!r} that nobody asked for")
+            stop = position + 1 + length
+            if stop > len(buffer):
+                break
+            if code == 69:
+                raise _server_error(buffer[position + 5 : stop])
+            self._aside(code, buffer[position + 5 : stop])
+            position = stop
+        self._buffer, self._position = buffer[position:], 0
+
+    def _shape(self, body: bytes) -> tuple[list[tuple[Any, ...]], list[Column]]:
+        """The description and the converters for a RowDescription; the same one comes again and again, so it is kept."""
+        shape = self._shapes.get(body)
+        if shape is None:
+            description, columns, position = [], [], 2
+            try:
+                for _ in range(_SHORT.unpack_from(body)[0]):
+                    end = body.index(0, position)
+                    _, _, oid, size, _, binary = _FIELD_DESCRIPTION.unpack_from(body, end + 1)
+                    if binary:
+                        raise _violation("a column in binary, which nobody asked for")
+                    name = body[position:end].decode(self._encoding)
+                    description.append((name, oid, None, size, None, None, None))
+                    columns.append(Column(oid, self._encoding, self._adapters.get(oid)))
+                    position = end + 19
+            except (struct.error, ValueError) as error:
+                raise _violation("a malformed RowDescription") from error
+            if len(self._shapes) >= _SHAPES_KEPT:
+                self._shapes.clear()
+            shape = self._shapes[body] = description, columns
+        return shape
+
+    # ---- COPY
+
+    def _copy_in(self, sock: socket.socket, reply: _Reply, body: bytes, simple: bool) -> None:
+        try:
+            if reply.stream is None:
+                raise ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")
+            batch = bytearray()
+            for piece in _pieces(reply.stream):
+                data = piece.encode(self._encoding) if isinstance(piece, str) else piece
+                batch += b"d" + _INT.pack(len(data) + 4) + data
+                if len(batch) >= _PIECE:
+                    self._send_long(sock, bytes(batch))
+                    batch.clear()
+            last = bytes(batch) + _COPY_DONE
+        except OSError as error:
+            if _is_ours(error):
+                raise
+            reply.failure, last = error, _message(b"f", b"the client gave up\0")
+        except _EndOfStream:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's stream failed: the server is told, and the connection lives
+            reply.failure, last = error, _message(b"f", b"the client gave up\0")
+        # In the extended protocol the server has thrown the Sync of the flight away while it waited for data.
+        self._send_long(sock, last if simple else last + _SYNC)
+
+    # ---- the end of a connection
+
+    def _give_up(self, error: BaseException, reply: _Reply | None) -> NoReturn:
+        """Close the connection since `error` stopped a flight, and raise what the user is to see."""
+        said = reply.error if reply is not None else None
+        if isinstance(error, _EndOfStream):
+            seen: BaseException = said or OperationalError(f"the server {self.host}:{self.port} closed the connection")
+        elif isinstance(error, TimeoutError) and error.errno is None and _is_ours(error):
+            self._discard("the deadline passed", cancel=True)
+            seen = DeadlinePassed(
+                f"the server {self.host}:{self.port} had not answered at the deadline; the connection is closed"
+            )
+        elif isinstance(error, OSError) and _is_ours(error):
+            seen = (
+                said
+                or self._last_words()
+                or OperationalError(f"the connection to {self.host}:{self.port} was lost: {error.strerror or error}")
+            )
+        else:
+            self._discard(f"{type(error).__name__} stopped a flight", cancel=not isinstance(error, DatabaseError))
+            seen = error
+        if self._sock is not None:
+            self._discard(str(seen))
+        if isinstance(seen, Error):
+            seen.disconnected = True
+        if seen is error:
+            raise error
+        raise seen from (None if isinstance(error, _EndOfStream) else error)
+
+    def _last_words(self) -> DatabaseError | None:
+        """The error that the server sent before it closed, when writing was what failed."""
+        try:
+            assert self._sock is not None  # noqa: S101 - only called with one
+            self._sock.settimeout(0)
+            while chunk := self._sock.recv(_PIECE):
+                self._incoming.append(chunk)
+        except OSError:
+            pass
+        buffer, position = self._buffer[self._position :] + b"".join(self._incoming), 0
+        while len(buffer) - position >= 5:
+            code, length = _HEADER.unpack_from(buffer, position)
+            stop = position + 1 + length
+            if code == 69 and stop <= len(buffer):
+                return _server_error(buffer[position + 5 : stop])
+            position = stop
+        return None
+
+    def _discard(self, why: str, cancel: bool = False) -> None:
+        """Close the socket for good; `cancel`: the server may still be at work for us."""
+        sock, self._sock = self._sock, None
+        self._lost = self._lost or why
+        if sock is not None:
+            try:
+                sock.close()
+            except OSError:
+                pass
+        self._flying = False
+        self._status = 73
+        self._buffer, self._position, self._incoming = b"", 0, []
+        if cancel and self.cancel_on_abandon and self._secret:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Ask the server to stop what it does for us, so that its locks go; half a second at most, and no word if it fails."""
+        until = _time.time() + _CANCEL_TIMEOUT_S
+        try:
+            with socket.socket(self._family, socket.SOCK_STREAM) as plain:
+                plain.settimeout(_CANCEL_TIMEOUT_S)
+                plain.connect(self._address)
+                sock = plain
+                if self._ssl_context is not None:
+                    plain.sendall(_TLS_REQUEST)
+                    if plain.recv(1) != b"S":
+                        return
+                    plain.settimeout(max(0.01, until - _time.time()))
+                    sock = self._ssl_context.wrap_socket(plain, server_hostname=self.host)
+                with sock:
+                    sock.settimeout(max(0.01, until - _time.time()))
+                    sock.sendall(
+                        _INT.pack(12 + len(self._secret))
+                        + _INT.pack(_CANCEL_CODE)
+                        + _INT.pack(self.backend_pid)
+                        + self._secret
+                    )
+                    sock.recv(1)  # the server closes when it has passed the request on
+        except OSError:
+            pass
+
+    # ---- the start of a connection
+
+    def _open(
+        self,
+        password: str | None,
+        database: str | None,
+        application_name: str | None,
+        connect_timeout_s: float,
+        startup_params: Mapping[str, str],
+    ) -> None:
+        parameters = {
+            "user": self.user,
+            "database": database,
+            "application_name": application_name,
+            "client_encoding": "UTF8",
+            "DateStyle": "ISO",
+        }
+        if clash := parameters.keys() & startup_params.keys():
+            raise ProgrammingError(f"startup_params: {', '.join(sorted(clash))} cannot be set there")
+        packet = b"".join(
+            name.encode() + b"\0" + value.encode() + b"\0"
+            for name, value in {**parameters, **startup_params}.items()
+            if value is not None
+        )
+        if packet.count(b"\0") != 2 * sum(value is not None for value in {**parameters, **startup_params}.values()):
+            raise ProgrammingError(
+                "user, database, application_name and startup_params may not hold the character zero"
+            )
+        self.deadline = _time.time() + connect_timeout_s
+        stage = "TCP"
+        reply = _Reply()
+        try:
+            try:
+                sock = self._dial()
+                if self._ssl_context is not None:
+                    stage = "TLS"
+                    sock = self._secure(sock)
+                stage = "authentication"
+                body = _INT.pack(196608) + packet + b"\0"
+                self._set_timeout(sock)
+                sock.sendall(_INT.pack(len(body) + 4) + body)
+                self._authenticate(sock, password, reply)
+                self.deadline = None
+                self._set_timeout(sock)
+            except TimeoutError as error:
+                if error.errno is not None or not _is_ours(error):
+                    raise
+                raise OperationalError(
+                    f"no connection to {self.host}:{self.port} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
+                ) from None
+        except BaseException as error:
+            self.deadline = None
+            try:
+                self._give_up(error, reply)
+            finally:
+                self._sock = None
+
+    def _dial(self) -> socket.socket:
+        """Try each address of the host, each with its share of the time that is left."""
+        try:
+            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise OperationalError(
+                f"the host name {self.host} cannot be resolved: {error.strerror or error}"
+            ) from error
+        assert self.deadline is not None  # noqa: S101 - `_open` sets it
+        failure: OSError = TimeoutError()
+        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+            left = self.deadline - _time.time()
+            if left <= 0:
+                break
+            sock = socket.socket(family, kind, protocol)
+            self._sock, self._family, self._address = sock, family, address
+            try:
+                _tune(sock, self._dead_peer_timeout_s)
+                sock.settimeout(left / (len(addresses) - index))
+                sock.connect(address)
+            except OSError as error:
+                sock.close()
+                if not _is_ours(error):
+                    raise
+                failure = error
+                continue
+            return sock
+        if isinstance(failure, TimeoutError) and failure.errno is None:
+            raise failure
+        raise OperationalError(f"{self.host}:{self.port} cannot be reached: {failure.strerror or failure}") from failure
+
+    def _secure(self, sock: socket.socket) -> socket.socket:
+        import ssl
+
+        assert self._ssl_context is not None  # noqa: S101 - asked for by the caller
+        self._set_timeout(sock)
+        sock.sendall(_TLS_REQUEST)
+        # One byte and no more: what came behind it in plain text would pass for the server's, read through TLS.
+        answer = sock.recv(1)
+        if answer == b"N":
+            raise OperationalError(
+                f"{self.host}:{self.port} does not offer TLS, which was asked for; nothing else was sent"
+            )
+        if answer != b"S":
+            raise (
+                OperationalError(f"{self.host}:{self.port} did not answer the request for TLS")
+                if answer != b"E"
+                else OperationalError(
+                    f"{self.host}:{self.port} refused the connection before TLS began (too many connections, or it is starting up)"
+                )
+            )
+        self._set_timeout(sock)
+        try:
+            secured = self._ssl_context.wrap_socket(sock, server_hostname=self.host)
+        except ssl.SSLCertVerificationError as error:
+            raise OperationalError(
+                f"the certificate of {self.host}:{self.port} is not to be trusted: {error.verify_message}"
+            ) from error
+        except ssl.SSLError as error:
+            raise OperationalError(f"TLS with {self.host}:{self.port} failed: {error.reason or error}") from error
+        self._sock = secured
+        self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        return secured
+
+    def _read_message(self, sock: socket.socket) -> tuple[int, bytes]:
+        if len(self._buffer) < 5:
+            self._buffer = self._fill(sock, self._buffer, 0, 5)
+        code, length = _HEADER.unpack_from(self._buffer)
+        if not 4 <= length <= 30000:
+            raise _violation(f"a message {chr(code)!r} of {length} bytes before the session started")
+        if len(self._buffer) < length + 1:
+            self._buffer = self._fill(sock, self._buffer, 0, length + 1)
+        body = self._buffer[5 : length + 1]
+        self._buffer = self._buffer[length + 1 :]
+        return code, body
+
+    def _authenticate(self, sock: socket.socket, password: str | None, reply: _Reply) -> None:
+        scram: Any = None
+        scram_done = authenticated = False
+        while True:
+            code, body = self._read_message(sock)
+            if code == 69:
+                reply.error = _server_error(body)
+                raise _EndOfStream
+            if authenticated and code == 90:
+                if len(body) != 1 or body[0] not in b"ITE":
+                    raise _violation("a malformed ReadyForQuery")
+                self._status = body[0]
+                self._sort_out_leftovers()
+                return
+            if authenticated and code == 75:
+                (self.backend_pid,) = _INT.unpack_from(body)
+                self._secret = body[4:]
+                continue
+            if code != 82 or authenticated or len(body) < 4:
+                if code == 82:
+                    raise _violation("a request to authenticate where none was due")
+                self._aside(code, body)
+                continue
+            (kind,) = _INT.unpack_from(body)
+            if kind == 0:
+                if scram is not None and not scram_done:
+                    raise OperationalError("the server skipped the proof that it knows the password")
+                authenticated = True
+                continue
+            if kind not in (3, 5, 10, 11, 12):
+                raise NotSupportedError(
+                    f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM are)"
+                )
+            if password is None:
+                raise OperationalError(f"the server asks for a password for user {self.user}, and none was given")
+            if kind == 3:
+                answer = password.encode() + b"\0"
+            elif kind == 5:
+                answer = _md5(self.user, password, body[4:8])
+            elif kind == 10:
+                scram, answer = _scram_start(self.user, password, body[4:], sock)
+            elif scram is None:
+                raise _violation("a step of SCRAM that was not begun")
+            elif kind == 11:
+                scram.set_server_first(body[4:].decode())
+                answer = scram.get_client_final().encode()
+            else:
+                scram.set_server_final(body[4:].decode())
+                scram_done = True
+                continue
+            self._set_timeout(sock)
+            sock.sendall(_message(b"p", answer))
+
+
+def _md5(user: str, password: str, salt: bytes) -> bytes:
+    from hashlib import md5
+
+    inner = md5(password.encode() + user.encode(), usedforsecurity=False).hexdigest()
+    return b"md5" + md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
+
+
+def _scram_start(user: str, password: str, mechanisms: bytes, sock: socket.socket) -> tuple[Any, bytes]:
+    from scramp import ScramClient  # a fifth of a cold start's imports, and IAM never needs it
+
+    names = [name.decode("ascii") for name in mechanisms.split(b"\0") if name]
+    binding = ("tls-server-end-point", sock) if hasattr(sock, "getpeercert") else None
+    client = ScramClient(names, user, password, channel_binding=binding)
+    first = client.get_client_first().encode()
+    return client, client.mechanism_name.encode("ascii") + b"\0" + _INT.pack(len(first)) + first
+
+
+def _tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
+    """No waiting for more to send, and an end to waiting for a network that swallows everything."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Probes start at two fifths of the time and come five times as often, so that the last unanswered one ends it in time.
+    interval = max(1, int(dead_peer_timeout_s / 5))
+    idle = max(1, int(dead_peer_timeout_s * 2 / 5))
+    options = {
+        "TCP_USER_TIMEOUT": max(1, int(dead_peer_timeout_s * 800)),
+        "TCP_KEEPIDLE": idle,
+        "TCP_KEEPINTVL": interval,
+        "TCP_KEEPCNT": max(1, int((dead_peer_timeout_s - idle) / interval)),
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):  # Linux has all of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _is_ours(error: OSError) -> bool:
+    """True when a socket raised it here, and not a signal handler, a stream or anything else of the user's on top of us."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is None or traceback.tb_frame.f_globals.get("__name__") in (__name__, "ssl", "socket")
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f" E'{escaped}'".replace("\\", "\\\\") if "\\" in text else f"'{escaped}'"
+
+
+def _is_text(stream: Any) -> bool:
+    from io import TextIOBase
+
+    return isinstance(stream, TextIOBase)
+
+
+def _pieces(stream: Any) -> Iterator[bytes | str]:
+    if hasattr(stream, "read"):
+        while piece := stream.read(_PIECE):
+            yield piece
+    else:
+        yield from stream
+
+
+# ---- the cursor -----------------------------------------------------------------------------------------------------
+
+
+class Cursor:
+    """The result of one statement, all of it in memory."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.arraysize = 1
+        self.description: list[tuple[Any, ...]] | None = None
+        self.rowcount = -1
+        self._rows: Iterator[tuple[Any, ...]] | None = None
+        self._closed = False
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Cursor:
+        """Execute one statement with `args` for ``$1``, ``$2`` and so on; without any, several statements may stand in it.
+
+        :param stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
+        """
+        self._start()
+        self._take(self.connection._execute(operation, args, stream))
+        return self
+
+    def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> Cursor:
+        """Execute the statement once for each of `param_sets`, all in one flight: all of it happens, or nothing."""
+        self._start()
+        sets = list(param_sets)
+        if sets:
+            self._take(self.connection._run(operation, sets))
+        else:
+            self.rowcount = 0
+        return self
+
+    def _start(self) -> None:
+        if self._closed:
+            raise InterfaceError("the cursor is closed")
+        self.description, self.rowcount, self._rows = None, -1, None
+
+    def _take(self, reply: _Reply) -> None:
+        self.rowcount = reply.rowcount
+        if reply.description is not None:
+            self.description = reply.description
+            self._rows = iter(reply.rows)
+
+    def _results(self) -> Iterator[tuple[Any, ...]]:
+        if self._rows is None:
+            raise ProgrammingError(
+                "there is no result to fetch from: the last statement returned no rows, or none was executed"
+            )
+        return self._rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        return next(self._results(), None)
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
+        return list(islice(self._results(), self.arraysize if size is None else size))
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return list(self._results())
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return self._results()
+
+    def close(self) -> None:
+        self._closed = True
+        self._rows = None
+
+    def setinputsizes(self, sizes: Any) -> None:
+        """Does nothing: PEP 249 asks for it."""
+
+    def setoutputsize(self, size: Any, column: Any = None) -> None:
+        """Does nothing: PEP 249 asks for it."""

@@ -68,35 +68,32 @@ def is_loopback(host: str | None) -> bool:
         return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
 
 
-def explain(error: BaseException, host: str, settings: Settings) -> str:
+def explain(error: BaseException, host: str) -> str:
     """
     Return one sentence of cause and cure for a TLS handshake that failed, with the setting to change.
 
-    Args: error: what ``ssl`` raised; any other error gives the general sentence. host: whom the client asked for.
+    Args: error: what `ssl` raised. host: whom the client asked for.
     """
-    import ssl
-
-    if isinstance(error, ssl.SSLCertVerificationError):
-        code = error.verify_code
-        if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
-            return (
-                f"the server at {host!r} showed a certificate for another name: PLUNGEPOOL_HOST must be the endpoint's "
-                "own name as AWS gives it, not an address or a name of your own"
-            )
-        if code in (_EXPIRED, _NOT_YET_VALID):
-            state = "has expired" if code == _EXPIRED else "is not valid yet"
-            return (
-                f"the certificate of {host!r}, or of an authority above it, {state}: renew it at the server, and check "
-                "this machine's clock"
-            )
-        trusted = _describe_trust(settings)
+    code = getattr(error, "verify_code", None)
+    if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
         return (
-            f"the certificate of {host!r} was not issued by an authority in {trusted} ({error.verify_message}): set "
-            "PLUNGEPOOL_CA_FILE to a PEM file with the authority that issued it"
+            f"the server shows a certificate for another name than {host}: PLUNGEPOOL_HOST must be the endpoint's own name "
+            "as AWS gives it, not an address or a name of your own"
+        )
+    if code in (_EXPIRED, _NOT_YET_VALID):
+        return (
+            f"the certificate of {host}, or of an authority above it, {'has expired' if code == _EXPIRED else 'is not valid yet'}: "
+            "renew it at the server, and check this machine's clock"
+        )
+    if code is not None:
+        return (
+            f"the certificate of {host} comes from an authority that is not trusted here ({getattr(error, 'verify_message', '')}): "
+            "unless PLUNGEPOOL_CA_FILE names others, those of Amazon RDS in PLUNGEPOOL_REGION are, as far as this version "
+            "ships them; name a PEM file with the server's authority in PLUNGEPOOL_CA_FILE"
         )
     return (
-        f"TLS with {host!r} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak "
-        "TLS 1.2 or newer; PLUNGEPOOL_TLS=disable is for databases on this machine only"
+        f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS 1.2 or "
+        "newer; PLUNGEPOOL_TLS=disable is for a database on this machine only"
     )
 
 
@@ -130,16 +127,6 @@ def _make_context(ca_file: str | None, region: str | None) -> ssl.SSLContext:
         )
         raise SettingsError([problem]) from error
     return context
-
-
-def _describe_trust(settings: Settings) -> str:
-    if settings.ca_file:
-        return f"PLUNGEPOOL_CA_FILE ({settings.ca_file})"
-    if settings.region and os.path.join(_CERTIFICATES, f"{settings.region}.pem") in shipped_authorities(
-        settings.region
-    ):
-        return f"the shipped bundle of {settings.region}"
-    return "the shipped bundle of every region known to this version"
 
 
 def _warn_of_plain_text(host: str | None) -> None:

@@ -1,0 +1,233 @@
+"""The sample functions in the real runtime client, frozen between invocations, against a PostgreSQL of their own."""
+
+import contextlib
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pg8000.exceptions
+import pg8000.native
+import pytest
+
+from plungepool_toolkit.environment import Environment, InitError, Invocation
+from plungepool_toolkit.postgres import Postgres
+
+ROOT = Path(__file__).parents[2]
+PASSWORD = f"never to be seen {secrets.token_urlsafe(12)}"
+ALL = ("prepare_database", "handle_orders", "fulfil_orders", "report_sales")
+ADA = "00000000-0000-4000-8000-0000000000c1"
+
+
+def event(name: str) -> Any:
+    return json.loads((ROOT / "events" / f"{name}.json").read_text())
+
+
+def variables(name: str, server: Postgres, **others: str) -> dict[str, str]:
+    """Return what template.yaml gives a function, for a server on this machine."""
+    return {
+        "PLUNGEPOOL_HOST": server.host,
+        "PLUNGEPOOL_PORT": str(server.port),
+        "PLUNGEPOOL_USER": "postgres" if name == "prepare_database" else "plungepool_app",
+        "PLUNGEPOOL_PASSWORD": PASSWORD,
+        "PLUNGEPOOL_TLS": "disable",
+        "APP_ROLE_PASSWORD": PASSWORD,
+        "POWERTOOLS_SERVICE_NAME": "shop",
+        "POWERTOOLS_METRICS_NAMESPACE": "Shop",
+        "POWERTOOLS_TRACE_DISABLED": "true",
+    } | others
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Postgres]:
+    """A server that asks for passwords, prepared by prepare_database itself."""
+    with Postgres({"max_connections": 15}, authentication="scram-sha-256") as server:
+        task = ROOT / "functions" / "prepare_database"
+        with Environment(task, variables=variables("prepare_database", server)) as environment:
+            assert environment.invoke(event("prepare_database")).error is None
+        yield server
+
+
+@pytest.fixture
+def start(shop: Postgres, lambda_environment: Callable[..., Environment]) -> Callable[..., Environment]:
+    """Start the environment of a sample function; keywords are variables that differ."""
+
+    def start_function(name: str, **others: str) -> Environment:
+        return lambda_environment(ROOT / "functions" / name, variables=variables(name, shop, **others))
+
+    return start_function
+
+
+def backends(server: Postgres, name: str) -> list[int]:
+    """Return the backends that a function's environments hold, as the database counts them."""
+    rows = server.execute("SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1 || ':%'", name)
+    return [row[0] for row in rows]
+
+
+def answer(invocation: Invocation) -> tuple[int, dict[str, Any]]:
+    assert invocation.error is None, invocation
+    return invocation.payload["statusCode"], json.loads(invocation.payload["body"])
+
+
+def logged(invocation: Invocation, message: str) -> dict[str, Any]:
+    """Return the one structured line of the log with this message."""
+    lines = [json.loads(line) for line in invocation.log if line.startswith("{")]
+    [found] = [line for line in lines if line.get("message") == message]
+    return found
+
+
+def place(**quantities: int) -> dict[str, Any]:
+    """Return the request that places an order."""
+    request = event("handle_orders")
+    request["requestContext"]["http"]["method"] = "POST"
+    lines = [{"sku": sku, "quantity": quantity} for sku, quantity in quantities.items()]
+    return request | {"body": json.dumps({"customer_id": ADA, "lines": lines})}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fifty_invocations_hold_one_connection(shop, start, name):
+    """Cold and 50 times warm, frozen in between: every answer is good, and it is one connection and one backend."""
+    environment = start(name)
+    cold = environment.invoke(event(name))
+    assert cold.error is None
+    held = backends(shop, name)
+    assert len(held) == 1
+    process = environment.pid
+    for _ in range(50):
+        warm = environment.invoke(event(name))
+        assert warm.error is None
+        assert backends(shop, name) == held
+    assert environment.pid == process
+    expected = cold.payload | {"applied": []} if name == "prepare_database" else cold.payload
+    assert warm.payload == expected
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_connected_before_the_first_invocation(shop, start, name):
+    """Init makes an engine and no connection: an environment that is only provisioned costs the database nothing."""
+    start(name)
+    assert backends(shop, name) == []
+
+
+@pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders", "report_sales"])
+def test_wrong_settings_fail_the_init_with_every_problem(start, name):
+    """What the operator reads is the SettingsError: each wrong setting by name, a typo too, and no password."""
+    with pytest.raises(InitError) as raised:
+        start(name, PLUNGEPOOL_PORT="postgres", PLUNGEPOOL_POOLSIZE="2")
+    error = raised.value.error
+    assert error["errorType"] == "SettingsError"
+    assert "PLUNGEPOOL_PORT must be a whole number" in error["errorMessage"]
+    assert "did you mean PLUNGEPOOL_POOL_SIZE?" in error["errorMessage"]
+    assert PASSWORD not in str(error) + "".join(raised.value.log)
+
+
+def test_wrong_settings_of_prepare_database_fail_its_invocation(start):
+    """It tells CloudFormation before it gives up, so it starts, and the invocation fails with the same text."""
+    invocation = start("prepare_database", PLUNGEPOOL_PORT="postgres").invoke(event("prepare_database"))
+    assert invocation.error["errorType"] == "SettingsError"
+    assert "PLUNGEPOOL_PORT must be a whole number" in invocation.error["errorMessage"]
+    assert PASSWORD not in str(invocation.error) + "".join(invocation.log)
+
+
+def refused(invocation: Invocation, name: str) -> str | None:
+    """Check that the function says in its own way that the database cannot be had; give the SQLSTATE it logged."""
+    assert PASSWORD not in str(invocation)
+    if name == "handle_orders":
+        status, body = answer(invocation)
+        assert (status, body["statusCode"]) == (503, 503)
+        assert int(invocation.payload["headers"]["Retry-After"]) > 0
+        assert invocation.payload["headers"]["Content-Type"] == "application/json"
+        return logged(invocation, "the database cannot be had").get("sqlstate")
+    if name == "fulfil_orders":
+        assert invocation.error is None
+        every = [{"itemIdentifier": record["messageId"]} for record in event(name)["Records"]]
+        assert invocation.payload == {"batchItemFailures": every}
+        return logged(invocation, "an order cannot be fulfilled now").get("sqlstate")
+    assert invocation.error is not None
+    return None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_environment_that_starts_without_the_database_recovers(shop, start, name):
+    """Down at the cold start: the function says so. Up again: the same process answers, without a restart."""
+    shop.stop()
+    try:
+        environment = start(name)
+        process = environment.pid
+        assert refused(environment.invoke(event(name)), name) is None
+        assert refused(environment.invoke(event(name)), name) is None
+    finally:
+        shop.start()
+    assert environment.invoke(event(name)).error is None
+    if name == "fulfil_orders":
+        assert environment.invoke(event(name)).payload == {"batchItemFailures": []}
+    if name == "handle_orders":
+        assert answer(environment.invoke(event(name)))[0] == 200
+    assert environment.pid == process
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_restart_of_the_database_costs_no_invocation(shop, start, name):
+    """The database restarts while the environment is frozen: the next invocation finds out and connects anew."""
+    environment = start(name)
+    first = environment.invoke(event(name))
+    shop.restart()
+    again = environment.invoke(event(name))
+    assert again.error is None
+    if name != "prepare_database":
+        assert again.payload == first.payload
+
+
+@pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
+def test_a_full_database_is_told_apart(shop, start, name):
+    """With every slot taken the answer is 503, or the whole batch again, and the log holds 53300."""
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(pg8000.exceptions.DatabaseError) as raised:
+            while True:
+                connection = pg8000.native.Connection("postgres", host=shop.host, port=shop.port)
+                stack.callback(connection.close)
+        assert raised.value.args[0]["C"] == "53300"
+        environment = start(name)
+        assert refused(environment.invoke(event(name)), name) == "53300"
+    assert environment.invoke(event(name)).error is None
+
+
+@pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
+def test_a_wrong_password_is_told_apart(shop, start, name):
+    """A refused login is 503, or the whole batch again, with 28P01 in the log and neither password anywhere."""
+    environment = start(name, PLUNGEPOOL_PASSWORD=f"wrong {PASSWORD}")
+    assert refused(environment.invoke(event(name)), name) == "28P01"
+    assert PASSWORD not in "".join(environment.log)
+
+
+def test_orders_are_placed_refused_and_fulfilled(shop, start):
+    """The whole way: an order is placed, one too many is refused and writes nothing, the queue's message ships it."""
+    orders, worker = start("handle_orders"), start("fulfil_orders")
+    status, placed = answer(orders.invoke(place(CAP=2, TOWEL=1)))
+    assert status == 201
+    counted = shop.execute("SELECT (SELECT count(*) FROM shop.orders), (SELECT sum(stock) FROM shop.products)")
+    for body, expected in [(place(FLOAT=1), 409), (place(CAP=-1), 400), (place(BOAT=1), 404)]:
+        assert answer(orders.invoke(body))[0] == expected
+    assert answer(orders.invoke(place() | {"body": '{"customer_id": '}))[0] == 400
+    assert shop.execute("SELECT (SELECT count(*) FROM shop.orders), (SELECT sum(stock) FROM shop.products)") == counted
+    batch = event("fulfil_orders")
+    batch["Records"][0]["body"] = json.dumps({"order_id": "00000000-0000-4000-8000-00000000dead"})
+    batch["Records"][1]["body"] = json.dumps({"order_id": placed["id"]})
+    for _ in range(2):  # the second time as SQS delivers twice
+        failed = worker.invoke(batch).payload["batchItemFailures"]
+        assert failed == [{"itemIdentifier": batch["Records"][0]["messageId"]}]
+    assert shop.execute("SELECT count(*) FROM shop.shipments WHERE order_id = $1", placed["id"]) == [[1]]
+
+
+def test_the_cold_start_is_counted(start):
+    """Metrics tell a cold start from a warm one, under the template's namespace."""
+    environment = start("handle_orders")
+    counts = [
+        sum(
+            "ColdStart" in line and '"Namespace":"Shop"' in line
+            for line in environment.invoke(event("handle_orders")).log
+        )
+        for _ in range(2)
+    ]
+    assert counts == [1, 0]

@@ -21,6 +21,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from plungepool.tls import explain
 from plungepool.values import Column, to_text
 
 if TYPE_CHECKING:
@@ -1157,12 +1158,8 @@ class Connection:
         self._set_timeout(sock)
         try:
             secured = self._ssl_context.wrap_socket(sock, server_hostname=self.host)
-        except ssl.SSLCertVerificationError as error:
-            raise OperationalError(
-                f"the certificate of {self.host}:{self.port} is not to be trusted: {error.verify_message}"
-            ) from error
         except ssl.SSLError as error:
-            raise OperationalError(f"TLS with {self.host}:{self.port} failed: {error.reason or error}") from error
+            raise OperationalError(explain(error, f"{self.host}:{self.port}")) from error
         self._sock = secured
         self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
         return secured

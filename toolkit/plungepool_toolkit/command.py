@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from plungepool_toolkit.demo import demo
+from plungepool_toolkit.rds_proxy import proxy_command
 
 application = typer.Typer(
     name="plungepool",
@@ -15,6 +16,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
 )
 application.command()(demo)
+application.command("proxy")(proxy_command)
 
 
 @application.callback()

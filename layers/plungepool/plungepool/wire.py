@@ -1145,7 +1145,7 @@ class Connection:
         answer = sock.recv(1)
         if answer == b"N":
             raise OperationalError(
-                f"{self.host}:{self.port} does not offer TLS, which was asked for; nothing else was sent"
+                f"{self.host}:{self.port} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"
             )
         if answer != b"S":
             raise (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING
 
-import pg8000.dbapi
 from sqlalchemy import URL, create_engine
 
-from . import credentials, lifecycle, tls
+from . import credentials, dialect, lifecycle, tls, wire
 from .pool import build_pool
 from .settings import Settings
 
@@ -58,31 +58,42 @@ def build_engine(settings: Settings) -> Engine:
         startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
     name = application_name(os.environ)
 
-    def open_connection(login: Login) -> Any:
-        connection = pg8000.dbapi.connect(
-            login.user,
-            login.host,
-            login.database,
-            login.port,
-            login.password,
-            ssl_context=tls.client_context(settings) or False,
-            timeout=login.timeout_s,
+    def open_connection(login: Login) -> wire.Connection:
+        return wire.connect(
+            user=login.user,
+            password=login.password,
+            host=login.host,
+            port=login.port,
+            database=login.database,
+            ssl_context=tls.client_context(settings),
             application_name=name,
+            connect_timeout_s=login.timeout_s,
+            dead_peer_timeout_s=settings.dead_peer_timeout_s,
             startup_params=startup,
+            cancel_on_abandon=not proxy,
         )
-        connection._usock.settimeout(None)
-        return connection
 
-    def is_alive(connection: Any, idle_s: float) -> bool:
+    def is_alive(connection: wire.Connection, idle_s: float) -> bool:
+        # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a
+        # long idle time the way to the server may have gone without a word, and only a question finds that.
         if idle_s < settings.ping_after_idle_s:
             return True
         try:
-            connection.execute_simple("")
-        except pg8000.dbapi.Error:
+            connection.deadline = time.time() + settings.connect_timeout_s
+            connection.ping()
+            connection.deadline = None
+        except wire.Error:
             return False
         return True
 
-    url = URL.create("postgresql+pg8000", settings.user, None, settings.host, settings.port, settings.database)
+    url = URL.create(
+        f"postgresql+{dialect.PlungepoolDialect.driver}",
+        settings.user,
+        None,
+        settings.host,
+        settings.port,
+        settings.database,
+    )
     engine = create_engine(
         url,
         pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),

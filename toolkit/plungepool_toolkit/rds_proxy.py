@@ -222,6 +222,7 @@ _NAMING = {
     "aggregate", "as", "copy", "exists", "function", "into", "only", "procedure", "recursive", "references", "routine",
     "table", "with",
 }  # fmt: skip
+_INTO_TABLE = {("word", "insert"), ("word", "merge")}
 _AFTER_INTO = {
     "except", "fetch", "for", "from", "group", "having", "intersect", "limit", "offset", "order", "union", "values",
     "where", "window",
@@ -372,7 +373,8 @@ def why_pinned(sql: str) -> str | None:
                 start = True
                 while tokens[at + 1].text in ("analyze", "verbose"):
                     at += 1
-                if tokens[at + 1].text == "(":
+                # Options in parentheses; a query may stand in parentheses, too.
+                if tokens[at + 1].text == "(" and tokens[at + 2].text not in ("(", "select", "values", "with", "table"):
                     while tokens[at + 1].text not in (")", ""):
                         at += 1
                     at += 1
@@ -396,7 +398,7 @@ def why_pinned(sql: str) -> str | None:
                         atomic -= 1
             elif creating and text == "execute" and kind == "word" and before == ("word", "as"):
                 return "EXECUTE"
-            elif kind == "word" and text == "into" and before.text not in ("insert", "merge"):
+            elif kind == "word" and text == "into" and before not in _INTO_TABLE:
                 if _names_temporary(tokens, at + 1):
                     return "temporary object"
             elif text in _CALLS and kind != "string" and after == ("sign", "(") and _is_call(tokens, at):

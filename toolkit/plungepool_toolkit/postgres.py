@@ -133,23 +133,33 @@ class Postgres:
 
         Args: parameters: for the placeholders $1, $2, … of a single statement.
         Returns: the rows, each a list of values; an empty list if there are none.
-        Raises: pg8000.exceptions.DatabaseError with the server's fields; InterfaceError if there is no server.
+        Raises: OSError if there is no server; pg8000.exceptions.DatabaseError with the server's fields, InterfaceError
+            if it ends the session.
         """
         import pg8000.native
+        from pg8000.exceptions import InterfaceError
 
-        connection = pg8000.native.Connection(
-            user,
-            host=self.host,
-            port=self.port,
-            database=database,
-            password=password,
-            ssl_context=self._ssl_context or False,  # None would read the system's authorities, 40 ms, to be refused
-            application_name="plungepool toolkit",
-            timeout=60,
-        )
-        with contextlib.closing(connection):
-            context = connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
-            return context.rows or []
+        # The socket is ours: pg8000 leaves one open when the server ends a session, and does not set TCP_NODELAY.
+        with socket.create_connection((self.host, self.port), timeout=60) as link:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = pg8000.native.Connection(
+                user,
+                host=self.host,
+                sock=link,
+                database=database,
+                password=password,
+                # None would read the system's authorities, 40 ms, only to be refused.
+                ssl_context=self._ssl_context or False,
+                application_name="plungepool toolkit",
+            )
+            try:
+                context = (
+                    connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
+                )
+                return context.rows or []
+            finally:
+                with contextlib.suppress(InterfaceError):  # the statement's own error is the one to tell
+                    connection.close()
 
     def start(self, timeout_s: float = 60.0) -> Self:
         """Start the server and wait until it takes connections; the data of an earlier start is there again."""

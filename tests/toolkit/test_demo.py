@@ -1,0 +1,117 @@
+"""`plungepool demo`, as a user runs it: what it shows, how it ends, what it leaves."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = ("-m", "plungepool_toolkit", "demo")
+FUNCTIONS = ("prepare_database", "handle_orders", "fulfil_orders", "report_sales")
+
+
+@pytest.fixture
+def application(tmp_path):
+    """A copy of the sample functions and their events, for breaking."""
+    for folder in ("functions", "events"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_every_function_answers_over_one_connection(machine):
+    """The demo shows each function, one connection and one backend each after 50 warm invocations, and leaves nothing."""
+    result = machine.run(*DEMO)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {cells[0]: cells[1:] for cells in _table(result.stdout)}
+    assert tuple(rows) == FUNCTIONS
+    for cold, warm, connections, backends, verdict in rows.values():
+        assert float(cold) > 0
+        assert float(warm) > 0
+        assert (connections, backends, verdict) == ("1", "1", "answered")
+    assert "50 warm invocations" in result.stdout
+    assert "The database counts 4 connections for 4 frozen environments." in result.stdout
+    assert '"statusCode": 200' in result.stdout
+    assert machine.left_behind() == []
+
+
+def test_a_function_that_fails_fails_the_demo(machine, application):
+    """An exception in one function is shown with its log; the others run, and the exit code is 1."""
+    app = application / "functions" / "report_sales" / "app.py"
+    app.write_text("def handler(event, context):\n    print('so far so good')\n    raise LookupError('no such day')\n")
+    result = machine.run(*DEMO, "--folder", application, "--warm", 2)
+    assert result.returncode == 1
+    assert "LookupError: no such day" in result.stdout
+    assert "so far so good" in result.stdout
+    assert [row[-1] for row in _table(result.stdout)] == ["answered", "answered", "answered", "failed"]
+    assert machine.left_behind() == []
+
+
+def test_a_function_that_cannot_be_initialised_fails_the_demo(machine, application):
+    """An error at import is told by its text; without the first function the others are not run."""
+    app = application / "functions" / "prepare_database" / "app.py"
+    app.write_text("raise RuntimeError('no engine today')\n")
+    result = machine.run(*DEMO, "--folder", application, "--warm", 2)
+    assert result.returncode == 1
+    assert "RuntimeError: no engine today" in result.stdout
+    assert [row[-1] for row in _table(result.stdout)] == ["failed", "not run", "not run", "not run"]
+    assert machine.left_behind() == []
+
+
+def test_a_second_connection_fails_the_demo(machine, application):
+    """The connections are counted by the database: a function that opens one more is found out."""
+    app = application / "functions" / "report_sales" / "app.py"
+    app.write_text(
+        "from plungepool import build_engine, get_engine, Settings\n"
+        "import os\n"
+        "engines = [get_engine(), build_engine(Settings.from_env(os.environ))]\n"
+        "def handler(event, context):\n"
+        "    for engine in engines:\n"
+        "        with engine.connect() as connection:\n"
+        "            connection.exec_driver_sql('SELECT 1')\n"
+    )
+    result = machine.run(*DEMO, "--folder", application, "--warm", 2)
+    assert result.returncode == 1
+    assert "it held 2 connections at once" in result.stdout
+    assert machine.left_behind() == []
+
+
+def test_a_folder_without_functions_is_refused(machine, tmp_path):
+    """Elsewhere than in the repository the demo says what is missing."""
+    result = machine.run(*DEMO, "--folder", tmp_path)
+    assert result.returncode == 2
+    assert "There is no" in result.stdout
+    assert machine.left_behind() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_an_interrupted_demo_leaves_nothing(machine, read_until, number, code):
+    """Ctrl-C and SIGTERM stop everything before the demo ends."""
+    with machine.start(*DEMO, "--warm", 100000) as process:
+        read_until(process.stdout, "prepare_database")
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == code
+        assert machine.left_behind() == []
+
+
+def test_a_killed_demo_leaves_nothing(machine, read_until):
+    """After SIGKILL the watchdogs stop the server and the environments, and remove their files."""
+    with machine.start(*DEMO, "--warm", 100) as process:
+        read_until(process.stdout, "handle_orders with")
+        assert len(machine.processes()) > 4
+        process.kill()
+        process.communicate(timeout=60)
+        assert machine.left_behind(20) == []
+
+
+def test_help_names_the_command(machine):
+    """`plungepool --help` lists the demo."""
+    result = machine.run("-m", "plungepool_toolkit", "--help")
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+
+
+def _table(output: str) -> list[list[str]]:
+    """Return the rows of the summary table, which are the lines with this border."""
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in output.splitlines() if "│" in line]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SAM = ROOT / ".venv-sam" / "bin"
+sys.path.append(str(Path(__file__).parent))  # for template_rules
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +37,11 @@ def run_sam(pythons: dict[str, str]) -> Callable[..., subprocess.CompletedProces
         "PATH": f"{Path(pythons['3.13']).parent}:{SAM}:{os.environ['PATH']}",
     }
 
-    def run(program: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    def run(program: str, *arguments: str | Path, standard_input: str = "") -> subprocess.CompletedProcess[str]:
         command = [SAM / program, *arguments]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, input=standard_input, capture_output=True, text=True, timeout=240
+        )
 
     return run
 
@@ -67,12 +71,13 @@ def build_layer(pythons: dict[str, str]) -> Callable[[str, str, Path], None]:
 
 
 @pytest.fixture(scope="session")
-def expand(run_sam: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., dict]:
-    """Expand a SAM template as CloudFormation's transform does, offline: expand(template, Parameter="value")."""
+def examine(run_sam: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[[dict[str, str], set[str]], dict]:
+    """Examine templates, given by name as YAML, and lint those named: see examine_templates.py for what comes back."""
 
-    def run(template: Path = ROOT / "template.yaml", **parameters: str) -> dict:
-        script = Path(__file__).with_name("expand_template.py")
-        result = run_sam("python", script, template, *(f"{key}={value}" for key, value in parameters.items()))
+    def run(templates: dict[str, str], lint: set[str]) -> dict:
+        asked = {name: {"text": text, "lint": name in lint} for name, text in templates.items()}
+        script = Path(__file__).with_name("examine_templates.py")
+        result = run_sam("python", script, standard_input=json.dumps(asked))
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 

@@ -1,0 +1,75 @@
+"""
+Parse templates, expand them as SAM's transform does, offline, and lint those that are asked for. Runs in .venv-sam.
+
+Reads {name: {"text": YAML, "lint": true or false}} from standard input; prints {name: {"raw": the template,
+"expanded": the same after the transform, "problems": what the transform and the linter said}}.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import boto3
+from cfnlint.api import ManualArgs, lint_file
+from samcli.yamlhelper import yaml_parse
+from samtranslator.parser.parser import Parser
+from samtranslator.public.exceptions import InvalidDocumentException
+from samtranslator.translator.translator import Translator
+
+REGION = "eu-west-1"
+# Not of use here: the transform writes Sub without variables; the second only says that a template was expanded.
+IGNORED = ["W1020"]
+
+
+def expand(text: str) -> dict:
+    """Return the template after the transform, as CloudFormation would see it."""
+    template = yaml_parse(text)
+    if template.get("Transform") != "AWS::Serverless-2016-10-31":
+        return template
+    for resource in template["Resources"].values():
+        # The transform takes packaged code only.
+        for key in ("CodeUri", "ContentUri", "Location"):
+            if isinstance(resource.get("Properties", {}).get(key), str):
+                there = (
+                    "https://s3.eu-west-1.amazonaws.com/artifacts/key" if key == "Location" else "s3://artifacts/key"
+                )
+                resource["Properties"][key] = there
+    # Only what the transform itself resolves; conditions stay in the template.
+    values = {
+        name: parameter["Default"]
+        for name, parameter in template.get("Parameters", {}).items()
+        if "Default" in parameter
+    }
+    values |= {"AWS::Region": REGION, "AWS::Partition": "aws"}
+    return Translator({}, Parser(), boto_session=boto3.Session(region_name=REGION)).translate(template, values)
+
+
+def lint(text: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "template.yaml"
+        path.write_text(text)
+        matches = lint_file(path, config=ManualArgs(regions=[REGION], ignore_checks=IGNORED))
+    return [f"{match.rule.id} {match.message}" for match in matches]
+
+
+def examine(text: str, linted: bool) -> dict:
+    raw = yaml_parse(text)
+    problems = lint(text) if linted else []
+    try:
+        expanded = expand(text)
+    except InvalidDocumentException as error:
+        return {"raw": raw, "expanded": None, "problems": [*problems, error.message, *map(str, error.causes)]}
+    if linted and expanded != raw:
+        problems += lint(json.dumps(expanded, default=str))
+    return {"raw": raw, "expanded": expanded, "problems": problems}
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    json.dump(
+        {name: examine(text=of["text"], linted=of["lint"]) for name, of in asked.items()}, sys.stdout, default=str
+    )
+
+
+main()

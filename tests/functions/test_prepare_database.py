@@ -129,9 +129,9 @@ def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop, prepare):
     assert raised.value.orig.sqlstate in ("55P03", "57014")
 
 
-def test_scripts_are_split_at_the_ends_of_statements(prepare):
+def test_scripts_are_split_at_the_ends_of_statements(load):
     """Semicolons in literals, names, comments and bodies end nothing; comments alone are no statement."""
-    split = prepare.module.preparation.statements
+    split = load("prepare_database", "postgresql://nobody@nowhere").module.preparation.statements
     assert split("SELECT 1; SELECT 2") == ["SELECT 1", "SELECT 2"]
     assert split("SELECT ';' || 'it''s; so' AS \"a;b\"; -- no; not this\n/* nor; this */") == [
         "SELECT ';' || 'it''s; so' AS \"a;b\""
@@ -190,9 +190,9 @@ def test_connections_beyond_the_limit_are_refused(empty_shop, prepare):
     assert raised.value.orig.sqlstate == "53300"
 
 
-@pytest.mark.parametrize(
-    "forbidden",
-    [
+def test_the_role_may_do_no_more_than_the_functions_need(shop):
+    """What no function does, the role may not do: 42501."""
+    for forbidden in [
         "UPDATE shop.products SET price = 0",
         "INSERT INTO shop.products VALUES ('X', 'x', 1, 1)",
         "DELETE FROM shop.orders",
@@ -202,13 +202,10 @@ def test_connections_beyond_the_limit_are_refused(empty_shop, prepare):
         "CREATE TABLE shop.mine ()",
         "TRUNCATE shop.shipments",
         "ALTER ROLE current_user CONNECTION LIMIT -1",
-    ],
-)
-def test_the_role_may_do_no_more_than_the_functions_need(shop, forbidden):
-    """What no function does, the role may not do: 42501."""
-    with pytest.raises(pg8000.exceptions.DatabaseError) as raised:
-        shop.postgres.execute(forbidden, user=shop.app_role, database=shop.database)
-    assert raised.value.args[0]["C"] == "42501"
+    ]:
+        with pytest.raises(pg8000.exceptions.DatabaseError) as raised:
+            shop.postgres.execute(forbidden, user=shop.app_role, database=shop.database)
+        assert (forbidden, raised.value.args[0]["C"]) == (forbidden, "42501")
 
 
 def test_names_are_quoted(empty_shop, prepare):
@@ -243,10 +240,11 @@ def test_the_owner_is_not_made_the_application(empty_shop, prepare):
         ({"iam_login": "maybe"}, "iam_login must be"),
     ],
 )
-def test_wrong_options_are_refused_by_name(prepare, wrong, message):
+def test_wrong_options_are_refused_by_name(load, wrong, message):
     """An option that makes no sense is named, never with a password's value, and nothing is connected."""
-    with pytest.raises(prepare.module.preparation.PreparationError, match=message) as raised:
-        prepare.module.preparation.Options.read(wrong)
+    preparation = load("prepare_database", "postgresql://nobody@nowhere").module.preparation
+    with pytest.raises(preparation.PreparationError, match=message) as raised:
+        preparation.Options.read(wrong)
     assert "1234567" not in str(raised.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from plungepool_toolkit.demo import demo
+from plungepool_toolkit.doctor import doctor
 from plungepool_toolkit.rds_proxy import proxy_command
 
 application = typer.Typer(
@@ -16,6 +17,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
 )
 application.command()(demo)
+application.command()(doctor)
 application.command("proxy")(proxy_command)
 
 

@@ -1,0 +1,15 @@
+"""Check the way to the database from where the functions run, step by step; to be invoked by hand after a deployment."""
+
+import checks
+from aws_lambda_powertools import Logger
+
+logger = Logger()
+
+
+@logger.inject_lambda_context
+def handler(event: dict, context: object) -> dict:
+    result = checks.check_process()
+    for check in result["checks"]:
+        write = logger.info if check["state"] == "ok" else logger.warning
+        write(check["found"], check=check["name"], state=check["state"], cure=check["cure"])
+    return result

@@ -1,0 +1,1 @@
+../../toolkit/plungepool_toolkit/checks.py

@@ -97,7 +97,7 @@ def test_an_interrupted_demo_leaves_nothing(machine, read_until, number, code):
 
 def test_a_killed_demo_leaves_nothing(machine, read_until):
     """After SIGKILL the watchdogs stop the server and the environments, and remove their files."""
-    with machine.start(*DEMO, "--warm", 100) as process:
+    with machine.start(*DEMO, "--warm", 5) as process:
         read_until(process.stdout, "handle_orders with")
         assert len(machine.processes()) > 4
         process.kill()

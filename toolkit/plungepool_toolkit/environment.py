@@ -22,17 +22,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
-import weakref
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plungepool_toolkit.processes import GuardedProcess
+from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -140,7 +138,7 @@ class Environment:
         self._python = Path(python)
         self._one_at_a_time = threading.RLock()
         self._folder: Path | None = None
-        self._remove: weakref.finalize[Any, Any] | None = None
+        self._temporary: TemporaryFolder | None = None
         self._api: _RuntimeApi | None = None
         self._life: _Life | None = None
         self._last_log: tuple[str, ...] = ()
@@ -178,8 +176,8 @@ class Environment:
             if self._life is not None:
                 raise RuntimeError("the environment has been started already")
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="plungepool-environment-"))
-                self._remove = weakref.finalize(self, _remove_folder, self._folder, os.getpid())
+                self._temporary = TemporaryFolder("environment")
+                self._folder = self._temporary.path
                 self._api = _RuntimeApi()
             try:
                 self._init()
@@ -289,10 +287,10 @@ class Environment:
             if self._api is not None:
                 self._api.close()
                 self._api = None
-            if self._remove is not None:
+            if self._temporary is not None:
                 self._last_log = self.log
-                self._remove()
-                self._remove = self._folder = None
+                self._temporary.remove()
+                self._temporary = self._folder = None
 
     # Phases
 
@@ -383,9 +381,7 @@ class Environment:
 
     def _launch(self, command: list[str | Path], environ: dict[str, str]) -> GuardedProcess:
         assert self._folder is not None
-        return GuardedProcess(
-            command, output=self._folder / "log", environment=environ, cwd=self.task, remove=[self._folder]
-        )
+        return GuardedProcess(command, output=self._folder / "log", environment=environ, cwd=self.task)
 
     def _environ(self) -> dict[str, str]:
         assert self._api is not None
@@ -798,8 +794,3 @@ def _python_version(python: str) -> str:
         return f"{sys.version_info.major}.{sys.version_info.minor}"
     ask = "import sys; print('%d.%d' % sys.version_info[:2])"
     return subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _remove_folder(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked child, where the environment still belongs to the parent
-        shutil.rmtree(folder, ignore_errors=True)

@@ -15,14 +15,12 @@ import shutil
 import socket
 import ssl
 import subprocess
-import tempfile
 import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from plungepool_toolkit.processes import GuardedProcess
+from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder, lifelines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +81,7 @@ class Postgres:
         self._binaries = binaries
         self._identity: tuple[int, int] | None = None
         self._folder: Path | None = None
-        self._remove: weakref.finalize[Any, Any] | None = None
+        self._temporary: TemporaryFolder | None = None
         self._process: GuardedProcess | None = None
         self._ssl_context: ssl.SSLContext | None = None
 
@@ -204,9 +202,9 @@ class Postgres:
     def close(self) -> None:
         """Stop the server and remove everything that is temporary."""
         self.stop()
-        if self._remove is not None:
-            self._remove()
-            self._remove = self._folder = None
+        if self._temporary is not None:
+            self._temporary.remove()
+            self._temporary = self._folder = None
 
     # How it is started
 
@@ -214,8 +212,8 @@ class Postgres:
         """Make the folder for log, access rules, certificate and data, once; return it."""
         if self._folder is not None:
             return self._folder
-        folder = self._folder = Path(tempfile.mkdtemp(prefix="plungepool-postgres-"))
-        self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
+        self._temporary = TemporaryFolder("postgres")
+        folder = self._folder = self._temporary.path
         if os.geteuid() == 0:
             import pwd
 
@@ -247,6 +245,7 @@ class Postgres:
             user=user,
             group=group,
             extra_groups=[] if self._identity else None,
+            pass_fds=lifelines(),
             cwd="/",
             env=_server_environment(),
             capture_output=True,
@@ -339,7 +338,6 @@ class Postgres:
             environment=_server_environment(),
             identity=self._identity,
             stop=[("SIGINT", 10.0), ("SIGQUIT", 5.0)],  # PostgreSQL's "fast" shutdown, then its "immediate" one
-            remove=[folder],
         )
 
     def _wait_until_ready(self, timeout_s: float) -> str | None:
@@ -390,8 +388,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _remove_folder(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked child, where the server still belongs to the parent
-        shutil.rmtree(folder, ignore_errors=True)

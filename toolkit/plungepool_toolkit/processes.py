@@ -1,15 +1,20 @@
-"""Child processes that do not outlive the toolkit, whichever way it ends: a normal exit, Ctrl-C, SIGTERM, SIGKILL."""
+"""Processes and folders that do not outlive the toolkit, however it ends: a normal exit, Ctrl-C, SIGTERM, SIGKILL."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +35,6 @@ class GuardedProcess:
         cwd: its working folder.
         identity: (user id, group id) to run as; only root can. The watchdog keeps its own.
         stop: the signals that ask it to end, each with the seconds it is given; SIGKILL to its group comes last.
-        remove: folders that the watchdog deletes when this process died without having stopped it.
     Raises: OSError if there is no memory or file descriptor left. A program that cannot be run ends with code 127.
     Threads: safe after the constructor; `poll` and `wait` may be called from one thread at a time.
     """
@@ -44,7 +48,6 @@ class GuardedProcess:
         cwd: Path | str = "/",
         identity: tuple[int, int] | None = None,
         stop: Sequence[tuple[str, float]] = (),
-        remove: Sequence[Path] = (),
     ) -> None:
         self._owner = os.getpid()
         self._report, report = os.pipe()
@@ -54,7 +57,6 @@ class GuardedProcess:
             "cwd": str(cwd),
             "identity": identity,
             "stop": list(stop),
-            "remove": [str(folder) for folder in remove],
             "report": report,
         }
         try:
@@ -66,7 +68,7 @@ class GuardedProcess:
                     stdout=log,
                     stderr=log,
                     env=None if environment is None else dict(environment),
-                    pass_fds=[report],
+                    pass_fds=[report, *lifelines()],
                     start_new_session=True,  # Ctrl-C in the terminal is for the toolkit, which then stops its children
                 )
         except BaseException:
@@ -123,3 +125,72 @@ class GuardedProcess:
             self._report = -1
         assert code is not None
         return code
+
+
+class TemporaryFolder:
+    """
+    A folder that goes with `remove`, with this object, or, after this process was killed, with its last child.
+
+    All of a process's temporary folders lie in one that a keeper, a process of its own, makes before anything is in it
+    and removes once this process and every GuardedProcess of it are gone.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.path = _keep(kind)
+        self.remove = weakref.finalize(self, _release, self.path, os.getpid())
+
+
+def lifelines() -> tuple[int, ...]:
+    """Return the descriptors to hand to a child that uses a TemporaryFolder, so that the folder waits for its end."""
+    return _keeper.lifelines if _keeper is not None else ()
+
+
+class _Keeper:
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.folder = Path(tempfile.gettempdir()) / f"plungepool-{secrets.token_hex(6)}"
+        self.kept: set[Path] = set()
+        order = json.dumps({"keep": str(self.folder)})
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_WATCHDOG), order],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._process.stdout as answer:
+            if answer.read(1) != b".":
+                raise OSError(f"no folder can be made in {self.folder.parent}")
+        self.lifelines = (self._process.stdin.fileno(),)
+
+    def end(self) -> None:
+        self._process.communicate(b".")
+
+
+_keeper: _Keeper | None = None
+_keeper_lock = threading.RLock()  # reentrant: a finalizer may run while it is held
+
+
+def _keep(kind: str) -> Path:
+    global _keeper
+    with _keeper_lock:
+        if _keeper is None or _keeper.owner != os.getpid():  # a forked child has a keeper of its own
+            _keeper = _Keeper()
+        path = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=_keeper.folder))
+        _keeper.kept.add(path)
+        return path
+
+
+def _release(path: Path, owner: int) -> None:
+    """Remove a folder, and with the last one the keeper; nothing in a forked child, where it is the parent's."""
+    global _keeper
+    with _keeper_lock:
+        if os.getpid() != owner:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        if _keeper is not None and _keeper.owner == owner:
+            _keeper.kept.discard(path)
+            if not _keeper.kept:
+                keeper, _keeper = _keeper, None
+                keeper.end()

@@ -2,9 +2,9 @@
 The parent of every process that the toolkit starts: it ends its child when the toolkit ends, however that happens.
 
 A script, not a module to import: `processes.start` runs it with `python -I -S`, so it imports only what starts fast.
-Standard input is the toolkit's lifeline. A byte on it asks for a stop; its end means that the toolkit is gone (SIGKILL
-included), and then the folders in "remove" go too. PR_SET_PDEATHSIG would be shorter, but it fires when the *thread*
-that started the child ends, and exists on Linux only.
+Standard input is the toolkit's lifeline. A byte on it asks for a stop; its end means that the toolkit is gone, SIGKILL
+included. PR_SET_PDEATHSIG would be shorter, but it fires when the *thread* that started the child ends, and exists on
+Linux only. With {"keep": folder} there is no child: the script makes the folder and removes it at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -29,6 +28,7 @@ def become_child(order: dict[str, Any]) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would hand that on
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.closerange(3, 256)  # the watchdog's own
     if order["identity"]:
         user, group = order["identity"]
         os.setgroups([])
@@ -45,7 +45,6 @@ def send(child: int, number: int) -> None:
 
 def watch(order: dict[str, Any]) -> None:
     report = order["report"]
-    os.set_inheritable(report, False)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler the wake-up descriptor stays silent
@@ -60,14 +59,13 @@ def watch(order: dict[str, Any]) -> None:
         os._exit(127)
     os.write(report, f"{child}\n".encode())
 
-    sources, orphaned, stops, next_stop = [0, woken], False, list(order["stop"]), None
+    sources, stops, next_stop = [0, woken], list(order["stop"]), None
     while True:
         wait = None if next_stop is None else max(0.0, next_stop - time.monotonic())
         ready, _, _ = select.select(sources, [], [], wait)
         if woken in ready:
             os.read(woken, 4096)
         if 0 in ready:
-            orphaned = not os.read(0, 1)
             sources.remove(0)
             next_stop = time.monotonic()
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -82,17 +80,23 @@ def watch(order: dict[str, Any]) -> None:
             next_stop = time.monotonic() + patience
 
     send(child, signal.SIGKILL)  # whatever it started in its group and left behind
-    with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
+    with contextlib.suppress(BrokenPipeError):  # nobody may be left to hear it
         os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-    os.close(report)
-    # A child may end by itself, and the toolkit die later: the folders wait for it.
-    if not orphaned and 0 in sources and order["remove"]:
-        orphaned = not os.read(0, 1)
-    if orphaned:
-        for folder in order["remove"]:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(folder: str) -> None:
+    os.mkdir(folder, 0o711)  # others, such as PostgreSQL's user, get through to what they know by name
+    os.write(1, b".")
+    os.read(0, 1)
+    import shutil  # slow to import, and only needed now
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    watch(json.loads(sys.argv[1]))
+    task = json.loads(sys.argv[1])
+    if "keep" in task:
+        keep(task["keep"])
+    else:
+        watch(task)
     os._exit(0)

@@ -222,7 +222,6 @@ _NAMING = {
     "aggregate", "as", "copy", "exists", "function", "into", "only", "procedure", "recursive", "references", "routine",
     "table", "with",
 }  # fmt: skip
-_INTO_TABLE = {("word", "insert"), ("word", "merge")}
 _AFTER_INTO = {
     "except", "fetch", "for", "from", "group", "having", "intersect", "limit", "offset", "order", "union", "values",
     "where", "window",
@@ -235,7 +234,7 @@ class _Token(NamedTuple):
 
 
 def _tokens(sql: str) -> Iterator[_Token]:
-    """Yield words (in lower case), quoted names, signs, and a blank in place of each string."""
+    """Yield words in lower case, names with their opening quote, signs, and nothing of what a string holds."""
     at, end = 0, len(sql)
     while at < end:
         char = sql[at]
@@ -252,7 +251,7 @@ def _tokens(sql: str) -> Iterator[_Token]:
             yield _Token("string", "")
         elif char == '"':
             past = _after_quoted(sql, at, backslash=False)
-            yield _Token("name", sql[at + 1 : past - 1].replace('""', '"'))
+            yield _Token("name", '"' + sql[at + 1 : past - 1].replace('""', '"'))
             at = past
         elif char in "eE" and following == "'":
             at = _after_escaped(sql, at + 1)
@@ -349,81 +348,82 @@ def _after_dollars(sql: str, at: int) -> int | None:
 @lru_cache(maxsize=2048)
 def why_pinned(sql: str) -> str | None:
     """Return the first reason in a query's text, several statements perhaps, to pin its client; None if there is none."""
-    tokens = [*_tokens(sql), *[_Token("sign", "")] * 4]
-    start, depth, atomic = True, 0, 0
-    creating = defining = False
+    return next((why for statement in _split(sql) if (why := _why(statement)) is not None), None)
+
+
+def _split(sql: str) -> Iterator[list[_Token]]:
+    """Yield the tokens of each statement: no semicolon in parentheses or in BEGIN ATOMIC ... END ends one."""
+    statement: list[_Token] = []
+    depth = atomic = 0
+    for token in _tokens(sql):
+        if token == ("sign", ";") and depth <= 0 and not atomic:
+            yield statement
+            statement, depth = [], 0
+            continue
+        statement.append(token)
+        text = token.text
+        depth += (text == "(") - (text == ")")
+        if text == "atomic" and statement[0].text == "create" and statement[-2].text == "begin":
+            atomic += 1
+        elif atomic:
+            atomic += (text == "case") - (text == "end")
+    yield statement
+
+
+def _why(statement: list[_Token]) -> str | None:
+    texts = [token.text for token in statement] + [""] * 4
     at = 0
-    while at < len(tokens) - 4:
-        kind, text = tokens[at]
-        before = tokens[at - 1] if at else _Token("sign", "")
-        after = tokens[at + 1]
-        if kind == "sign":
-            depth += (text == "(") - (text == ")")
-            if text == ";" and depth <= 0 and not atomic:
-                start, depth, creating, defining = True, 0, False, False
-            else:
-                start = False
-        elif start and kind == "word":
-            start = False
-            if text == "set" and after == ("word", "local"):
-                return "SET LOCAL"
-            if text in _LEADING:
-                return _LEADING[text]
-            if text == "explain":
-                start = True
-                while tokens[at + 1].text in ("analyze", "verbose"):
-                    at += 1
-                # Options in parentheses; a query may stand in parentheses, too.
-                if tokens[at + 1].text == "(" and tokens[at + 2].text not in ("(", "select", "values", "with", "table"):
-                    while tokens[at + 1].text not in (")", ""):
-                        at += 1
-                    at += 1
-            if text == "create":
-                creating = True
-                while tokens[at + 1].text in ("or", "replace", "local", "global"):
-                    at += 1
-                if tokens[at + 1] in (("word", "temp"), ("word", "temporary")):
-                    return "temporary object"
-                if tokens[at + 1] in (("word", "function"), ("word", "procedure")):
-                    defining = True
-        else:
-            start = False
-            if creating and text == "pg_temp" and kind in ("word", "name") and after.text == ".":
-                return "temporary object"
-            if defining:
-                if kind == "word":
-                    if (text == "begin" and after == ("word", "atomic")) or (atomic and text == "case"):
-                        atomic += 1
-                    elif atomic and text == "end":
-                        atomic -= 1
-            elif creating and text == "execute" and kind == "word" and before == ("word", "as"):
-                return "EXECUTE"
-            elif kind == "word" and text == "into" and before not in _INTO_TABLE:
-                if _names_temporary(tokens, at + 1):
-                    return "temporary object"
-            elif text in _CALLS and kind != "string" and after == ("sign", "(") and _is_call(tokens, at):
-                return _CALLS[text]
-        at += 1
+    if texts[0] == "explain":
+        at = _after_explain(texts)
+    if texts[at] in _LEADING:
+        return "SET LOCAL" if texts[at : at + 2] == ["set", "local"] else _LEADING[texts[at]]
+    creating = texts[at] == "create"
+    defining = False
+    if creating:
+        kind = at + 1
+        while texts[kind] in ("or", "replace", "local", "global"):
+            kind += 1
+        if texts[kind] in ("temp", "temporary"):
+            return "temporary object"
+        defining = texts[kind] in ("function", "procedure")
+    for place in range(at, len(statement)):
+        text, after = texts[place], texts[place + 1]
+        before = texts[place - 1] if place else ""
+        if creating and text in ("pg_temp", '"pg_temp') and after == ".":
+            return "temporary object"
+        if defining:
+            continue  # its body does not run now
+        if creating and (before, text) == ("as", "execute"):
+            return "EXECUTE"
+        if text == "into" and before not in ("insert", "merge") and _names_temporary(statement, texts, place + 1):
+            return "temporary object"
+        if after == "(" and (call := _CALLS.get(text.removeprefix('"'))) is not None:
+            catalog = place > 1 and texts[place - 2] in ("pg_catalog", '"pg_catalog')
+            if catalog if before == "." else before not in _NAMING:
+                return call
     return None
 
 
-def _names_temporary(tokens: list[_Token], at: int) -> bool:
-    """Tell whether what follows INTO is a temporary table: TEMP may also be the name of an ordinary one."""
-    if tokens[at] in (("word", "local"), ("word", "global")):
+def _after_explain(texts: list[str]) -> int:
+    at = 1
+    while texts[at] in ("analyze", "verbose"):
         at += 1
-    if tokens[at].text == "pg_temp" and tokens[at + 1].text == ".":
-        return tokens[at].kind in ("word", "name")
-    if tokens[at] not in (("word", "temp"), ("word", "temporary")):
+    # Options in parentheses; a query may stand in parentheses, too.
+    if texts[at] == "(" and texts[at + 1] not in ("(", "select", "values", "with", "table") and ")" in texts[at:]:
+        at = texts.index(")", at) + 1
+    return at
+
+
+def _names_temporary(statement: list[_Token], texts: list[str], at: int) -> bool:
+    """Tell whether what follows INTO is a temporary table: TEMP may also be the name of an ordinary one."""
+    if texts[at] in ("local", "global"):
+        at += 1
+    if texts[at] in ("pg_temp", '"pg_temp') and texts[at + 1] == ".":
+        return True
+    if texts[at] not in ("temp", "temporary") or at + 1 >= len(statement):
         return False
-    kind, text = tokens[at + 1]
-    return kind == "name" or (kind == "word" and text not in _AFTER_INTO)
-
-
-def _is_call(tokens: list[_Token], at: int) -> bool:
-    before = tokens[at - 1] if at else _Token("sign", "")
-    if before == ("sign", "."):
-        return at > 1 and tokens[at - 2] in (("word", "pg_catalog"), ("name", "pg_catalog"))
-    return not (before.kind == "word" and before.text in _NAMING)
+    following = statement[at + 1]
+    return following.kind == "name" or (following.kind == "word" and following.text not in _AFTER_INTO)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

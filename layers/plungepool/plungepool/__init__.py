@@ -1,5 +1,6 @@
 """Plungepool: a small, deep pool for cold starts. Outside the handler: `engine = get_engine()`."""
 
+from . import cold_start as _cold_start  # before all that imports SQLAlchemy  # noqa: F401
 from .engine import build_engine, dispose_engine, get_engine
 from .errors import CredentialsError, PlungepoolError, SettingsError
 from .pool import PoolExhausted

@@ -231,3 +231,14 @@ def test_the_cold_start_is_counted(start):
         for _ in range(2)
     ]
     assert counts == [1, 0]
+
+
+def test_check_database_finds_the_shop_well_and_leaves_no_connection(shop, start):
+    """As the application's role, with the limits that prepare_database set: every step is well, cold and warm."""
+    environment = start("check_database")
+    for _ in range(2):
+        invocation = environment.invoke(event("check_database"))
+        assert [check for check in invocation.payload["checks"] if check["state"] != "ok"] == []
+        assert invocation.payload["ok"] is True
+        assert PASSWORD not in str(invocation)
+    assert backends(shop, "check_database") == []

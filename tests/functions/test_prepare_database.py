@@ -316,6 +316,29 @@ def test_iam_login_is_granted_where_it_can_be_used(empty_shop, prepare, rds_iam)
         assert (properties, granted()) == (properties, expected)
 
 
+def test_an_owner_who_is_no_superuser_can_prepare(empty_shop, prepare, load, rds_iam):
+    """On RDS the owner may create roles and grant rds_iam, and is no superuser: it prepares, twice."""
+    owner = "shop_owner"
+    empty_shop.execute(f"CREATE ROLE {owner} LOGIN CREATEROLE; GRANT rds_iam TO {owner} WITH ADMIN OPTION")
+    empty_shop.execute(f"ALTER DATABASE {empty_shop.database} OWNER TO {owner}")
+    try:
+        function = load("prepare_database", empty_shop.url(owner))
+        properties = {"role_name": empty_shop.app_role, "demo_data": True}
+        assert len(function.invoke(properties)["applied"]) == 2
+        for changed in ({"role_password": "a proxy's"}, {"connection_limit": 3, "iam_login": True}):
+            assert function.invoke(properties | changed)["applied"] == []
+        report = load("report_sales", empty_shop.url()).invoke({"time": "2026-01-15T06:00:00Z"})
+        assert len(report["products"]) == 3
+        with pytest.raises(DBAPIError, match="a role of its own"):
+            load("prepare_database", empty_shop.url(owner)).invoke({"role_name": owner})
+    finally:
+        plungepool.dispose_engine()
+        empty_shop.execute(f"DROP OWNED BY {empty_shop.app_role}; DROP ROLE {empty_shop.app_role}")
+        empty_shop.execute(
+            f"ALTER DATABASE {empty_shop.database} OWNER TO postgres; DROP OWNED BY {owner} CASCADE; DROP ROLE {owner}"
+        )
+
+
 def test_iam_login_needs_a_server_that_has_it(prepare):
     """Asked for on a server that is no RDS, it is refused with what that means."""
     with pytest.raises(DBAPIError, match="no role rds_iam"):

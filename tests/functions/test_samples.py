@@ -1,0 +1,37 @@
+"""What holds for every sample function."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+APPS = {path.parent.name: path for path in sorted((ROOT / "functions").glob("*/app.py"))}
+
+
+def test_every_function_has_its_event_and_its_place_in_the_documentation():
+    """functions/, events/ and the table of docs/functions.md name the same functions."""
+    assert {path.stem for path in (ROOT / "events").glob("*.json")} == set(APPS)
+    lines = (ROOT / "docs" / "functions.md").read_text().splitlines()
+    sections = {line.removeprefix("## ") for line in lines if line.startswith("## ")}
+    assert sections - {"Variables"} == set(APPS)
+    assert {line.split("`")[1] for line in lines if line.startswith("| `") and "_" in line.split("`")[1]} >= set(APPS)
+    for path in (ROOT / "events").glob("*.json"):
+        assert isinstance(json.loads(path.read_text()), dict)
+
+
+def test_handlers_stay_short():
+    """A sample that does not fit a screen or two is not read: under 60 lines each."""
+    assert {name: count for name, path in APPS.items() if (count := len(path.read_text().splitlines())) >= 60} == {}
+
+
+def test_options_of_prepare_database_are_documented():
+    """The table of docs/functions.md lists every variable that prepare_database reads."""
+    source = (ROOT / "functions" / "prepare_database" / "preparation.py").read_text()
+    documentation = (ROOT / "docs" / "functions.md").read_text()
+    variables = {part.split('"')[0] for part in source.split('"')[1::2] if part.startswith("APP_ROLE_")}
+    assert len(variables) == 4
+    assert [name for name in variables if f"`{name}`" not in documentation] == []
+
+
+def test_roles_are_one_file():
+    """prepare_database runs infrastructure/roles.sql itself, not a copy that could differ."""
+    assert (ROOT / "functions" / "prepare_database" / "roles.sql").resolve() == ROOT / "infrastructure" / "roles.sql"

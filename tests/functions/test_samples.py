@@ -1,6 +1,7 @@
 """What holds for every sample function."""
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def test_options_of_prepare_database_are_documented():
     """The table of docs/functions.md lists every variable that prepare_database reads."""
     source = (ROOT / "functions" / "prepare_database" / "preparation.py").read_text()
     documentation = (ROOT / "docs" / "functions.md").read_text()
-    variables = {part.split('"')[0] for part in source.split('"')[1::2] if part.startswith("APP_ROLE_")}
+    variables = set(re.findall(r'"(APP_ROLE_\w+)"', source))
     assert len(variables) == 4
     assert [name for name in variables if f"`{name}`" not in documentation] == []
 

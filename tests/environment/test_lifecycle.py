@@ -50,6 +50,14 @@ def state_of(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def wait_for(reached):
+    """Wait for what the kernel does in its own time, such as stopping every thread after SIGSTOP."""
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
 def test_an_invocation_gives_what_the_handler_returns(function):
     """The event reaches the handler and its result comes back, with the lines it wrote; init runs once."""
     environment = function("""
@@ -119,10 +127,10 @@ def test_it_is_frozen_between_invocations(function):
     """)
 
     def switches():
-        tasks = Path(f"/proc/{environment.pid}/task").iterdir()
-        return sorted(
-            line for task in tasks for line in (task / "status").read_text().splitlines() if "switches" in line
-        )
+        tasks = [f"{environment.pid}/task/{path.name}" for path in Path(f"/proc/{environment.pid}/task").iterdir()]
+        wait_for(lambda: {state_of(task) for task in tasks} == {"T"})
+        lines = [line for task in tasks for line in Path(f"/proc/{task}/status").read_text().splitlines()]
+        return [line for line in lines if "switches" in line]
 
     assert state_of(environment.pid) == "T"
     frozen = switches()
@@ -143,12 +151,9 @@ def test_child_processes_are_frozen_and_ended_with_it(function):
             return child.pid
     """)
     child = environment.invoke(None).payload
-    assert state_of(child) == "T"
+    wait_for(lambda: state_of(child) == "T")
     environment.close()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and state_of(child) != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")
 
 
 def test_an_exception_is_the_error_document(function):
@@ -475,12 +480,7 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path, moment):
     ) as parent:
         pid = int(parent.stdout.readline())
         wanted = "S" if moment == "invoking" else "T"
-        deadline = time.monotonic() + 20
-        while state_of(pid) != wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: state_of(pid) == wanted)
         parent.kill()
         parent.wait()
-    while Path(f"/proc/{pid}").exists() or list(tmp_path.glob("plungepool-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() and not list(tmp_path.glob("plungepool-*")))

@@ -13,6 +13,7 @@ import pytest
 
 from plungepool_toolkit.environment import Environment, InitError, Invocation
 from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.rds_proxy import RdsProxy
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = f"never to be seen {secrets.token_urlsafe(12)}"
@@ -242,3 +243,26 @@ def test_check_database_finds_the_shop_well_and_leaves_no_connection(shop, start
         assert invocation.payload["ok"] is True
         assert PASSWORD not in str(invocation)
     assert backends(shop, "check_database") == []
+
+
+def test_nothing_pins_an_rds_proxy(shop, lambda_environment):
+    """Through a proxy, with IAM and over TLS: what the functions send ties none of them to a database connection."""
+    with RdsProxy(shop, users={"plungepool_app": PASSWORD}, max_database_connections=1) as proxy:
+        powertools = {name: value for name, value in variables("", shop).items() if name.startswith("POWERTOOLS_")}
+        settings = powertools | proxy.variables("plungepool_app") | {"PLUNGEPOOL_PINNING": "refuse"}
+        orders, worker, report = (
+            lambda_environment(ROOT / "functions" / name, variables=settings)
+            for name in ("handle_orders", "fulfil_orders", "report_sales")
+        )
+        for _ in range(3):
+            assert answer(orders.invoke(event("handle_orders")))[0] == 200
+            status, placed = answer(orders.invoke(place(CAP=1)))
+            assert status == 201
+            batch = event("fulfil_orders")
+            batch["Records"][0]["body"] = json.dumps({"order_id": placed["id"]})
+            assert worker.invoke(batch).payload == {"batchItemFailures": []}
+            assert report.invoke(event("report_sales")).error is None
+            assert answer(orders.invoke(place(FLOAT=1)))[0] == 409
+        seen = proxy.counters
+        assert (dict(seen.pinned), dict(seen.refused), seen.unnamed_statement_outlived) == ({}, {}, 0)
+        assert (seen.clients, seen.accepted, seen.database_connections_peak) == (3, 3, 1)

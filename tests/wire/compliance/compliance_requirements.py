@@ -37,7 +37,6 @@ _SUPPORTED = """
 # More than EXCLUDED_FOR_PG8000 may not stand here.
 EXCLUSIONS = {
     "json_deserializer_binary": "the driver decodes a value before a converter sees it: a custom deserializer gets str",
-    "time_timezone": "PostgreSQL's manual advises against timetz; the driver hands it out as the server's text",
 }
 # What SQLAlchemy's own run against `postgresql+pg8000` leaves out, in its test/requirements.py, of what it asks of others.
 EXCLUDED_FOR_PG8000 = {

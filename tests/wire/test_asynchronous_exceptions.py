@@ -1,0 +1,267 @@
+"""An exception at any moment costs one connection: no later query gets a row that is not its own."""
+
+import contextlib
+import ctypes
+import random
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import sqlalchemy
+from sqlalchemy import text
+from sqlalchemy.pool import QueuePool
+
+from plungepool import wire
+
+STRIKES = 1500
+
+
+class Strike(Exception):
+    """An ordinary exception, as a signal handler of the user's may raise it."""
+
+
+class HardStrike(BaseException):
+    """One that `except Exception` does not see."""
+
+
+KINDS = [KeyboardInterrupt, SystemExit, MemoryError, TimeoutError, Strike, HardStrike]
+
+WIRE = ("plungepool/wire.py", "plungepool/values.py")
+# SQLAlchemy's pool and Python's locks are not made for an exception between two of their own lines; ours is the wire.
+NOT_OURS = ("sqlalchemy/pool/", "sqlalchemy/util/queue.py", "/threading.py", "/logging/", "weakref")
+
+
+@pytest.fixture
+def engine(postgres):
+    """An engine with one connection to keep, and a table."""
+    postgres.execute("DROP TABLE IF EXISTS struck; CREATE TABLE struck (token int)")
+    engine = sqlalchemy.create_engine(
+        postgres.url().replace("postgresql://", "postgresql+plungepool://"),
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=-1,
+    )
+    yield engine
+    engine.dispose()
+
+
+class Struck:
+    """Queries that know their own answers; `wrong` collects what was another's, `committed` what must be in the table."""
+
+    def __init__(self, engine):
+        self.engine, self.wrong, self.committed = engine, [], []
+
+    def select(self, number):
+        with self.engine.connect() as connection:
+            self._check(number, connection.execute(text("SELECT :x ::int"), {"x": number}).scalar())
+
+    def select_in_autocommit(self, number):
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for token in (number, -number):
+                self._check(token, connection.execute(text("SELECT :x ::int"), {"x": token}).scalar())
+
+    def many_rows(self, number):
+        query = text("SELECT :x ::int, repeat('y', 40) FROM generate_series(1, 2000)")
+        with self.engine.connect() as connection:
+            rows = connection.execute(query, {"x": number}).all()
+        self._check((number, 2000), (next(iter({row[0] for row in rows}), None), len(rows)))
+
+    def insert(self, number):
+        with self.engine.begin() as connection:
+            connection.execute(text("INSERT INTO struck VALUES (:x)"), {"x": number})
+            self._check(
+                1, connection.execute(text("SELECT count(*) FROM struck WHERE token = :x"), {"x": number}).scalar()
+            )
+        self.committed.append(number)
+
+    def insert_many(self, number):
+        with self.engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO struck VALUES (:x)"), [{"x": number}] + [{"x": -n} for n in range(1, 50)]
+            )
+        self.committed.append(number)
+
+    def failing(self, number):
+        with contextlib.suppress(sqlalchemy.exc.DataError), self.engine.connect() as connection:
+            connection.execute(text("SELECT 1 / (:x - :x)"), {"x": number})
+
+    def _check(self, expected, got):
+        if got != expected:
+            self.wrong.append((expected, got))
+
+    def any(self, random_, number):
+        random_.choice(
+            [
+                self.select,
+                self.select,
+                self.select_in_autocommit,
+                self.many_rows,
+                self.insert,
+                self.insert_many,
+                self.failing,
+            ]
+        )(number)
+
+    def assert_right(self):
+        assert self.wrong == []
+        with self.engine.connect() as connection:
+            counts = dict(connection.execute(text("SELECT token, count(*) FROM struck GROUP BY token")).all())
+        assert {number for number in self.committed if counts.get(number) != 1} == set()
+        assert {number for number, count in counts.items() if number > 0 and count != 1} == set()
+
+
+class Alarm:
+    """Raises an exception of a random kind in the main thread, at a random moment of what it guards."""
+
+    def __init__(self, random_):
+        self.random, self.in_wire, self.kind = random_, 0, None
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGALRM, self.ring)
+        return self
+
+    def __exit__(self, *exception):
+        self.disarm()
+        signal.signal(signal.SIGALRM, self.before)
+
+    def ring(self, number, frame):
+        if self.kind is None:
+            return
+        names = []
+        while frame is not None:
+            names.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        in_wire = any(name.endswith(WIRE) for name in names)
+        if not in_wire and any(part in name for name in names for part in NOT_OURS):
+            signal.setitimer(signal.ITIMER_REAL, 0.00005)
+            return
+        kind, self.kind = self.kind, None
+        self.in_wire += in_wire
+        raise kind("struck")
+
+    def arm(self, within_s):
+        self.kind = self.random.choice(KINDS)
+        signal.setitimer(signal.ITIMER_REAL, self.random.uniform(0.00002, within_s))
+
+    def disarm(self):
+        self.kind = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_signal_handlers_that_raise_never_cross_rows(engine):
+    """Exceptions from signal handlers, at random moments of queries by an engine: every row is its own query's."""
+    random_ = random.Random(20)
+    struck, number = Struck(engine), 0
+    with Alarm(random_) as alarm:
+        while alarm.in_wire < STRIKES:
+            number += 1
+            try:
+                alarm.arm(0.004)
+                struck.any(random_, number)
+            except (*KINDS, sqlalchemy.exc.DBAPIError):
+                pass
+            finally:
+                alarm.disarm()
+            # And nothing of it is left over: the very next query works, whatever was struck.
+            struck.select(10**6 + number)
+    struck.assert_right()
+
+
+def strike_thread(thread_id, kind):
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind))
+
+
+class Target:
+    """A thread that works and is struck once a round, in its work or while it waits for the strike."""
+
+    def __init__(self, work, verify, rounds):
+        self.work, self.verify, self.rounds = work, verify, rounds
+        self.armed, self.in_work, self.problems, self.done = threading.Event(), 0, [], False
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        try:
+            for number in range(1, self.rounds + 1):
+                working = True
+                try:
+                    self.armed.set()
+                    self.work(number)
+                    working = False
+                    while True:
+                        time.sleep(0.0001)
+                except (*KINDS, wire.Error, sqlalchemy.exc.DBAPIError):
+                    self.in_work += working
+                self.verify(10**6 + number)
+        except BaseException as problem:  # for the main thread to raise
+            self.problems.append(problem)
+        finally:
+            self.done = True
+            self.armed.set()
+
+    def strike_it(self, random_):
+        self.thread.start()
+        while True:
+            self.armed.wait()
+            if self.done:
+                break
+            self.armed.clear()
+            time.sleep(random_.uniform(0, 0.003))
+            strike_thread(self.thread.ident, random_.choice(KINDS))
+        self.thread.join()
+        for problem in self.problems:
+            raise problem
+
+
+@pytest.fixture
+def short_switches():
+    """Threads change often, so that a strike meets many different lines."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.00005)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches):
+    """Exceptions that another thread sets, on a bare connection: it still answers rightly, or says that it is closed."""
+    random_ = random.Random(21)
+    connections, wrong = [], []
+
+    def connect():
+        connections.append(wire.connect(user="postgres", host=postgres.host, port=postgres.port, database="postgres"))
+        connections[-1].autocommit = True
+
+    def work(number):
+        cursor = connections[-1].cursor()
+        for token in (number, -number):
+            cursor.execute("SELECT $1::int, g FROM generate_series(1, 100) g", (token,))
+            rows = [list(row) for row in cursor.fetchall()]
+            if rows != [[token, g] for g in range(1, 101)]:
+                wrong.append((token, rows[:2]))
+
+    def verify(number):
+        try:
+            work(number)
+        except wire.Error:  # closed for good: then it is replaced, as a pool does
+            with contextlib.suppress(wire.Error):
+                connections.pop().close()
+            connect()
+            work(number)
+
+    connect()
+    target = Target(work, verify, STRIKES)
+    target.strike_it(random_)
+    connections.pop().close()
+    assert wrong == []
+    assert target.in_work > STRIKES // 20
+
+
+def test_exceptions_from_other_threads_through_an_engine_never_cross_rows(engine, short_switches):
+    """The same by an engine, transactions and executemany included: what was committed is there, once."""
+    random_ = random.Random(22)
+    struck = Struck(engine)
+    target = Target(lambda number: struck.any(random_, number), struck.select, STRIKES // 2)
+    target.strike_it(random.Random(23))
+    struck.assert_right()
+    assert target.in_work > STRIKES // 40

@@ -1,0 +1,401 @@
+"""
+Whatever a server sends, the wire ends in a classed error or the right row: no hang, no stranger's row, bounded memory.
+
+PLUNGEPOOL_EXAMPLES=20000 looks further than `make test`, and at random.
+"""
+
+import os
+import struct
+import time
+import tracemalloc
+
+import pytest
+import sqlalchemy
+from fuzz_server import Fault, FuzzServer, data_row, error, message, ready, row_description
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.pool import QueuePool
+
+from plungepool import wire
+
+DRIVER = "plungepool"
+PROFILE = settings(
+    max_examples=int(os.environ.get("PLUNGEPOOL_EXAMPLES", "250")),
+    derandomize="PLUNGEPOOL_EXAMPLES" not in os.environ,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+INTRUDER = "intruder"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that answers as it is told, for the whole module."""
+    with FuzzServer() as fuzz_server:
+        yield fuzz_server
+
+
+def engine_for(server, **options):
+    return sqlalchemy.create_engine(
+        f"postgresql+{DRIVER}://app@{server.host}:{server.port}/db",
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"connect_timeout_s": 5.0},
+        **options,
+    )
+
+
+def connect(server, **options):
+    return wire.connect(
+        user="app", host=server.host, port=server.port, database="db", **{"connect_timeout_s": 5.0, **options}
+    )
+
+
+# What is inserted into a reply.
+STRAYS = [
+    error("22012"),
+    error("57P01", severity="FATAL"),
+    error("XX000", severity="PANIC"),
+    message(b"N", b"SNOTICE\0C00000\0Mhello\0\0"),
+    message(b"S", b"TimeZone\0Europe/Zurich\0"),
+    message(b"S", b"client_encoding\0LATIN1\0"),
+    message(b"A", struct.pack("!i", 1) + b"channel\0payload\0"),
+    row_description("token", "more"),
+    row_description(),
+    data_row(INTRUDER.encode()),
+    data_row(),
+    data_row(INTRUDER.encode(), b"x"),
+    message(b"1"),
+    message(b"2"),
+    message(b"3"),
+    message(b"n"),
+    message(b"s"),
+    message(b"I"),
+    message(b"t", struct.pack("!h", 0)),
+    message(b"C", b"SELECT 1\0"),
+    message(b"C", b""),
+    message(b"C", b"INSERT 0 99999999999999999999\0"),
+    ready(),
+    ready(b"T"),
+    ready(b"E"),
+    message(b"Z"),
+    message(b"Z", b"?"),
+    message(b"G", struct.pack("!bh", 0, 0)),
+    message(b"H", struct.pack("!bh", 0, 1)),
+    message(b"W", struct.pack("!bh", 0, 0)),
+    message(b"d", b"copied\n"),
+    message(b"c"),
+    message(b"R", struct.pack("!i", 0)),
+    message(b"R", struct.pack("!i", 3)),
+    message(b"R", struct.pack("!i", 7)),
+    message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-512\0\0"),
+    message(b"K", b"\0\0"),
+    message(b"v", struct.pack("!ii", 196608, 0)),
+    message(b"V", struct.pack("!i", -1)),
+    message(b"?", b"?"),
+    b"E\0\0\0\x05",
+    message(b"E"),
+    message(b"E", b"\0"),
+    message(b"E", b"C"),
+    message(b"E", b"C\xff\xfe\0M\xff\0\0"),
+]
+LENGTHS = [-(2**31), -1, 0, 1, 3, 4, 5, 2**16, 2**24, 2**30, 2**31 - 1]
+POSITION = st.integers(0, 15)
+CHANGE = st.one_of(
+    st.tuples(st.just("drop"), POSITION),
+    st.tuples(st.just("duplicate"), POSITION),
+    st.tuples(st.just("swap"), POSITION, POSITION),
+    st.tuples(st.just("insert"), POSITION, st.sampled_from(STRAYS)),
+    st.tuples(st.just("kind"), POSITION, st.binary(min_size=1, max_size=1)),
+    st.tuples(st.just("length"), POSITION, st.sampled_from(LENGTHS)),
+    st.tuples(st.just("shorten"), POSITION, st.integers(0, 30)),
+    st.tuples(st.just("overwrite"), POSITION, st.integers(5, 30), st.binary(min_size=1, max_size=6)),
+    st.tuples(st.just("garbage"), POSITION, st.binary(min_size=1, max_size=20)),
+    st.tuples(st.just("twice")),
+)
+
+
+def apply_changes(changes):
+    def change(reply):
+        reply = list(reply)
+        for name, *arguments in changes:
+            if name == "twice":
+                reply *= 2
+                continue
+            if not reply:
+                break
+            at = arguments[0] % len(reply)
+            if name == "drop":
+                del reply[at]
+            elif name == "duplicate":
+                reply.insert(at, reply[at])
+            elif name == "swap":
+                other = arguments[1] % len(reply)
+                reply[at], reply[other] = reply[other], reply[at]
+            elif name in ("insert", "garbage"):
+                reply.insert(at, arguments[1])
+            elif name == "kind":
+                reply[at] = arguments[1] + reply[at][1:]
+            elif name == "length":
+                reply[at] = reply[at][:1] + struct.pack("!i", arguments[1]) + reply[at][5:]
+            elif name == "shorten":
+                body = reply[at][5 : 5 + arguments[1]]
+                reply[at] = message(reply[at][:1], body)
+            elif name == "overwrite":
+                _, start, data = arguments
+                reply[at] = reply[at][:start] + data + reply[at][start + len(data) :]
+        return reply
+
+    return change
+
+
+FAULT = st.builds(
+    lambda changes, how, cut: Fault(apply_changes(changes), how, cut),
+    st.lists(CHANGE, min_size=0, max_size=3),
+    st.sampled_from(["whole", "whole", "whole", "drip", "close", "reset"]),
+    st.none() | st.integers(0, 120),
+)
+
+
+def ask(connection, number):
+    """Ask for the row of query `number`, by a parameter or by the text alone; return what came."""
+    if number % 3 == 0:
+        result = connection.exec_driver_sql(f"SELECT 'q-{number}'")
+    else:
+        result = connection.execute(sqlalchemy.text("SELECT :token"), {"token": f"q-{number}"})
+    return [value for row in result.all() for value in row] if result.returns_rows else []
+
+
+@PROFILE
+@given(fault=FAULT, flight=st.integers(0, 3), autocommit=st.booleans(), first=st.integers(0, 2))
+def test_spoilt_reply_costs_its_connection_and_nothing_else(server, fault, flight, autocommit, first):
+    """After any damage to one reply, no query gets another one's row, errors are classed, and the engine works again."""
+    server.plan(query_faults={flight: fault})
+    engine = engine_for(server, **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}))
+    try:
+        failures = {}
+        for number in range(100 + first, 107 + first):
+            try:
+                with engine.connect() as connection:
+                    values = ask(connection, number)
+            except sqlalchemy.exc.DBAPIError as failure:
+                failures[number] = failure.orig
+            else:
+                strangers = {f"q-{other}" for other in range(100, 110) if other != number}
+                assert strangers.isdisjoint(values)
+        assert all(isinstance(failure, wire.Error) for failure in failures.values())
+        assert len(failures) <= 2
+        assert set(failures).isdisjoint({number, number - 1}), "the engine did not recover"
+    finally:
+        engine.dispose()
+
+
+@PROFILE
+@given(fault=FAULT)
+def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server, fault):
+    """Any damage to what the server says while a client connects is a classed error, or harmless."""
+    server.plan(startup_fault=fault)
+    try:
+        connection = connect(server)
+    except wire.Error:
+        return
+    try:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute("SELECT $1", ("q-1",))
+        assert [value for row in cursor.fetchall() for value in row] == ["q-1"]
+    except wire.Error:
+        pass
+    finally:
+        connection.close()
+
+
+AUTHENTICATION = [
+    message(b"R", struct.pack("!i", code) + rest)
+    for code, rest in [
+        (2, b""), (5, b"salt"), (5, b"s"), (6, b""), (7, b""), (8, b""), (9, b""), (10, b"\0"), (10, b"SCRAM-SHA-256\0"),
+        (10, b"SCRAM-SHA-256\0\0"), (10, b"OAUTHBEARER\0\0"), (11, b"r=x,s=y,i=0"), (12, b"v=x"), (-1, b""), (99, b""),
+    ]
+] + [message(b"R"), message(b"R", b"\0\0")]  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", AUTHENTICATION, ids=lambda request_: request_[5:].hex() or "empty")
+def test_strange_authentication_request_is_a_classed_error(server, request_):
+    """Whatever way to authenticate a server asks for, the answer is a connection or a classed error."""
+    server.plan(authentication=request_)
+    texts = []
+    try:
+        connect(server, password="secret").close()
+    except wire.Error as failure:
+        texts.append(f"{failure} {failure!r}")
+    assert "secret" not in "".join(texts)
+
+
+@pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
+@pytest.mark.parametrize("position", range(18))
+def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(server, position, severity):
+    """An ErrorResponse at any place among what the server says while a client connects keeps its SQLSTATE."""
+
+    def change(reply):
+        return [*reply[: position % len(reply)], error("53300", "too many", severity=severity)]
+
+    server.plan(startup_fault=Fault(change, "close"))
+    with pytest.raises(wire.OperationalError) as caught:
+        connect(server)
+    assert caught.value.sqlstate == "53300"
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("parameters", [(), ("q-5",)], ids=["simple", "parameters"])
+@pytest.mark.parametrize("position", range(8))
+@pytest.mark.parametrize(
+    ("code", "severity", "kind"),
+    [
+        ("23505", "ERROR", wire.IntegrityError),
+        ("40001", "ERROR", wire.OperationalError),
+        ("22012", "ERROR", wire.DataError),
+        ("42P01", "ERROR", wire.ProgrammingError),
+        ("0A000", "ERROR", wire.NotSupportedError),
+        ("XX000", "ERROR", wire.InternalError),
+        ("57P01", "FATAL", wire.OperationalError),
+        ("25P03", "FATAL", None),
+    ],
+)
+def test_error_in_any_state_of_a_statement_is_the_error_the_user_sees(
+    server, position, code, severity, kind, parameters, autocommit
+):
+    """An ErrorResponse at any place of a reply keeps its SQLSTATE and its class; a FATAL one ends the connection."""
+    state = b"I" if autocommit else b"E"
+
+    def change(reply):
+        kept = reply[: min(position, len(reply) - 1)]
+        return [*kept, error(code, severity=severity), *([ready(state)] if severity == "ERROR" else [])]
+
+    server.plan(query_faults={0: Fault(change, "whole" if severity == "ERROR" else "close")})
+    connection = connect(server)
+    try:
+        connection.autocommit = autocommit
+        cursor = connection.cursor()
+        with pytest.raises(kind or wire.Error) as caught:
+            cursor.execute("SELECT $1" if parameters else "SELECT 'q-5'", parameters)
+            cursor.fetchall()
+        assert caught.value.sqlstate == code
+    finally:
+        connection.close()
+
+
+def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server):
+    """A FATAL that waits unread when the next statement starts is that statement's error, with its SQLSTATE."""
+    fatal = error("57P05", "terminating connection due to idle-session timeout", severity="FATAL")
+    server.plan(query_faults={0: Fault(lambda reply: [*reply, fatal], "close")})
+    connection = connect(server)
+    connection.autocommit = True
+    cursor = connection.cursor()
+    cursor.execute("SELECT $1", ("q-1",))
+    assert [list(row) for row in cursor.fetchall()] == [["q-1"]]
+    with pytest.raises(wire.OperationalError) as caught:
+        cursor.execute("SELECT $1", ("q-2",))
+    assert caught.value.sqlstate == "57P05"
+    connection.close()
+
+
+def test_asynchronous_messages_are_welcome_anywhere(server):
+    """Notices, parameter changes and notifications between any two messages change nothing of the answer."""
+    asynchronous = [
+        message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"),
+        message(b"S", b"TimeZone\0Europe/Zurich\0"),
+        message(b"A", struct.pack("!i", 1) + b"channel\0payload\0"),
+    ]
+
+    def change(reply):
+        return [piece for honest in reply for piece in (*asynchronous, honest)]
+
+    server.plan(startup_fault=None, query_faults=dict.fromkeys(range(10), Fault(change)))
+    engine = engine_for(server)
+    with engine.connect() as connection:
+        for number in (20, 21, 22):
+            assert ask(connection, number) == [f"q-{number}"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("length", [2**24, 2**30, 2**31 - 1])
+@pytest.mark.parametrize("kind", [b"D", b"T", b"E", b"S", b"N", b"C", b"Z", b"R", b"1"])
+@pytest.mark.parametrize("when", ["connect", "statement"])
+def test_huge_length_field_takes_no_memory(server, length, kind, when):
+    """A message that claims gigabytes costs memory for what came, not for what was claimed."""
+    fault = Fault(lambda reply: [kind + struct.pack("!i", length) + b"x" * 1000], "close")
+    server.plan(**({"startup_fault": fault} if when == "connect" else {"query_faults": {0: fault}}))
+    connection = None
+    tracemalloc.start()
+    try:
+        with pytest.raises(wire.Error):
+            connection = connect(server)
+            connection.cursor().execute("SELECT $1", ("q-1",))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        if connection is not None:
+            connection.close()
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("count", [2**15 - 1, -1, -(2**15)])
+@pytest.mark.parametrize("kind", [b"T", b"D"])
+def test_wrong_count_of_columns_is_a_classed_error(server, kind, count):
+    """A count of columns that does not fit the message's bytes is a classed error."""
+
+    def change(reply):
+        return [kind + m[1:5] + struct.pack("!h", count) + m[7:] if m[:1] == kind else m for m in reply]
+
+    server.plan(query_faults={0: Fault(change)})
+    connection = connect(server)
+    with pytest.raises(wire.Error):
+        connection.cursor().execute("SELECT $1", ("q-1",))
+    connection.close()
+
+
+def test_reply_byte_by_byte_is_the_same_reply(server):
+    """A reply that drips in is read as one that comes at once."""
+    server.plan(
+        startup_fault=Fault(how="drip"), query_faults=dict.fromkeys(range(10), Fault(how="drip")), drip_s=0.0002
+    )
+    engine = engine_for(server)
+    with engine.connect() as connection:
+        for number in (30, 31, 32):
+            assert ask(connection, number) == [f"q-{number}"]
+    engine.dispose()
+
+
+def test_connect_that_drips_for_ever_ends_by_its_time_out(server):
+    """The connect time-out is one for the whole connect: a byte now and then does not extend it."""
+    notice = message(b"N", b"SNOTICE\0C00000\0Mhello\0\0")
+    server.sent_bytes = 0
+    server.plan(startup_fault=Fault(lambda reply: [notice] * 1000, "drip"), drip_s=0.01)
+    with pytest.raises(wire.OperationalError):
+        connect(server, connect_timeout_s=0.5)
+    assert server.sent_bytes < 1000 * len(notice) // 2
+    server.plan()
+
+
+def test_silent_server_ends_by_the_connect_time_out(server):
+    """A server that takes the connection and says no more is given up, by the client."""
+    server.clients_that_left = 0
+    server.plan(startup_fault=Fault(lambda reply: reply[:2], "silent"))
+    with pytest.raises(wire.OperationalError):
+        connect(server, connect_timeout_s=0.3)
+    while not server.clients_that_left:
+        time.sleep(0.01)  # pytest's own time-out ends a test that waits in vain
+
+
+def test_flood_of_notices_is_bounded_in_memory(server):
+    """What nobody reads is not kept: of a hundred thousand notices a hundred are."""
+    notice = message(b"N", b"SNOTICE\0C00000\0M" + b"x" * 200 + b"\0\0")
+    server.plan(query_faults={0: Fault(lambda reply: [notice * 100_000, *reply])})
+    connection = connect(server)
+    connection.autocommit = True
+    cursor = connection.cursor()
+    cursor.execute("SELECT $1", ("q-1",))
+    assert [list(row) for row in cursor.fetchall()] == [["q-1"]]
+    assert len(connection.notices) == 100
+    connection.close()

@@ -5,6 +5,8 @@ not say (the schema that unqualified names go to) is asked for when somebody ref
 DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state is ever changed.
 """
 
+# SQLAlchemy's dialects are not typed.
+# mypy: disallow-untyped-calls=False, disallow-any-generics=False
 from __future__ import annotations
 
 import re
@@ -24,7 +26,8 @@ from sqlalchemy.dialects.postgresql.base import (
 )
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
 
-from plungepool import wire
+from . import wire
+from .values import to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,8 +72,6 @@ def _range_text(value: Any) -> Any:
     if not isinstance(value, ranges.Range):
         return value
     from pg8000.types import Range
-
-    from plungepool.values import to_text
 
     return to_text(Range(value.lower, value.upper, value.bounds, value.empty))
 
@@ -129,9 +130,8 @@ class _ServerSideCursor:
         return self._cursor.description
 
     def execute(self, operation: str, args: Sequence[Any] = ()) -> None:
-        self._cursor.execute(f"DECLARE {self._name} NO SCROLL CURSOR FOR {operation}", args)
+        self._cursor.declare(self._name, operation, args)
         self._open = True
-        self._cursor.execute(f"FETCH FORWARD 0 FROM {self._name}")  # no rows, but their description
 
     def executemany(self, operation: str, param_sets: Any) -> None:
         self._cursor.executemany(operation, param_sets)
@@ -163,9 +163,25 @@ class _ServerSideCursor:
 
 
 class _ExecutionContext(PGExecutionContext):
+    @classmethod
+    def _init_compiled(cls, *arguments: Any, **options: Any) -> Any:
+        _learn_translated_schema(*arguments[:4])
+        return super()._init_compiled(*arguments, **options)
+
+    @classmethod
+    def _init_ddl(cls, *arguments: Any, **options: Any) -> Any:
+        _learn_translated_schema(*arguments[:4])
+        return super()._init_ddl(*arguments, **options)
+
     def create_server_side_cursor(self) -> Any:
-        cursor = self._dbapi_connection.cursor()
+        cursor: Any = self._dbapi_connection.cursor()
         return _ServerSideCursor(cursor, f"plungepool_{id(self):x}")
+
+
+def _learn_translated_schema(dialect: Any, connection: Any, _: Any, options: Any) -> None:
+    """With `schema_translate_map` SQLAlchemy writes the default schema's name into statements: it has to be known."""
+    if options.get("schema_translate_map"):
+        dialect._ask_default_schema_name(connection)
 
 
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
@@ -177,15 +193,16 @@ class PlungepoolDialect(PGDialect_pg8000):
     driver = "plungepool"
     supports_statement_cache = True
     default_paramstyle = "numeric_dollar"
-    statement_compiler = PGCompiler
-    preparer = PGIdentifierPreparer
-    execution_ctx_cls = _ExecutionContext
+    statement_compiler: Any = PGCompiler
+    preparer: Any = PGIdentifierPreparer
+    execution_ctx_cls: Any = _ExecutionContext
     inspector = _Inspector
     supports_sane_multi_rowcount = True
     # What the server has unless told otherwise. It is not asked for: a `reset` goes back to "say nothing in BEGIN".
     default_isolation_level: Any = "READ COMMITTED"
     default_schema_name = "public"
-    _asked_default_schema_name = False
+    _knows_default_schema_name = False
+    _initializing = False
 
     connection_characteristics = PGDialect.connection_characteristics.union(
         {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable()}
@@ -258,17 +275,21 @@ class PlungepoolDialect(PGDialect_pg8000):
             self._backslash_escapes = conforming == "off"
 
     def initialize(self, connection: Connection) -> None:
-        super().initialize(connection)
-        self._asked_default_schema_name = False
+        # A listener that has executed something on the new connection may have changed the search path. What the role's
+        # own search path is, only the server knows; but nobody needs the name before he reflects.
+        self._knows_default_schema_name = _dbapi(connection).flights > 0
+        self._initializing = not self._knows_default_schema_name
+        try:
+            super().initialize(connection)
+        finally:
+            self._initializing = False
 
-    def _get_default_schema_name(self, connection: Connection) -> str:
-        if self._asked_default_schema_name:
-            return super()._get_default_schema_name(connection)  # type: ignore[no-any-return]
-        return "public"
+    def _get_default_schema_name(self, connection: Connection) -> Any:
+        return "public" if self._initializing else super()._get_default_schema_name(connection)
 
     def _ask_default_schema_name(self, connection: Connection) -> None:
-        if not self._asked_default_schema_name:
-            self._asked_default_schema_name = True
+        if not self._knows_default_schema_name:
+            self._knows_default_schema_name = True
             self.default_schema_name = self._get_default_schema_name(connection)
 
     # ---- transactions
@@ -285,7 +306,11 @@ class PlungepoolDialect(PGDialect_pg8000):
             return "AUTOCOMMIT"
         if dbapi_connection.isolation_level is not None:
             return dbapi_connection.isolation_level
-        return super().get_isolation_level(dbapi_connection)
+        before = dbapi_connection.in_transaction
+        level = super().get_isolation_level(dbapi_connection)
+        if not before:
+            dbapi_connection.rollback()
+        return level
 
     def reset_isolation_level(self, dbapi_conn: Any) -> None:
         if self._on_connect_isolation_level is not None:
@@ -308,7 +333,7 @@ class PlungepoolDialect(PGDialect_pg8000):
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         if not dbapi_connection.closed:  # else the server has rolled back long ago
-            dbapi_connection.rollback()
+            super().do_rollback(dbapi_connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         dbapi_connection.ping()

@@ -8,7 +8,7 @@ imported only when one of its types is needed: its import costs a cold start mor
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address, ip_interface, ip_network
 from json import dumps, loads
@@ -60,8 +60,7 @@ def _time(text: str) -> time | str:
 def _bytea(text: str) -> bytes:
     if text.startswith("\\x"):
         return bytes.fromhex(text[2:])
-    out = re.sub(rb"\\(\\|[0-3][0-7]{2})", _bytea_escape, text.encode("latin-1"))  # bytea_output = escape
-    return out
+    return re.sub(rb"\\(\\|[0-3][0-7]{2})", _bytea_escape, text.encode("latin-1"))  # bytea_output = escape
 
 
 def _bytea_escape(match: re.Match[bytes]) -> bytes:
@@ -390,7 +389,7 @@ def _datetime_out(value: datetime) -> str:
     if value.tzinfo is None:
         return value.isoformat()
     try:
-        return value.astimezone(timezone.utc).isoformat()
+        return value.astimezone(UTC).isoformat()
     except OverflowError:  # the first and last hours of all time
         return value.isoformat()
 

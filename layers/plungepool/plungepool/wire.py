@@ -12,17 +12,20 @@ Times are seconds; moments are wall-clock (`time.time()`), so that the time an e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import struct
-import time as _time
+import time as clock
 from collections import deque
+from datetime import date, datetime, time
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from plungepool.tls import explain
-from plungepool.values import Column, to_text
+
+from .values import Column, to_text
 
 if TYPE_CHECKING:
     import ssl
@@ -54,10 +57,42 @@ __all__ = [
 ]
 
 
+# ---- what else PEP 249 wants of a module ------------------------------------------------------------------------------
+
+Binary, Date, Time, Timestamp = bytes, date, time, datetime
+
+
+def DateFromTicks(ticks: float) -> date:  # noqa: N802 - PEP 249 names it
+    return date.fromtimestamp(ticks)
+
+
+def TimeFromTicks(ticks: float) -> time:  # noqa: N802 - PEP 249 names it
+    return datetime.fromtimestamp(ticks).time()
+
+
+def TimestampFromTicks(ticks: float) -> datetime:  # noqa: N802 - PEP 249 names it
+    return datetime.fromtimestamp(ticks)
+
+
+class _Kind(frozenset[int]):
+    """A kind of type, equal to the oid of each type of that kind."""
+
+    def __eq__(self, other: object) -> bool:
+        return other in self if isinstance(other, int) else super().__eq__(other)
+
+    __hash__ = frozenset.__hash__
+
+
+STRING = _Kind((18, 19, 25, 1042, 1043))
+BINARY = _Kind((17,))
+NUMBER = _Kind((20, 21, 23, 700, 701, 790, 1700))
+DATETIME = _Kind((1082, 1083, 1114, 1184, 1186, 1266))
+ROWID = _Kind((26,))
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-class Warning(Exception):  # noqa: A001, N818 - PEP 249 names it
+class Warning(Exception):  # noqa: A001 - PEP 249 names it
     """Never raised; PEP 249 asks for it."""
 
 
@@ -209,6 +244,7 @@ _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads
 _CANCEL_TIMEOUT_S = 0.5
 _LONG = b"TDdENA"  # only these messages may be longer than 30,000 bytes; more is a server gone mad
 _SHAPES_KEPT = 256
+_SEVERAL = -1  # the simple protocol: as many statements as the text holds
 
 
 def _message(code: bytes, body: bytes) -> bytes:
@@ -268,10 +304,17 @@ class _Reply:
         try:
             if len(values) == width:
                 self.rows.append(
-                    tuple([None if value is None else column.one(value) for column, value in zip(columns, values)])
+                    tuple(
+                        [
+                            None if value is None else column.one(value)
+                            for column, value in zip(columns, values, strict=True)
+                        ]
+                    )
                 )
             else:
-                self.rows += zip(*[column.convert(values[index::width]) for index, column in enumerate(columns)])
+                self.rows += zip(
+                    *[column.convert(values[index::width]) for index, column in enumerate(columns)], strict=True
+                )
         except Exception as error:  # noqa: BLE001 - raised by `_fly` once the reply is read
             self.failure = self.failure or error
         values.clear()
@@ -345,6 +388,8 @@ class Connection:
         #: the last 100 notifications: process, channel, payload
         self.notifications: deque[tuple[int, str, str]] = deque(maxlen=100)
         self.backend_pid = 0
+        #: how often the server was waited for since the connection was made
+        self.flights = 0
         #: the wall-clock moment at which a flight is given up and the connection closed; None: never
         self.deadline: float | None = None
         self.cancel_on_abandon = cancel_on_abandon
@@ -369,7 +414,7 @@ class Connection:
         self._isolation_level: str | None = None
         self._readonly: bool | None = None
         self._deferrable: bool | None = None
-        self._read_only_asked = False
+        self._read_only_asked = ""  # for this "transaction" or for the "session"
         self._xid: str | None = None
         self._adapters: dict[int, Callable[[str], Any]] = {}
         self._shapes: dict[bytes, tuple[list[tuple[Any, ...]], list[Column]]] = {}
@@ -379,11 +424,6 @@ class Connection:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"process {self.backend_pid}"
         return f"<plungepool.wire.Connection to {self.host}:{self.port}, {state}>"
-
-    # PEP 249: the errors as attributes, for code that holds a connection and no module
-    Warning, Error, InterfaceError, DatabaseError = Warning, Error, InterfaceError, DatabaseError
-    DataError, OperationalError, IntegrityError = DataError, OperationalError, IntegrityError
-    InternalError, ProgrammingError, NotSupportedError = InternalError, ProgrammingError, NotSupportedError
 
     # ---- state
 
@@ -507,7 +547,7 @@ class Connection:
                 pass
         self._discard("it was closed by this program")
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -583,7 +623,7 @@ class Connection:
                 if ended:
                     raise _EndOfStream
                 sock.settimeout(None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, None)
         self._flying = False
 
@@ -606,12 +646,12 @@ class Connection:
             reply = self._run(statement, (values,))
         return reply
 
-    def _run(self, statement: str, rows: Iterable[Sequence[Any]]) -> _Reply:
-        """One flight of one statement, once for each of `rows`."""
+    def _run(self, statement: str, rows: Iterable[Sequence[Any]], first: tuple[bytes, ...] = ()) -> _Reply:
+        """One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it."""
         encoding = self._encoding
-        begins = not self._autocommit and self._status == 73
-        parts = [self._begin_messages] if begins else []
-        parts.append(_parse(statement, encoding))
+        if not self._autocommit and self._status == 73:
+            first = (self._begin_messages, *first)
+        parts = [*first, _parse(statement, encoding)]
         times = 0
         for times, values in enumerate(rows, 1):
             if not isinstance(values, (list, tuple)):
@@ -621,15 +661,22 @@ class Connection:
             parts += (_bind(values, encoding), _DESCRIBE if times == 1 else b"", _EXECUTE)
         parts.append(_SYNC)
         reply = _Reply()
-        self._fly(parts, reply, 1 + begins, times + begins)
+        self._fly(parts, reply, len(first), times)
         self._note_read_only(reply, statement)
         return reply
+
+    def _declare(self, name: str, statement: str, values: Sequence[Any]) -> _Reply:
+        encoding = self._encoding
+        declare = (
+            _parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", encoding) + _bind(values, encoding) + _EXECUTE
+        )
+        return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
 
     def _query(self, statement: str, stream: Any = None, shift: int = 0) -> _Reply:
         """One flight by the simple protocol; `shift` characters at the front are not the user's."""
         reply = _Reply(stream)
         try:
-            self._fly([_message(b"Q", _encoded(statement, self._encoding) + b"\0")], reply, -1, -1)
+            self._fly([_message(b"Q", _encoded(statement, self._encoding) + b"\0")], reply, 0, _SEVERAL)
         except Error as error:
             if error.position is not None:
                 error.position -= shift
@@ -639,8 +686,10 @@ class Connection:
 
     def _note_read_only(self, reply: _Reply, statement: str) -> None:
         """Remember that the user asked for READ ONLY by a statement: its 25006 is then no sign of a failed-over writer."""
-        if reply.tag in (b"SET", b"BEGIN", b"START TRANSACTION") and "only" in statement.lower():
-            self._read_only_asked = True
+        if reply.tag in (b"SET", b"BEGIN", b"START TRANSACTION"):
+            words = statement.lower()
+            if "only" in words:
+                self._read_only_asked = "session" if "session" in words or "default" in words else "transaction"
 
     # ---- flights
 
@@ -660,13 +709,16 @@ class Connection:
             raise error
         return sock
 
-    def _fly(self, parts: list[bytes], reply: _Reply, parses: int, executes: int) -> None:
-        """Send one flight and read its reply. -1: a number that cannot be known (the simple protocol)."""
+    def _fly(self, parts: list[bytes], reply: _Reply, before: int, times: int) -> None:
+        """Send one flight and read its reply: of `before` statements without rows, and of one that was executed `times`."""
         sock = self._usable()
         data = b"".join(parts)
-        if self.deadline is not None and self.deadline <= _time.time():
+        if self._status == 73 and self._read_only_asked == "transaction":
+            self._read_only_asked = ""
+        if self.deadline is not None and self.deadline <= clock.time():
             raise DeadlinePassed("the deadline has passed: nothing was sent")
         self._flying = True
+        self.flights += 1
         try:
             if self._timed or self.deadline is not None:
                 self._set_timeout(sock)
@@ -674,8 +726,8 @@ class Connection:
                 sock.sendall(data)
             else:
                 self._send_long(sock, data)
-            self._read_reply(sock, reply, parses, executes)
-        except BaseException as error:
+            self._read_reply(sock, reply, before, times)
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, reply)
         self._flying = False
         # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
@@ -697,7 +749,7 @@ class Connection:
             sock.settimeout(None)
             self._timed = False
         else:
-            left = self.deadline - _time.time()
+            left = self.deadline - clock.time()
             if left <= 0:
                 raise TimeoutError
             self._timed = True
@@ -731,7 +783,7 @@ class Connection:
                 pass
             left = None
             if self.deadline is not None:
-                left = (self.deadline - _time.time()) * 1000
+                left = (self.deadline - clock.time()) * 1000
                 if left <= 0:
                     raise TimeoutError
             poller.poll(left)
@@ -757,9 +809,10 @@ class Connection:
             have += len(parts[-1])
         return b"".join(parts)
 
-    def _read_reply(self, sock: socket.socket, reply: _Reply, parses: int, executes: int) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, for speed
-        simple = executes < 0
-        begins = not simple and executes > 0 and parses == 2
+    def _read_reply(self, sock: socket.socket, reply: _Reply, before: int, times: int) -> None:
+        simple = times == _SEVERAL
+        statements = before + times
+        expected = (before + 1, statements, statements) if statements else (0, 0, 0)
         buffer, position = self._buffer, self._position
         end = len(buffer)
         header, integer = _HEADER.unpack_from, _INT.unpack_from
@@ -824,7 +877,7 @@ class Connection:
             elif code == 49:  # 1: ParseComplete
                 parsed += 1
             elif code == 84:  # T: RowDescription
-                if described or (not simple and executed != begins):
+                if described or (not simple and executed != before):
                     raise _violation("a description that nobody asked for")
                 described = True
                 reply.description, reply.columns = self._shape(body)
@@ -836,9 +889,7 @@ class Connection:
             elif code == 90:  # Z: ReadyForQuery
                 if length != 5 or body[0] not in b"ITE":
                     raise _violation("a malformed ReadyForQuery")
-                if reply.error is None and (
-                    not executed if simple else (parsed, bound, executed) != (parses, executes, executes)
-                ):
+                if reply.error is None and (not executed if simple else (parsed, bound, executed) != expected):
                     raise _violation("an answer to something that was not asked")
                 if values:
                     reply.convert(values)
@@ -855,7 +906,7 @@ class Connection:
             elif code == 73:  # I: EmptyQueryResponse
                 executed += 1
             elif code == 71:  # G: CopyInResponse
-                self._copy_in(sock, reply, body, simple)
+                self._copy_in(sock, reply, simple)
             elif code == 72:  # H: CopyOutResponse
                 if reply.stream is None:
                     reply.failure = reply.failure or ProgrammingError(
@@ -936,7 +987,7 @@ class Connection:
 
     # ---- COPY
 
-    def _copy_in(self, sock: socket.socket, reply: _Reply, body: bytes, simple: bool) -> None:
+    def _copy_in(self, sock: socket.socket, reply: _Reply, simple: bool) -> None:
         try:
             if reply.stream is None:
                 raise ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")
@@ -977,6 +1028,8 @@ class Connection:
                 or self._last_words()
                 or OperationalError(f"the connection to {self.host}:{self.port} was lost: {error.strerror or error}")
             )
+        elif isinstance(error, (struct.error, ValueError, IndexError)) and _is_ours(error):
+            seen = _violation(f"a malformed message ({error})")
         else:
             self._discard(f"{type(error).__name__} stopped a flight", cancel=not isinstance(error, DatabaseError))
             seen = error
@@ -1011,10 +1064,8 @@ class Connection:
         sock, self._sock = self._sock, None
         self._lost = self._lost or why
         if sock is not None:
-            try:
+            with contextlib.suppress(OSError):
                 sock.close()
-            except OSError:
-                pass
         self._flying = False
         self._status = 73
         self._buffer, self._position, self._incoming = b"", 0, []
@@ -1023,7 +1074,7 @@ class Connection:
 
     def _cancel(self) -> None:
         """Ask the server to stop what it does for us, so that its locks go; half a second at most, and no word if it fails."""
-        until = _time.time() + _CANCEL_TIMEOUT_S
+        until = clock.time() + _CANCEL_TIMEOUT_S
         try:
             with socket.socket(self._family, socket.SOCK_STREAM) as plain:
                 plain.settimeout(_CANCEL_TIMEOUT_S)
@@ -1033,10 +1084,10 @@ class Connection:
                     plain.sendall(_TLS_REQUEST)
                     if plain.recv(1) != b"S":
                         return
-                    plain.settimeout(max(0.01, until - _time.time()))
+                    plain.settimeout(max(0.01, until - clock.time()))
                     sock = self._ssl_context.wrap_socket(plain, server_hostname=self.host)
                 with sock:
-                    sock.settimeout(max(0.01, until - _time.time()))
+                    sock.settimeout(max(0.01, until - clock.time()))
                     sock.sendall(
                         _INT.pack(12 + len(self._secret))
                         + _INT.pack(_CANCEL_CODE)
@@ -1075,7 +1126,7 @@ class Connection:
             raise ProgrammingError(
                 "user, database, application_name and startup_params may not hold the character zero"
             )
-        self.deadline = _time.time() + connect_timeout_s
+        self.deadline = clock.time() + connect_timeout_s
         stage = "TCP"
         reply = _Reply()
         try:
@@ -1097,7 +1148,7 @@ class Connection:
                 raise OperationalError(
                     f"no connection to {self.host}:{self.port} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
                 ) from None
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self.deadline = None
             try:
                 self._give_up(error, reply)
@@ -1115,7 +1166,7 @@ class Connection:
         assert self.deadline is not None  # noqa: S101 - `_open` sets it
         failure: OSError = TimeoutError()
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            left = self.deadline - _time.time()
+            left = self.deadline - clock.time()
             if left <= 0:
                 break
             sock = socket.socket(family, kind, protocol)
@@ -1177,8 +1228,8 @@ class Connection:
         return code, body
 
     def _authenticate(self, sock: socket.socket, password: str | None, reply: _Reply) -> None:
-        scram: Any = None
-        scram_done = authenticated = False
+        scram: _Scram | None = None
+        authenticated = False
         while True:
             code, body = self._read_message(sock)
             if code == 69:
@@ -1201,7 +1252,7 @@ class Connection:
                 continue
             (kind,) = _INT.unpack_from(body)
             if kind == 0:
-                if scram is not None and not scram_done:
+                if scram is not None and not scram.verified:
                     raise OperationalError("the server skipped the proof that it knows the password")
                 authenticated = True
                 continue
@@ -1216,15 +1267,14 @@ class Connection:
             elif kind == 5:
                 answer = _md5(self.user, password, body[4:8])
             elif kind == 10:
-                scram, answer = _scram_start(self.user, password, body[4:], sock)
+                scram = _Scram(self.user, password, body[4:], sock)
+                answer = scram.first
             elif scram is None:
                 raise _violation("a step of SCRAM that was not begun")
             elif kind == 11:
-                scram.set_server_first(body[4:].decode())
-                answer = scram.get_client_final().encode()
+                answer = scram.answer(body[4:])
             else:
-                scram.set_server_final(body[4:].decode())
-                scram_done = True
+                scram.verify(body[4:])
                 continue
             self._set_timeout(sock)
             sock.sendall(_message(b"p", answer))
@@ -1237,14 +1287,39 @@ def _md5(user: str, password: str, salt: bytes) -> bytes:
     return b"md5" + md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
 
 
-def _scram_start(user: str, password: str, mechanisms: bytes, sock: socket.socket) -> tuple[Any, bytes]:
-    from scramp import ScramClient  # a fifth of a cold start's imports, and IAM never needs it
+class _Scram:
+    """SCRAM by scramp, which pg8000 uses too; not imported before a server asks for it: it is a fifth of a cold start."""
 
-    names = [name.decode("ascii") for name in mechanisms.split(b"\0") if name]
-    binding = ("tls-server-end-point", sock) if hasattr(sock, "getpeercert") else None
-    client = ScramClient(names, user, password, channel_binding=binding)
-    first = client.get_client_first().encode()
-    return client, client.mechanism_name.encode("ascii") + b"\0" + _INT.pack(len(first)) + first
+    def __init__(self, user: str, password: str, mechanisms: bytes, sock: socket.socket) -> None:
+        from scramp import ScramClient, ScramException
+
+        self._failure = ScramException
+        self.verified = False
+        names = [name.decode("ascii", "replace") for name in mechanisms.split(b"\0") if name]
+        binding = ("tls-server-end-point", sock) if hasattr(sock, "getpeercert") else None
+        try:
+            self._client = ScramClient(names, user, password, channel_binding=binding)
+            first = self._client.get_client_first().encode()
+        except ScramException as error:
+            raise NotSupportedError(
+                f"SCRAM as the server offers it ({', '.join(names)}) is not possible: {error}"
+            ) from error
+        self.first = self._client.mechanism_name.encode() + b"\0" + _INT.pack(len(first)) + first
+
+    def answer(self, server_first: bytes) -> bytes:
+        try:
+            self._client.set_server_first(server_first.decode())
+            final: str = self._client.get_client_final()
+        except (self._failure, ValueError) as error:
+            raise _violation("a step of SCRAM that makes no sense") from error
+        return final.encode()
+
+    def verify(self, server_final: bytes) -> None:
+        try:
+            self._client.set_server_final(server_final.decode())
+        except (self._failure, ValueError) as error:
+            raise OperationalError("the server could not prove that it knows the password") from error
+        self.verified = True
 
 
 def _tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
@@ -1265,8 +1340,8 @@ def _tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _is_ours(error: OSError) -> bool:
-    """True when a socket raised it here, and not a signal handler, a stream or anything else of the user's on top of us."""
+def _is_ours(error: Exception) -> bool:
+    """True when it was raised here or by a socket, and not a signal handler, a stream or anything else of the user's on top of us."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -1314,6 +1389,11 @@ class Cursor:
         self._start()
         self._take(self.connection._execute(operation, args, stream))
         return self
+
+    def declare(self, name: str, operation: str, args: Sequence[Any] = ()) -> None:
+        """Declare a cursor on the server, for FETCH; one flight, which also tells `description`."""
+        self._start()
+        self._take(self.connection._declare(name, operation, args))
 
     def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> Cursor:
         """Execute the statement once for each of `param_sets`, all in one flight: all of it happens, or nothing."""

@@ -21,11 +21,6 @@ application.command()(doctor)
 application.command("proxy")(proxy_command)
 
 
-@application.callback()
-def _group() -> None:
-    """Keep `plungepool demo` a subcommand while it is the only one."""
-
-
 def main() -> None:
     """Run the command line; the process's exit code is the command's."""
     application()

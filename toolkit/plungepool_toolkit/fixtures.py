@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
-from plungepool_toolkit.rds_proxy import rds_proxy  # noqa: F401  # the fixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """An empty database on a running server."""
+
+    server: Postgres
+    name: str
+
+    def execute(self, sql: str, *parameters: object) -> list[list[Any]]:
+        """Run SQL in this database as the superuser; see `Postgres.execute`."""
+        return self.server.execute(sql, *parameters, database=self.name)
+
+    def variables(self, user: str = Postgres.superuser) -> dict[str, str]:
+        """Return the environment variables with which a function's `get_engine()` reaches this database."""
+        return {
+            "PLUNGEPOOL_URL": self.server.url(user, self.name),
+            "PLUNGEPOOL_PASSWORD": "not asked for",  # the server trusts who connects over loopback
+            "PLUNGEPOOL_TLS": "disable",
+        }
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +42,15 @@ def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server for the whole run: at most 40 connections, the superuser `postgres` without a password."""
     with Postgres({"max_connections": 40}) as server:
         yield server
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[Database]:
+    """An empty database for one test, on the run's server; sessions that are left in it are ended."""
+    name = f"test_{secrets.token_hex(6)}"
+    postgres.execute(f"CREATE DATABASE {name}")
+    yield Database(postgres, name)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state 
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
@@ -229,6 +230,11 @@ class PlungepoolDialect(PGDialect_pg8000):
     @classmethod
     def import_dbapi(cls) -> ModuleType:
         return wire
+
+    @classmethod
+    def load_provisioning(cls) -> None:
+        """SQLAlchemy's compliance suite prepares a database for this dialect as for its own."""
+        import_module("sqlalchemy.dialects.postgresql.provision")
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:

@@ -8,7 +8,7 @@ imported only when one of its types is needed: its import costs a cold start mor
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from ipaddress import ip_address, ip_interface, ip_network
 from json import dumps, loads
@@ -131,7 +131,7 @@ def interval(text: str) -> Any:
         for number, unit in _ISO_PART.findall(time_part):
             microseconds += _micro(number, {"H": 3_600_000_000, "M": 60_000_000, "S": 1_000_000}[unit])
     elif any(character.isalpha() for character in text):  # postgres and postgres_verbose
-        words, index = text.removeprefix("@").split(), 0
+        words, index = text.removeprefix("@ ").split(), 0
         ago = words[-1] == "ago"
         if ago:
             words.pop()
@@ -151,7 +151,7 @@ def interval(text: str) -> Any:
         if ago:
             months, days, microseconds = -months, -days, -microseconds
     else:
-        months, days, microseconds = _sql_standard(text)
+        months, days, microseconds = _sql_standard(text.removeprefix("@ "))
     if not months:
         try:
             return timedelta(days=days, microseconds=microseconds)
@@ -303,6 +303,88 @@ _RANGES: list[tuple[int, int, int, int, Callable[[str], Any]]] = [
     (3910, 3911, 4534, 6153, _timestamp),
 ]
 
+
+def _dependent(
+    on_date: Callable[[str], Any], on_timestamp: Callable[[str], Any], on_zoned: Callable[[str], Any]
+) -> dict[int, Any]:
+    """The readers of every type that holds a date or a timestamp."""
+    readers: dict[int, Callable[[str], Any]] = {}
+    for (oid, array, ranged, ranged_array, multi, multi_array), reader in (
+        ((DATE, 1182, 3912, 3913, 4535, 6155), on_date),
+        ((TIMESTAMP, 1115, 3908, 3909, 4533, 6152), on_timestamp),
+        ((TIMESTAMPTZ, 1185, 3910, 3911, 4534, 6153), on_zoned),
+    ):
+        readers[oid] = reader
+        readers[array] = array_reader(reader)
+        readers[ranged] = range_reader(reader)
+        readers[ranged_array] = array_reader(range_reader(reader))
+        readers[multi] = multirange_reader(reader)
+        readers[multi_array] = array_reader(multirange_reader(reader))
+    return readers
+
+
+_MONTHS = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+
+
+def styled_readers(date_style: str, time_zone: str) -> dict[int, Callable[[str], Any]]:
+    """
+    Readers for a DateStyle other than ISO, which a user may have SET; none for ISO.
+
+    The other styles name the zone of a timestamp by an abbreviation, which only the session's TimeZone explains. What
+    cannot be read without a guess stays the server's text.
+    """
+    if date_style.startswith("ISO"):
+        return {}
+    day_first = "DMY" in date_style or date_style.startswith("German")
+
+    def read_date(text: str) -> date | str:
+        parts = re.fullmatch(r"(\d\d)[-/.](\d\d)[-/.](\d{4})", text)
+        if parts is None:
+            return text
+        day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
+        return date(int(parts[3]), int(month), int(day))
+
+    def read_timestamp(text: str) -> datetime | str:
+        words = text.split()
+        if len(words) >= 5 and words[0].isalpha():  # Postgres: Sun Nov 22 10:00:00 2026 CET
+            month, day = (words[2], words[1]) if day_first else (words[1], words[2])
+            clock, year, zone = words[3], words[4], words[5:]
+            iso = f"{year:>04}-{_MONTHS.get(month, 0):02}-{day:>02} {clock}"
+        elif len(words) >= 2 and isinstance(whole_date := read_date(words[0]), date):
+            zone = words[2:]
+            iso = f"{whole_date} {words[1]}"
+        else:
+            return text
+        if len(zone) > 1 or "BC" in zone:
+            return text
+        try:
+            local = datetime.fromisoformat(iso)
+        except ValueError:
+            return text
+        return _in_zone(local, zone[0], time_zone, text) if zone else local
+
+    return _dependent(read_date, read_timestamp, read_timestamp)
+
+
+def _in_zone(local: datetime, abbreviation: str, time_zone: str, text: str) -> datetime | str:
+    from zoneinfo import ZoneInfo
+
+    if abbreviation[0] in "+-":
+        return datetime.fromisoformat(f"{local.isoformat()}{abbreviation}")
+    if abbreviation == "UTC":
+        return local.replace(tzinfo=UTC)
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ValueError, OSError):
+        return text
+    for fold in (0, 1):  # the hour that comes twice in autumn has two abbreviations
+        moment = local.replace(tzinfo=zone, fold=fold)
+        offset = moment.utcoffset()
+        if moment.tzname() == abbreviation and offset is not None:
+            return local.replace(tzinfo=timezone(offset))
+    return text
+
+
 #: by the type's oid, what turns the server's text into the value; a type that is not here is handed out as its text
 READERS: dict[int, Callable[[str], Any]] = {oid: reader for oid, _, reader in _SCALARS if reader is not _text}
 ARRAY_OF: dict[int, int] = {array: oid for oid, array, _ in _SCALARS}
@@ -359,7 +441,7 @@ class Column:
     __slots__ = ("many", "one")
 
     def __init__(self, oid: int, encoding: str, own: Callable[[str], Any] | None) -> None:
-        """`own` is what the user registered for the type, and goes before everything else."""
+        """`own` is the session's own reader for the type, and goes before everything else."""
         utf8 = encoding == "utf-8"
         decode: Callable[[bytes], str] = _decode if utf8 else lambda value: value.decode(encoding)
         reader = own or READERS.get(oid)

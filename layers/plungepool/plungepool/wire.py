@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from plungepool.tls import explain
 
-from .values import Column, to_text
+from .values import Column, styled_readers, to_text
 
 if TYPE_CHECKING:
     import ssl
@@ -417,6 +417,7 @@ class Connection:
         self._read_only_asked = ""  # for this "transaction" or for the "session"
         self._xid: str | None = None
         self._adapters: dict[int, Callable[[str], Any]] = {}
+        self._styled: dict[int, Callable[[str], Any]] = {}
         self._shapes: dict[bytes, tuple[list[tuple[Any, ...]], list[Column]]] = {}
         self._plan_begin()
         self._open(password, database, application_name, connect_timeout_s, startup_params)
@@ -925,6 +926,10 @@ class Connection:
             self.parameter_statuses[name.decode("utf-8", "replace")] = text = value.decode("utf-8", "replace")
             if name == b"client_encoding":
                 self._set_encoding(text)
+            elif name in (b"DateStyle", b"TimeZone"):
+                style, zone = (self.parameter_statuses.get(key, "") for key in ("DateStyle", "TimeZone"))
+                self._styled = styled_readers(style or "ISO", zone)
+                self._shapes.clear()
         elif code == 78:  # N: NoticeResponse
             self.notices.append(_fields(body))
         elif code == 65:  # A: NotificationResponse
@@ -976,7 +981,7 @@ class Connection:
                         raise _violation("a column in binary, which nobody asked for")
                     name = body[position:end].decode(self._encoding)
                     description.append((name, oid, None, size, None, None, None))
-                    columns.append(Column(oid, self._encoding, self._adapters.get(oid)))
+                    columns.append(Column(oid, self._encoding, self._adapters.get(oid) or self._styled.get(oid)))
                     position = end + 19
             except (struct.error, ValueError) as error:
                 raise _violation("a malformed RowDescription") from error

@@ -63,7 +63,7 @@ test-pythons: .venv/.ready services ## Run the unit and integration tests on eve
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
-	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam; do \
+	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov; do \
 		.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --quiet $$file.in --output-file $$file.txt || exit 1; \
 	done

@@ -3,11 +3,13 @@
 from . import cold_start as _cold_start  # before all that imports SQLAlchemy  # noqa: F401
 from .engine import build_engine, dispose_engine, get_engine
 from .errors import CredentialsError, PlungepoolError, SettingsError
+from .observe import PinningRefused
 from .pool import PoolExhausted
 from .settings import Settings
 
 __all__ = [
     "CredentialsError",
+    "PinningRefused",
     "PlungepoolError",
     "PoolExhausted",
     "Settings",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, create_engine
 
-from . import credentials, dialect, lifecycle, tls, wire
+from . import credentials, dialect, lifecycle, observe, tls, wire
 from .pool import build_pool
 from .settings import Settings
 
@@ -99,6 +99,8 @@ def build_engine(settings: Settings) -> Engine:
         pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),
         hide_parameters=True,
     )
+    if proxy:
+        observe.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
     lifecycle.follow(engine, source.forget)
     return engine
 

@@ -43,7 +43,7 @@ class Rotation:
         self.arn = self.client.create_secret(Name=f"s-{uuid.uuid4()}", SecretString=json.dumps(first))["ARN"]
 
     def _content(self, user: str) -> dict[str, str]:
-        self.passwords.append(f"p-{uuid.uuid4()}")
+        self.passwords.append(f"unmistakable-{uuid.uuid4()}")
         return {"username": user, "password": self.passwords[-1]}
 
     def _set(self, content: dict[str, str]) -> None:

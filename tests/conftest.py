@@ -1,0 +1,38 @@
+"""What the whole run has in common: everything that its tests write is kept, so that the last test can look for secrets in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OUTPUT = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of what must run after everything else."""
+    config.addinivalue_line("markers", "at_the_end: run after all other tests")
+    config.stash[_OUTPUT] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what is marked so at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("at_the_end") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep the log and the output of each phase of each test."""
+    report = yield
+    written = "\n".join(text for _, text in report.sections)  # type: ignore[attr-defined]
+    item.config.stash[_OUTPUT][f"{item.nodeid} ({report.when})"] = written  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.fixture
+def output_of_the_run(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What each test of this run has written so far, by its name and phase."""
+    return request.config.stash[_OUTPUT]

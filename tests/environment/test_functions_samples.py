@@ -12,6 +12,7 @@ import pg8000.native
 import pytest
 
 from plungepool_toolkit.environment import Environment, InitError, Invocation
+from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 
@@ -149,6 +150,15 @@ def refused(invocation: Invocation, name: str) -> str | None:
     return None
 
 
+def assert_well(invocation: Invocation, name: str) -> None:
+    """Check that the function has done what its event asks for."""
+    assert invocation.error is None, invocation
+    if name == "handle_orders":
+        assert answer(invocation)[0] == 200
+    if name == "fulfil_orders":
+        assert invocation.payload == {"batchItemFailures": []}
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_environment_that_starts_without_the_database_recovers(shop, start, name):
     """Down at the cold start: the function says so. Up again: the same process answers, without a restart."""
@@ -160,11 +170,7 @@ def test_an_environment_that_starts_without_the_database_recovers(shop, start, n
         assert refused(environment.invoke(event(name)), name) is None
     finally:
         shop.start()
-    assert environment.invoke(event(name)).error is None
-    if name == "fulfil_orders":
-        assert environment.invoke(event(name)).payload == {"batchItemFailures": []}
-    if name == "handle_orders":
-        assert answer(environment.invoke(event(name)))[0] == 200
+    assert_well(environment.invoke(event(name)), name)
     assert environment.pid == process
 
 
@@ -191,7 +197,7 @@ def test_a_full_database_is_told_apart(shop, start, name):
         assert raised.value.args[0]["C"] == "53300"
         environment = start(name)
         assert refused(environment.invoke(event(name)), name) == "53300"
-    assert environment.invoke(event(name)).error is None
+    assert_well(environment.invoke(event(name)), name)
 
 
 @pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
@@ -266,3 +272,45 @@ def test_nothing_pins_an_rds_proxy(shop, lambda_environment):
         seen = proxy.counters
         assert (dict(seen.pinned), dict(seen.refused), seen.unnamed_statement_outlived) == ({}, {}, 0)
         assert (seen.clients, seen.accepted, seen.database_connections_peak) == (3, 3, 1)
+
+
+def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_commit(shop, start):
+    """Round trips, counted on the wire: BEGIN travels with the first statement, and nothing is asked beside them."""
+    with ChaosProxy(shop.host, shop.port) as network:
+        there = {"PLUNGEPOOL_HOST": network.host, "PLUNGEPOOL_PORT": str(network.port)}
+        orders, worker, report = (start(name, **there) for name in ("handle_orders", "fulfil_orders", "report_sales"))
+
+        def round_trips(environment: Environment, request: Any) -> int:
+            assert environment.invoke(request).error is None  # the first one connects
+            network.round_trips = 0
+            assert environment.invoke(request).error is None
+            return network.round_trips
+
+        batch = event("fulfil_orders")
+        assert round_trips(orders, event("handle_orders")) == 2
+        assert round_trips(orders, place(CAP=1, TOWEL=1)) == 4
+        assert round_trips(report, event("report_sales")) == 2
+        assert round_trips(worker, batch) == 2 * 3  # fulfilled before: one statement more for each, to know it
+
+
+@pytest.mark.parametrize("way", ["hang_up", "reset"])
+def test_a_connection_that_is_cut_while_frozen_costs_no_invocation(shop, start, way):
+    """Whoever ends the connection meanwhile, and however: the next invocation finds out before it sends a statement."""
+    with ChaosProxy(shop.host, shop.port) as network:
+        environment = start("handle_orders", PLUNGEPOOL_HOST=network.host, PLUNGEPOOL_PORT=str(network.port))
+        for _ in range(3):
+            assert answer(environment.invoke(event("handle_orders")))[0] == 200
+            assert getattr(network, way)() == 1
+        assert network.connections == 3
+
+
+@pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
+def test_a_silent_database_is_given_up_before_the_function_is(shop, start, name):
+    """A server that takes the connection and says nothing: the connect time-out strikes, and the function answers."""
+    with ChaosProxy(shop.host, shop.port) as network:
+        there = {"PLUNGEPOOL_HOST": network.host, "PLUNGEPOOL_PORT": str(network.port)}
+        environment = start(name, PLUNGEPOOL_CONNECT_TIMEOUT_S="1", **there)
+        network.partition()
+        assert refused(environment.invoke(event(name)), name) is None
+        network.heal()
+        assert_well(environment.invoke(event(name)), name)

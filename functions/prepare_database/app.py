@@ -40,7 +40,5 @@ def prepare(properties: dict, context: object) -> dict:
 
 
 def describe(error: Exception) -> str:
-    """Say what happened in a line, with the SQLSTATE where the database says one."""
-    cause = getattr(error, "orig", None) or error
-    sqlstate = getattr(cause, "sqlstate", None)
-    return f"{type(error).__name__}{f' {sqlstate}' if sqlstate else ''}: {cause}"
+    """Say what happened in a line; the database's own errors end with their SQLSTATE, and quote no parameter."""
+    return f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"

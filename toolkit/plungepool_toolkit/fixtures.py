@@ -11,6 +11,7 @@ import pytest
 
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.rds_proxy import rds_proxy  # noqa: F401  # the fixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

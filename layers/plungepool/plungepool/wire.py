@@ -162,7 +162,9 @@ class DeadlinePassed(OperationalError):
 _ERROR_CLASSES: dict[str, type[DatabaseError]] = {
     **dict.fromkeys(("10", "20", "21", "26", "34", "3D", "3F", "42", "44", "P0"), ProgrammingError),
     **dict.fromkeys(
-        ("08", "27", "28", "2F", "38", "39", "3B", "40", "53", "54", "55", "57", "58", "F0", "HV"), OperationalError
+        # OC: Aurora DSQL's conflicts, OC000 and OC001, where it does not say 40001.
+        ("08", "27", "28", "2F", "38", "39", "3B", "40", "53", "54", "55", "57", "58", "F0", "HV", "OC"),
+        OperationalError,
     ),
     **dict.fromkeys(("24", "25", "2B", "2D", "XX"), InternalError),
     "0A": NotSupportedError,

@@ -484,3 +484,15 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path, moment):
         parent.kill()
         parent.wait()
     wait_for(lambda: not Path(f"/proc/{pid}").exists() and not list(tmp_path.glob("plungepool-*")))
+
+
+def test_a_function_inherits_no_descriptor_of_the_toolkit(function):
+    """Besides the standard streams a function has only the descriptors that it opened itself, as on AWS."""
+    environment = function("""
+        import os
+        inherited = [name for name in os.listdir("/proc/self/fd") if int(name) > 2]
+        inherited = [os.readlink(f"/proc/self/fd/{name}") for name in inherited if os.path.exists(f"/proc/self/fd/{name}")]
+        def handler(event, context):
+            return [target for target in inherited if target.startswith("pipe:")]
+    """)
+    assert environment.invoke(None).payload == []

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 
@@ -52,12 +53,13 @@ class GuardedProcess:
         self._owner = os.getpid()
         self._report, report = os.pipe()
         self._received = b""
-        order = {
+        order: dict[str, Any] = {
             "command": [str(part) for part in command],
             "cwd": str(cwd),
             "identity": identity,
             "stop": list(stop),
             "report": report,
+            "descriptors": [report, *lifelines()],
         }
         try:
             with output.open("ab") as log:
@@ -68,7 +70,7 @@ class GuardedProcess:
                     stdout=log,
                     stderr=log,
                     env=None if environment is None else dict(environment),
-                    pass_fds=[report, *lifelines()],
+                    pass_fds=order["descriptors"],
                     start_new_session=True,  # Ctrl-C in the terminal is for the toolkit, which then stops its children
                 )
         except BaseException:
@@ -85,8 +87,10 @@ class GuardedProcess:
         """Return the watchdog's line `index` (0: process id, 1: exit code), or None if it does not come in time."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._received.count(b"\n") <= index:
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._report], [], [], wait)[0]:
+            wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            reader = select.poll()  # select() cannot watch a descriptor from 1024 on, and a fleet has as many
+            reader.register(self._report, select.POLLIN)
+            if not reader.poll(wait_ms):
                 return None
             piece = os.read(self._report, 64)
             if not piece:  # the watchdog was killed: nobody knows how the child ended

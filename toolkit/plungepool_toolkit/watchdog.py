@@ -28,7 +28,6 @@ def become_child(order: dict[str, Any]) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would hand that on
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.closerange(3, 256)  # the watchdog's own
     if order["identity"]:
         user, group = order["identity"]
         os.setgroups([])
@@ -45,6 +44,8 @@ def send(child: int, number: int) -> None:
 
 def watch(order: dict[str, Any]) -> None:
     report = order["report"]
+    for descriptor in order["descriptors"]:
+        os.set_inheritable(descriptor, False)  # they are the watchdog's, not the child's
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler the wake-up descriptor stays silent

@@ -96,16 +96,19 @@ class _Deferrable(PGDeferrableConnectionCharacteristic):
 
 
 class _Inspector(PGInspector):
-    """Reflection needs the name of the default schema, so the first inspector asks for it."""
+    """Reflection needs the name of the default schema, so an inspector asks for it; only the first has to."""
 
-    def _init_connection(self, connection: Connection) -> None:
-        super()._init_connection(connection)
-        connection.dialect._ask_default_schema_name(connection)  # type: ignore[attr-defined]
+    # SQLAlchemy makes an inspector without calling a constructor of the dialect's class; but it does set this attribute,
+    # and Alembic reads the schema's name from the dialect as soon as it has an inspector.
+    @property
+    def dialect(self) -> Any:
+        return self._dialect
 
-    def _init_engine(self, engine: Engine) -> None:
-        super()._init_engine(engine)
-        with engine.connect() as connection:
-            engine.dialect._ask_default_schema_name(connection)  # type: ignore[attr-defined]
+    @dialect.setter
+    def dialect(self, dialect: Any) -> None:
+        self._dialect = dialect
+        with self._operation_context() as connection:
+            dialect._ask_default_schema_name(connection)
 
 
 class _ServerSideCursor:
@@ -115,7 +118,7 @@ class _ServerSideCursor:
 
     def __init__(self, cursor: wire.Cursor, name: str) -> None:
         self._cursor, self._name = cursor, name
-        self._open = False
+        self._open = self._exhausted = False
         self.arraysize = 1
 
     @property
@@ -137,19 +140,23 @@ class _ServerSideCursor:
     def executemany(self, operation: str, param_sets: Any) -> None:
         self._cursor.executemany(operation, param_sets)
 
-    def _fetch(self, count: str) -> list[tuple[Any, ...]]:
-        self._cursor.execute(f"FETCH FORWARD {count} FROM {self._name}")
-        return self._cursor.fetchall()
+    def _fetch(self, count: int | None) -> list[tuple[Any, ...]]:
+        if self._exhausted:
+            return []
+        self._cursor.execute(f"FETCH FORWARD {'ALL' if count is None else count} FROM {self._name}")
+        rows = self._cursor.fetchall()
+        self._exhausted = count is None or len(rows) < count
+        return rows
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        rows = self._fetch("1")
+        rows = self._fetch(1)
         return rows[0] if rows else None
 
     def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
-        return self._fetch(str(int(self.arraysize if size is None else size)))
+        return self._fetch(int(self.arraysize if size is None else size))
 
     def fetchall(self) -> list[tuple[Any, ...]]:
-        return self._fetch("ALL")
+        return self._fetch(None)
 
     def close(self) -> None:
         connection = self._cursor.connection

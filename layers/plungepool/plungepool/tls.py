@@ -111,6 +111,9 @@ def _make_context(ca_file: str | None, region: str | None) -> ssl.SSLContext:
     # on the runtime. PROTOCOL_TLS_CLIENT asks for a certificate and checks the host name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must know this
+    # one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip more (HelloRetryRequest).
+    context.set_ecdh_curve("prime256v1")
     if ca_file is None:
         for path in shipped_authorities(region):
             context.load_verify_locations(cafile=path)

@@ -23,8 +23,7 @@ from datetime import date, datetime, time
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from plungepool.tls import explain
-
+from .tls import explain
 from .values import Column, styled_readers, to_text
 
 if TYPE_CHECKING:

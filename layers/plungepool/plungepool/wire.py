@@ -417,6 +417,7 @@ class Connection:
         self._deferrable: bool | None = None
         self._read_only_asked = ""  # for this "transaction" or for the "session"
         self._xid: str | None = None
+        self._prepared = False
         self._adapters: dict[int, Callable[[str], Any]] = {}
         self._styled: dict[int, Callable[[str], Any]] = {}
         self._shapes: dict[bytes, tuple[list[tuple[Any, ...]], list[Column]]] = {}
@@ -562,7 +563,7 @@ class Connection:
         self._refuse_inside_transaction("tpc_begin")
         if self._autocommit:
             raise ProgrammingError("tpc_begin cannot be used in autocommit mode")
-        self._xid = xid
+        self._xid, self._prepared = xid, False
 
     def tpc_prepare(self) -> None:
         """First phase: the server keeps the transaction, under its name, whatever becomes of this connection."""
@@ -576,6 +577,7 @@ class Connection:
             raise InternalError(
                 "PREPARE TRANSACTION was answered by ROLLBACK, since a statement of the transaction had failed"
             )
+        self._prepared = True
 
     def tpc_commit(self, xid: str | None = None) -> None:
         """Second phase, or the only one when the transaction was not prepared."""
@@ -592,7 +594,7 @@ class Connection:
         return [row[0] for row in reply.rows]
 
     def _tpc_end(self, verb: str, xid: str | None) -> None:
-        own, self._xid = self._xid, None
+        own, self._xid = self._xid if self._prepared else None, None
         if xid is None and self.in_transaction:
             if verb == "COMMIT":
                 self.commit()

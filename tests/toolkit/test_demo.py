@@ -37,6 +37,27 @@ def test_every_function_answers_over_one_connection(machine):
     count = len(FUNCTIONS)
     assert f"The database counts {count - 1} connections for {count} frozen environments." in result.stdout
     assert '"statusCode": 200' in result.stdout
+    # The rest run again through the stand-in for RDS Proxy: 51 invocations of 4 environments.
+    shown = " ".join(result.stdout.split())
+    assert "204 invocations of 4 environments in turns" in shown
+    assert " 0 pinned, 3 clients kept while frozen" in shown
+    assert machine.left_behind() == []
+
+
+def test_a_function_that_pins_the_proxy_fails_the_demo(machine, application):
+    """What goes well on a direct connection and pins a proxy is named, and the exit code is 1."""
+    app = application / "functions" / "report_sales" / "app.py"
+    app.write_text(
+        "from plungepool import get_engine\n"
+        "engine = get_engine()\n"
+        "def handler(event, context):\n"
+        "    with engine.begin() as connection:\n"
+        "        connection.exec_driver_sql(\"SET LOCAL work_mem = '8MB'\")\n"
+    )
+    result = machine.run(*DEMO, "--folder", application, "--warm", 2)
+    assert result.returncode == 1
+    assert "Behind the proxy it failed" in result.stdout
+    assert "PinningRefused" in result.stdout
     assert machine.left_behind() == []
 
 

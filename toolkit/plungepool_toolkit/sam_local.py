@@ -85,6 +85,7 @@ _SAMPLES = (
     _Sample("HandleOrdersFunction", "handle_orders", lambda answer: answer["statusCode"] == 200),
     _Sample("FulfilOrdersFunction", "fulfil_orders", lambda answer: answer["batchItemFailures"] == []),
     _Sample("ReportSalesFunction", "report_sales", lambda answer: bool(answer["products"])),
+    _Sample("CheckDatabaseFunction", "check_database", lambda answer: bool(answer["checks"])),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -675,6 +676,25 @@ class Raw:
             times -= got[-1][0] == "Z"
         return got
 
+    def exchange(self, flight: bytes, times: int) -> list[tuple[str, bytes]]:
+        """Write until everything on the way is full, and only then read; by one thread, as TLS sockets want it."""
+        self.sock.setblocking(False)
+        received, got, unsent = bytearray(), [], memoryview(flight)
+        while times:
+            with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                while unsent:
+                    unsent = unsent[self.sock.send(unsent[:16384]) :]
+            select.select([self.sock], [self.sock] if unsent else [], [], 30)
+            with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                while data := self.sock.recv(65536):
+                    received += data
+            while len(received) >= 5 and len(received) > (length := struct.unpack_from("!i", received, 1)[0]):
+                got.append((chr(received[0]), bytes(received[5 : length + 1])))
+                del received[: length + 1]
+                times -= got[-1][0] == "Z"
+        self.sock.setblocking(True)
+        return got
+
     def kinds(self, times: int = 1) -> str:
         return "".join(kind for kind, _body in self.until_ready(times))
 
@@ -776,11 +796,7 @@ def test_batches_larger_than_every_buffer(raw: tuple[RdsProxy, Raw]) -> None:
     """3,000 batches of 4 KB, answered by as much, while the client writes without reading for a while."""
     proxy, one = raw
     flight = b"".join(extended("SELECT $1::text", b"%08d" % number + b"y" * 4000) for number in range(3000))
-    writer = threading.Thread(target=one.sock.sendall, args=(flight,))
-    writer.start()
-    time.sleep(0.3)  # everything on the way fills up
-    rows = [body for kind, body in one.until_ready(3000) if kind == "D"]
-    writer.join()
+    rows = [body for kind, body in one.exchange(flight, 3000) if kind == "D"]
     assert [int(body[6:14]) for body in rows] == list(range(3000))
     assert proxy.counters.transactions == 3000
 

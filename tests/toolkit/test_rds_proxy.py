@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
+import signal
 import socket
 import ssl
 import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -1020,3 +1023,40 @@ def test_it_can_be_started_once(postgres: Postgres) -> None:
         RdsProxy(postgres, auth="scram")
     with pytest.raises(ValueError, match="max_database_connections"):
         RdsProxy(postgres, max_database_connections=0)
+
+
+# As users have it
+
+
+def test_the_documented_test_passes(machine: Any, tmp_path: Path) -> None:
+    """The function and the test of docs/rds-proxy.md work as they stand there."""
+    document = (Path(__file__).parents[2] / "docs" / "rds-proxy.md").read_text()
+    examples = re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", document, re.DOTALL)
+    assert len(examples) == 2
+    for name, source in examples:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    assert machine.left_behind(2) == []
+
+
+def test_the_command_says_what_pinned(machine: Any, read_until: Callable[..., str], tmp_path: Path) -> None:
+    """`plungepool proxy` prints what a function needs; Ctrl-C ends it, with a report."""
+    with machine.start(
+        "-m", "plungepool_toolkit", "proxy", "--auth", "scram", "--user", "app:hush", "--port", "0"
+    ) as command:
+        lines = read_until(command.stdout, "PLUNGEPOOL_PASSWORD").splitlines()
+        variables = dict(line.split("=", 1) for line in lines)
+        url = variables["PLUNGEPOOL_URL"]
+        with psycopg.connect(
+            url, password="hush", sslmode="verify-full", sslrootcert=variables["PLUNGEPOOL_CA_FILE"]
+        ) as connection:
+            connection.execute("SET application_name = 'x'")
+        connection.close()
+        command.send_signal(signal.SIGINT)
+        _output, report = command.communicate(timeout=30)
+    assert command.returncode == 0
+    assert "1 clients, 1 transactions over at most 1 database connections" in report
+    assert "pinned 1 times: SET" in report
+    assert machine.left_behind(5) == []

@@ -1,0 +1,74 @@
+"""
+Whether an in-process extension brings SIGTERM, and whether init has more CPU; a Lambda function of `plungepool verify-aws`.
+
+The extension registers for no events and waits for the next one in a thread: that, and not the event, makes Lambda send
+SIGTERM to the runtime before it ends the environment. What arrives is written to the log, where the caller looks for it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+NAME = "plungepool-probe"
+
+
+def _work_s() -> float:
+    started = time.perf_counter()
+    total = 0
+    for number in range(300_000):
+        total += number * number % 7
+    return time.perf_counter() - started
+
+
+def _say(**what: Any) -> None:
+    # One write, so that the line is whole even if the process is killed a moment later.
+    os.write(sys.stdout.fileno(), (json.dumps({"plungepool_probe": what}) + "\n").encode())
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's signature
+    _say(seen="SIGTERM", at=time.time())
+    raise SystemExit(0)
+
+
+def _register() -> str:
+    api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"], timeout=5)
+    api.request(
+        "POST",
+        "/2020-01-01/extension/register",
+        json.dumps({"events": []}),
+        {"Lambda-Extension-Name": NAME, "Content-Type": "application/json"},
+    )
+    response = api.getresponse()
+    response.read()
+    if response.status != 200:
+        _say(seen="registration refused", status=response.status)
+    return response.headers.get("Lambda-Extension-Identifier", "")
+
+
+def _wait(identifier: str) -> None:
+    api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    api.request("GET", "/2020-01-01/extension/event/next", headers={"Lambda-Extension-Identifier": identifier})
+    api.getresponse()
+
+
+# The first run warms up the interpreter, which specialises what it runs often.
+_work_s()
+INIT_S = _work_s()
+
+signal.signal(signal.SIGTERM, _on_sigterm)
+threading.Thread(target=_wait, args=(_register(),), daemon=True).start()
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001  # Lambda's signature
+    """Return how long the same work takes in init and here, in seconds."""
+    return {"init_s": INIT_S, "handler_s": min(_work_s() for _ in range(3)), "python": sys.version.split()[0]}

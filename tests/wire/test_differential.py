@@ -370,11 +370,12 @@ def test_types_that_no_converter_knows_are_as_by_stock(engines, expression):
         assert_as_stock(engines, read)
 
 
-# Values bound without a type: what the driver makes of a Python value by itself.
+# Values bound without a type: what the driver makes of a Python value by itself. Not the text of a negative interval: with
+# IntervalStyle sql_standard stock's means another one.
 
 PLAIN = st.one_of(
     st.none(), st.booleans(), INT4, INT8, st.integers(-(2**80), 2**80), st.floats(), NUMERIC, TEXT, st.binary(max_size=9),
-    DATE, DATETIME, AWARE, st.times(), INTERVAL, st.uuids(), st.ip_addresses(), st.lists(INT4, min_size=1, max_size=3),
+    DATE, DATETIME, AWARE, st.times(), INTERVAL.filter(lambda value: value.days >= 0), st.uuids(), st.ip_addresses(), st.lists(INT4, min_size=1, max_size=3),
     st.lists(TEXT, min_size=1, max_size=3), st.dictionaries(TEXT, INT4, max_size=2),
 )  # fmt: skip
 CASTS = ["", "::text", "::int", "::numeric", "::timestamptz", "::jsonb", "::uuid", "::bytea", "::text[]"]

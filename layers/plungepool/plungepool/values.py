@@ -482,8 +482,9 @@ def _datetime_out(value: datetime) -> str:
 
 
 def _interval_out(value: timedelta) -> str:
-    # A sign before each number: with IntervalStyle sql_standard one at the front would hold for all that have none.
-    return f"{value.days:+d} days {value.seconds:+d} seconds {value.microseconds:+d} microseconds"
+    # With IntervalStyle sql_standard a minus at the front holds for every number that has no sign of its own.
+    plus = "+" if value.days < 0 else ""
+    return f"{value.days} days {plus}{value.seconds} seconds {plus}{value.microseconds} microseconds"
 
 
 _PG_INTERVAL_UNITS = (

@@ -724,6 +724,8 @@ class Connection:
         self._flying = True
         self.flights += 1
         try:
+            if self._buffer:
+                self._sort_out_leftovers()
             if self._timed or self.deadline is not None:
                 self._set_timeout(sock)
             if len(data) <= _SHORT_FLIGHT:
@@ -900,7 +902,7 @@ class Connection:
                 self._buffer, self._position = buffer[position:], 0
                 self._status = body[0]
                 if self._buffer:
-                    self._sort_out_leftovers()
+                    self._sort_out_leftovers(error_waits=True)
                 return
             elif code == 69:  # E: ErrorResponse
                 error = _server_error(body)
@@ -955,8 +957,12 @@ class Connection:
             self._encoding = encoding
             self._shapes.clear()
 
-    def _sort_out_leftovers(self) -> None:
-        """Between flights the server may only say asides, or why it is going to close."""
+    def _sort_out_leftovers(self, *, error_waits: bool = False) -> None:
+        """
+        Take what the server said between flights: only asides, or why it is going to close.
+
+        `error_waits` leaves that for the next use: what the flight that has just ended brought is good all the same.
+        """
         buffer, position = self._buffer, 0
         while len(buffer) - position >= 5:
             code, length = _HEADER.unpack_from(buffer, position)
@@ -966,6 +972,8 @@ class Connection:
             if stop > len(buffer):
                 break
             if code == 69:
+                if error_waits:
+                    break
                 raise _server_error(buffer[position + 5 : stop])
             self._aside(code, buffer[position + 5 : stop])
             position = stop

@@ -58,7 +58,7 @@ def build_engine(settings: Settings) -> Engine:
         startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
     name = application_name(os.environ)
 
-    def connect(login: Login) -> wire.Connection:
+    def connect(login: Login, timeout_s: float) -> wire.Connection:
         return wire.connect(
             user=login.user,
             password=login.password,
@@ -67,19 +67,20 @@ def build_engine(settings: Settings) -> Engine:
             database=login.database,
             ssl_context=tls.client_context(settings),
             application_name=name,
-            connect_timeout_s=login.timeout_s,
+            connect_timeout_s=timeout_s,
             dead_peer_timeout_s=settings.dead_peer_timeout_s,
             startup_params=startup,
             cancel_on_abandon=not proxy,
         )
 
     def open_connection(login: Login) -> wire.Connection:
+        deadline = time.time() + login.timeout_s
         try:
-            return connect(login)
+            return connect(login, login.timeout_s)
         except wire.OperationalError as error:
             if not tls.offer_every_curve(error.__cause__, settings):
                 raise
-        return connect(login)
+        return connect(login, max(0.05, deadline - time.time()))
 
     def is_alive(connection: wire.Connection, idle_s: float) -> bool:
         # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a

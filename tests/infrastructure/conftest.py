@@ -56,15 +56,25 @@ def built(run_sam: Callable[..., subprocess.CompletedProcess[str]], tmp_path_fac
 
 
 @pytest.fixture(scope="session")
-def build_layer(pythons: dict[str, str]) -> Callable[[str, str, Path], None]:
-    """Build a layer as `sam build` does, in a copy of its folder: build_layer("plungepool", "PlungepoolLayer", to)."""
+def build_layer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, Path], None]:
+    """
+    Build a layer as `sam build` does, in a copy of its folder: build_layer("plungepool", "PlungepoolLayer", to).
+
+    On a worse machine, though: the Python that builds has no pip, and a version manager's shim that does not run is first
+    on PATH under every name.
+    """
+    shims = tmp_path_factory.mktemp("shims")
+    for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
+        (shims / name).write_text("#!/bin/sh\necho no version is set >&2\nexit 127\n")
+        (shims / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{shims}:{os.environ['PATH']}"}
 
     def build(name: str, logical_id: str, to: Path) -> None:
         scratch = to.with_name(to.name + "-source")
         shutil.copytree(ROOT / "layers" / name, scratch)
         to.mkdir()
-        command = ["make", "--silent", f"PYTHON={pythons['3.13']}", f"build-{logical_id}", f"ARTIFACTS_DIR={to}"]
-        result = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120)
+        command = ["make", "--silent", f"PYTHON={sys.executable}", f"build-{logical_id}", f"ARTIFACTS_DIR={to}"]
+        result = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
 
     return build

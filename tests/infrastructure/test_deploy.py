@@ -23,6 +23,7 @@ from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)  # a build or a deployment is in the set-up of a test
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 MINISTACK = ROOT / ".venv-ministack"
 REGION, ACCOUNT = "eu-west-1", "000000000000"

@@ -11,6 +11,7 @@ import pytest
 from template_rules import DEPLOYMENTS, RULES, Templates
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # a build or a deployment is in the set-up of a test
 APPLICATION, DATABASE, LAYER = "template.yaml", "infrastructure/database.yaml", "layers/plungepool/template.yaml"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -340,13 +340,13 @@ def connect(
 ) -> Connection:
     """Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
 
-    :param ssl_context: TLS with this context, or an error; None means plain text.
-    :param connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
-    :param dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
-    :param startup_params: settings of the server that hold from the start; poolers refuse most.
-    :param cancel_on_abandon: ask the server to stop a statement whose reply is not waited for any more; of no use behind a
-        proxy.
-    :raises OperationalError: the server cannot be reached, refuses, or is too slow.
+    Args: ssl_context: TLS with this context, or an error; None means plain text. connect_timeout_s: TCP, TLS and
+        authentication together; reading later has no time-out of its own. dead_peer_timeout_s: how long a network may
+        swallow everything until waiting for it ends with an error. startup_params: settings of the server that hold from
+        the start; poolers refuse most. cancel_on_abandon: ask the server to stop a statement whose reply is not waited
+        for any more; of no use behind a proxy.
+    Raises: OperationalError when the server cannot be reached, refuses, or is too slow.
+    Threads, forks: a connection is for one thread at a time; a forked child may only close it.
     """
     return Connection(
         user=user,
@@ -520,7 +520,7 @@ class Connection:
     def commit(self) -> None:
         """Commit; no round trip when nothing was sent since the last one.
 
-        :raises InternalError: the server rolled back instead, since a statement of the transaction had failed.
+        Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed.
         """
         if self._sock is None or self._flying or self._status != 73:
             reply = self._query("COMMIT")
@@ -608,8 +608,8 @@ class Connection:
     def check(self) -> None:
         """Look whether the server has hung up, without a round trip; blocks never.
 
-        :raises InterfaceError: the connection is closed.
-        :raises OperationalError: the server closed it, with the reason it gave (for example 57P01).
+        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the reason
+            that it gave (for example 57P01).
         """
         sock = self._usable()
         self._flying = True
@@ -634,7 +634,7 @@ class Connection:
     def ping(self) -> None:
         """Ask the server whether it is there: one round trip.
 
-        :raises OperationalError: it is not.
+        Raises: OperationalError when it is not.
         """
         self._fly([_SYNC], _Reply(), 0, 0)
 
@@ -1400,7 +1400,7 @@ class Cursor:
     def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Cursor:
         """Execute one statement with `args` for ``$1``, ``$2`` and so on; without any, several statements may stand in it.
 
-        :param stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
+        Args: stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
         """
         self._start()
         self._take(self.connection._execute(operation, args, stream))

@@ -120,12 +120,13 @@ def test_a_server_side_cursor_is_seen(proxy: RdsProxy, connect: Callable[..., En
 
 
 def test_a_large_insert_is_seen(proxy: RdsProxy, connect: Callable[..., Engine]) -> None:
-    """Many rows in one statement make a text of more than 16 KB; smaller pages do not."""
+    """Many rows in one statement make a text of more than 16 KB, where the engine's own page size is overruled."""
     table = Table("guarded_rows", MetaData(), Column("id", Integer, primary_key=True), Column("a", Integer))
     rows = [{"a": number} for number in range(3000)]
     with connect(PLUNGEPOOL_PINNING="refuse").connect() as connection:
         with pytest.raises(PinningRefused, match="16 KB"):
-            connection.execute(insert(table).returning(table.c.id), rows)
+            options = {"insertmanyvalues_page_size": len(rows)}
+            connection.execute(insert(table).returning(table.c.id), rows, execution_options=options)
     assert proxy.counters.pinned == {}
 
 

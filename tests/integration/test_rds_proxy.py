@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Integer, String, exc, select, text
+from sqlalchemy import Integer, String, exc, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from plungepool import CredentialsError, Settings, build_engine
@@ -148,6 +148,19 @@ def test_the_orm_pins_nothing(rds_proxy: Callable[..., RdsProxy], connect: Calla
     with engine.begin() as connection:
         assert connection.execute(text("SHOW transaction_isolation")).scalar_one() == "read committed"
         connection.execute(text("DELETE FROM proxy_readings"))
+    assert proxy.counters.pinned == {}
+
+
+def test_a_long_insert_with_returning_pins_nothing(
+    rds_proxy: Callable[..., RdsProxy], connect: Callable[..., Engine]
+) -> None:
+    """A thousand rows, each with its key back, go in statements that are short enough not to pin."""
+    proxy = rds_proxy()
+    engine = connect(proxy, PLUNGEPOOL_PINNING="refuse")
+    rows = [{"value": f"reading {number}"} for number in range(1000)]
+    with engine.connect() as connection:
+        keys = connection.execute(insert(Reading).returning(Reading.id), rows).scalars().all()
+    assert len(set(keys)) == 1000
     assert proxy.counters.pinned == {}
 
 

@@ -107,6 +107,9 @@ def build_engine(settings: Settings) -> Engine:
         url,
         pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),
         hide_parameters=True,
+        # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
+        # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.
+        insertmanyvalues_page_size=100 if proxy else 1000,
     )
     if proxy:
         observe.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")

@@ -44,12 +44,28 @@ format: .venv/.ready ## Format, and mend what the linter can mend
 
 .PHONY: services
 services:
-	@toolkit/set-up apt postgresql pgbouncer iproute2
+	@toolkit/set-up apt postgresql pgbouncer iproute2 iptables docker.io mmdebstrap
+
+# The tests in parts that share nothing, so that two of them can run at a time.
+CORE := tests/unit tests/integration tests/functions tests/environment tests/toolkit tests/documentation
+WIRE := tests/wire
+APPLICATION := $(filter-out $(CORE) $(WIRE) tests/conftest.py tests/__pycache__,$(wildcard tests/*))
 
 .PHONY: test
 test: check services .venv-sam/.ready ## Run the checks and every test; installs all that it needs
-	@$(PYTHON) -m pytest
-	@$(MAKE) --no-print-directory test-pythons
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-application test-core test-wire test-pythons
+
+.PHONY: test-core
+test-core: .venv/.ready services ## Run the tests of the package, the functions and the toolkit
+	@$(PYTHON) -m pytest $(CORE)
+
+.PHONY: test-wire
+test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers, dead networks, SQLAlchemy's own suite
+	@$(PYTHON) -m pytest $(WIRE)
+
+.PHONY: test-application
+test-application: .venv/.ready .venv-sam/.ready services ## Run the tests of the template: build, checks, deploy, sam local, sam init
+	@$(PYTHON) -m pytest $(APPLICATION)
 
 .PHONY: test-pythons
 test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python found here

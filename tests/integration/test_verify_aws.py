@@ -1,0 +1,419 @@
+"""
+`plungepool verify-aws` as far as it goes without an account: its probes against the stand-ins, over real sockets and a real
+PostgreSQL, and its deployment and deletion against moto, whose CloudFormation makes and deletes real entries.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from moto import mock_aws
+from rich.console import Console
+
+from plungepool_toolkit.environment import Environment
+from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.rds_proxy import Credential, RdsProxy
+from plungepool_toolkit.verify_aws import TAG, Verification, carry_out
+from plungepool_toolkit.verify_aws.account import Account, Refusal
+from plungepool_toolkit.verify_aws.probe import database as probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ROOT = Path(__file__).parents[2]
+PROBE = Path(probe.__file__).parent
+REGION = "eu-west-1"
+RUN = f"{TAG}-0123abcd"
+SIGNER = Credential.temporary()
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[tuple[Postgres, RdsProxy]]:
+    """A database with TLS and the stand-in for RDS Proxy before it, with five connections."""
+    with Postgres({"max_connections": 30}, tls=True) as server:
+        server.execute("CREATE ROLE plungepool_app LOGIN")
+        with RdsProxy(
+            server, credentials=[SIGNER], region=REGION, max_database_connections=5, borrow_timeout_s=0.5
+        ) as proxy:
+            yield server, proxy
+
+
+@pytest.fixture
+def variables(cloud: tuple[Postgres, RdsProxy], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe's variables, as template.yaml sets them, for the stand-ins."""
+    server, proxy = cloud
+    role = {"HOST": "localhost", "USER": "plungepool_app", "AUTH": "iam"}
+    direct = {"PORT": str(server.port), "CA_FILE": str(server.ca_file)}
+    of = {
+        "": role | {"PORT": str(proxy.port), "CA_FILE": str(proxy.ca_file), "ENDPOINT": "proxy"},
+        "DIRECT_": role | direct,
+        "ADMIN_": {"HOST": "localhost", "USER": "postgres", "AUTH": "password", "PASSWORD": "none"} | direct,
+    }
+    for prefix, settings in of.items():
+        for name, value in settings.items():
+            monkeypatch.setenv(f"{prefix}PLUNGEPOOL_{name}", value)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SIGNER.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SIGNER.secret_access_key)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SIGNER.session_token or "")
+
+
+def look(name: str, **arguments: Any) -> dict[str, Any]:
+    """Run one probe as Lambda would: what it returns must be JSON."""
+    return json.loads(json.dumps(probe.handler({"probe": name, **arguments}, None)))
+
+
+PINS = {"SET", "SET LOCAL", "set_config, local", "nextval", "declared cursor", "over 16 KB", "named statement"}
+
+
+@pytest.mark.usefixtures("variables")
+@pytest.mark.parametrize("suspect", probe.SUSPECTS)
+def test_probe_tells_what_pins(cloud: tuple[Postgres, RdsProxy], suspect: str) -> None:
+    """By backend process ids alone the probe comes to what the stand-in counts: pinned, or not."""
+    _server, proxy = cloud
+    look("prepare")
+    before = proxy.counters.pinned.total()
+    found = look("pinning", suspect=suspect, others=4)
+    assert found["pinned"] is (suspect in PINS), found
+    assert proxy.counters.pinned.total() - before == (suspect in PINS)
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_sees_statements_split_over_connections() -> None:
+    """Parse and Bind in two flights without a transaction reach different connections of the stand-in: wrong answers."""
+    found = look("split", rounds=10)
+    assert found["right"] + found["wrong"] + sum(found["refused"].values()) == 40
+    assert found["wrong"] or found["refused"]
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_sees_how_connects_are_refused() -> None:
+    """SQLSTATEs of start-up options, tokens and plain text, of proxy and database; and no token in what comes back."""
+    options, direct = look("startup"), look("startup", prefix="DIRECT_")
+    assert {name for name, found in options.items() if found.get("sqlstate") == "0A000"} == {
+        "statement_timeout", "lock_timeout", "work_mem", "options -c",
+    }  # fmt: skip
+    assert {name: found["value"] for name, found in direct.items()}["statement_timeout"] == "4s"
+    tokens = look("refusals")
+    assert {name: found.get("sqlstate", found.get("value")) for name, found in tokens.items()} == {
+        "a password": "28P01",
+        "another user's token": "28P01",
+        "another region's token": "28P01",
+        "a token of an hour ago": "28P01",
+        "a token of five minutes": "let in",
+        "no TLS": "28000",
+    }
+    assert SIGNER.secret_access_key not in json.dumps(tokens)
+    assert "X-Amz" not in json.dumps(tokens)
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_exhausts_the_proxy() -> None:
+    """With every connection of the proxy in a transaction the next one is refused, and the probe says how."""
+    found = look("borrow")
+    assert (found["held"], found["sqlstate"]) == (5, "08000")
+    assert "acquire" in found["message"]
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_reads_certificates_limits_and_rates() -> None:
+    """TLS versions and who is trusted, what the administrator reads, and connects a second."""
+    assert look("tls")["versions"] == {"TLSv1.2": True, "TLSv1.3": True}
+    assert look("tls", prefix="DIRECT_")["trusted_by"] == {"region": True, "amazon roots": False, "runtime": False}
+    assert look("prepare")["limits"]["max_connections"] == "30"
+    rate = look("rate", seconds=0.5, threads=2)
+    assert rate["connects"] > 0
+    assert rate["refused"] == {}
+
+
+def test_shutdown_probe_says_that_sigterm_came() -> None:
+    """Under the real runtime client, with an extension that registers for no events, SIGTERM is written to the log."""
+    with Environment(PROBE, "shutdown.handler") as environment:
+        found = environment.invoke({})
+        assert found.error is None, found
+        assert found.payload["init_s"] > 0
+        shutdown = environment.shutdown()
+        log = environment.log
+    assert shutdown is not None
+    assert shutdown.exit_code == 0
+    lines = [json.loads(line) for line in log if "plungepool_probe" in line]
+    assert [line["plungepool_probe"]["seen"] for line in lines] == ["SIGTERM"]
+
+
+# ---- the account ----------------------------------------------------------------------------------------------------
+
+DATABASE_STACK: dict[str, Any] = {
+    "Resources": {
+        "Instance": {
+            "Type": "AWS::RDS::DBInstance",
+            "Properties": {
+                "DBInstanceIdentifier": "demo-database", "Engine": "postgres", "DBInstanceClass": "db.t4g.micro", "AllocatedStorage": "20",
+                "MasterUsername": "postgres", "MasterUserPassword": "not-a-secret",
+            },
+        },
+        # moto's CloudFormation makes no proxies; this leads to the one that `sam` below makes by RDS's own interface.
+        "Proxy": {"Type": "AWS::SSM::Parameter", "Properties": {"Name": "proxy-one", "Type": "String", "Value": "-"}},
+    },
+    "Outputs": {
+        "Host": {"Value": "proxy.example"},
+        "AdminHost": {"Value": "database.example"},
+        "ResourceId": {"Value": "prx-1"},
+        "AdminSecretArn": {"Value": "arn:aws:secretsmanager:eu-west-1:123456789012:secret:admin"},
+    },
+}  # fmt: skip
+
+
+def function(role: str) -> dict[str, Any]:
+    properties = {"Runtime": "python3.13", "Handler": "a.b", "Role": role, "Code": {"ZipFile": "def b(*_): pass"}}
+    return {"Type": "AWS::Lambda::Function", "Properties": properties}
+
+
+def application_stack(bucket: str) -> dict[str, Any]:
+    """What the test needs of template.yaml: the outputs and the nested stack, by the same names."""
+    url = f"https://{bucket}.s3.amazonaws.com/database.json"
+    return {
+        "Resources": {
+            "DemoDatabase": {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": url}},
+            "FunctionSecurityGroup": {
+                "Type": "AWS::EC2::SecurityGroup",
+                "Properties": {"GroupDescription": "functions"},
+            },
+        },
+        "Outputs": {"LayerArn": {"Value": "arn:layer:1"}, "CheckDatabaseFunction": {"Value": "check"}},
+    }
+
+
+def probe_stack(role: str) -> dict[str, Any]:
+    return {
+        "Resources": {
+            "DatabaseProbe": function(role),
+            "ShutdownProbe": function(role),
+            "ShutdownProbeLogs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": f"{RUN}-shutdown"}},
+        },
+        "Outputs": {name: {"Value": {"Ref": name}} for name in ("DatabaseProbe", "ShutdownProbe", "ShutdownProbeLogs")},
+    }
+
+
+class LocalAccount(Account):
+    """An account of moto's. `sam` deploys plain templates, and the probes run here, where the stand-ins are."""
+
+    fails_at = ""
+    deployed: dict[str, dict[str, str]]
+
+    def sam(self, program: Path, *arguments: str | Path, cwd: Path) -> None:
+        self.deployed = getattr(self, "deployed", {})
+        given = [str(argument) for argument in arguments]
+        if given[0] == "build":
+            return
+        stack = given[given.index("--stack-name") + 1]
+        bucket = given[given.index("--s3-bucket") + 1]
+        overrides = given[given.index("--parameter-overrides") + 1 :]
+        self.deployed[stack] = dict(pair.split("=", 1) for pair in overrides)
+        self.client("s3").put_object(Bucket=bucket, Key="database.json", Body=json.dumps(DATABASE_STACK).encode())
+        iam = self.client("iam")
+        if stack.endswith("-probe"):
+            template = probe_stack(iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"])
+        else:
+            template = application_stack(bucket)
+            subnets = self.deployed[stack]["SubnetIds"].split(",")
+            self.client("rds").create_db_proxy(
+                DBProxyName="proxy-one", EngineFamily="POSTGRESQL", RoleArn="arn:aws:iam::123456789012:role/r", VpcSubnetIds=subnets,
+                Auth=[{"AuthScheme": "SECRETS", "SecretArn": "arn:aws:secretsmanager:::one"}],
+            )  # fmt: skip
+        self.client("cloudformation").create_stack(
+            StackName=stack, TemplateBody=json.dumps(template), Tags=[{"Key": TAG, "Value": bucket}]
+        )
+        if stack == self.fails_at:
+            raise Refusal("`sam deploy` failed with 1; what it wrote is above")
+
+    def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
+        if function == "check":
+            return {"ok": True, "checks": [{"name": "TCP", "state": "ok", "found": "", "cure": ""}]}
+        if "probe" in event:
+            limits = {"pinning": {"others": 4}, "split": {"rounds": 5}, "rate": {"seconds": 0.3, "threads": 2}}
+            arguments = {key: value for key, value in event.items() if key != "probe"}
+            return look(event["probe"], **arguments, **limits.get(event["probe"], {}))
+        with Environment(PROBE, "shutdown.handler") as environment:
+            answer = environment.invoke(dict(event)).payload
+            environment.shutdown()
+            log = environment.log
+        logs = self.client("logs")
+        group = f"{RUN}-shutdown"
+        logs.create_log_stream(logGroupName=group, logStreamName="one")
+        events = [{"timestamp": 1_795_000_000_000, "message": line} for line in log]
+        logs.put_log_events(logGroupName=group, logStreamName="one", logEvents=events)
+        return answer
+
+
+@pytest.fixture
+def account(variables: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalAccount]:
+    """An account that holds a function of somebody else's, which must be there at the end."""
+    with mock_aws():
+        # moto has credentials of its own; the probes sign with those that the stand-in knows.
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", SIGNER.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SIGNER.secret_access_key)
+        monkeypatch.setenv("AWS_SESSION_TOKEN", SIGNER.session_token or "")
+        account = LocalAccount(REGION, poll_s=0.01)
+        account.client("s3").create_bucket(
+            Bucket="somebody-elses", CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+        account.client("logs").create_log_group(logGroupName="/aws/rds/proxy/somebody-elses")
+        yield account
+
+
+def run_of(account: Account) -> tuple[Verification, Console]:
+    console = Console(width=250, record=True, file=io.StringIO())
+    run = Verification(account, RUN, console, folder=ROOT, sam=Path("sam"), mode="instance")
+    run.bundle_url = (ROOT / "layers/plungepool/plungepool/certificates").as_uri() + "/{region}.pem"
+    return run, console
+
+
+def left(account: Account) -> dict[str, list[str]]:
+    """What is in the account."""
+    stacks = account.client("cloudformation").describe_stacks()["Stacks"]
+    return {
+        "stacks": [stack["StackName"] for stack in stacks],
+        "buckets": [bucket["Name"] for bucket in account.client("s3").list_buckets()["Buckets"]],
+        "logs": [group["logGroupName"] for group in account.client("logs").describe_log_groups()["logGroups"]],
+        "functions": [one["FunctionName"] for one in account.client("lambda").list_functions()["Functions"]],
+        "databases": [
+            one["DBInstanceIdentifier"] for one in account.client("rds").describe_db_instances()["DBInstances"]
+        ],
+    }
+
+
+UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/proxy/somebody-elses"], "functions": [], "databases": []}  # fmt: skip
+
+
+def test_a_whole_run(account: LocalAccount, tmp_path: Path) -> None:
+    """Deployed, looked at through the stand-ins, shown, written down, deleted; nobody else's things are touched, nothing secret is told."""
+    run, console = run_of(account)
+    network = account.network(None, ())
+    code = carry_out(run, network, "arm64", tmp_path / "findings.json", patience_s=0.1)
+    text = console.export_text()
+    written = json.loads((tmp_path / "findings.json").read_text())
+    verdicts = {finding["fact"]: finding["verdict"] for finding in written["findings"]}
+    for fact in ("control-pins", "set-local", "pipelined-transaction", "named-statement", "startup-options",
+                 "token-refused-proxy", "borrow-timeout", "sigterm", "regional-bundle", "check-database"):  # fmt: skip
+        assert verdicts[fact] == "as expected", (fact, written["findings"], text)
+    # The stand-ins' certificates are not Amazon's, and nothing measures moto's proxy: that is said, too.
+    assert verdicts["proxy-certificate"] == "otherwise"
+    assert verdicts["pinned-metric"] == "not seen"
+    assert code == 1
+    assert "Everything is deleted" in text
+    assert left(account) == UNTOUCHED
+    for secret in (SIGNER.secret_access_key, SIGNER.session_token or "-", "X-Amz-Signature"):
+        assert secret not in text
+        assert secret not in json.dumps(written)
+    groups = account.client("rds").describe_db_proxy_target_groups(DBProxyName="proxy-one")["TargetGroups"]
+    assert groups[0]["ConnectionPoolConfig"]["MaxConnectionsPercent"] == 1
+    assert account.deployed[RUN]["ProtectDatabase"] == "false"
+    assert account.deployed[f"{RUN}-probe"]["DirectHost"] == "database.example"
+    assert set(account.deployed[f"{RUN}-probe"]) <= parameters(PROBE / "template.yaml")
+    assert set(account.deployed[RUN]) <= parameters(ROOT / "template.yaml")
+
+
+def parameters(template: Path) -> set[str]:
+    """Return the names of a template's parameters: the two-space indented keys of their section."""
+    lines = template.read_text().partition("\nParameters:\n")[2].splitlines()
+    names = set()
+    for line in lines:
+        if line and not line.startswith(" "):
+            break
+        if line.startswith("  ") and not line.startswith("   "):
+            names.add(line.strip().partition(":")[0])
+    return names
+
+
+@pytest.mark.parametrize("stack", [RUN, f"{RUN}-probe"])
+def test_deletes_after_a_failed_deployment(account: LocalAccount, stack: str) -> None:
+    """A deployment that fails half way leaves nothing, and its failure is said."""
+    account.fails_at = stack
+    run, console = run_of(account)
+    assert carry_out(run, account.network(None, ()), "arm64", None) == 1
+    assert "`sam deploy` failed" in console.export_text()
+    assert left(account) == UNTOUCHED
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_deletes_after_an_interrupt(account: LocalAccount, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C, or SIGTERM, while the probes run: everything is deleted, and the exit code says interrupted."""
+    from plungepool_toolkit.verify_aws import _interrupt
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        monkeypatch.setattr(account, "invoke", lambda *_: os.kill(os.getpid(), number))
+        run, _console = run_of(account)
+        assert carry_out(run, account.network(None, ()), "arm64", None) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left(account) == UNTOUCHED
+
+
+def test_second_interrupt_ends_the_deletion(account: LocalAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first Ctrl-C while it deletes is answered with a warning; the second one is obeyed."""
+    run, console = run_of(account)
+    pressed = []
+
+    def press(*_: object, **__: object) -> list[str]:
+        for _press in range(2):
+            pressed.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    monkeypatch.setattr(account, "delete", press)
+    with pytest.raises(KeyboardInterrupt):
+        run.delete()
+    assert len(pressed) == 2
+    assert "Still deleting" in console.export_text()
+
+
+def test_says_what_is_left(account: LocalAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacks that do not go are named with the command that deletes them, the rest is deleted all the same, and again is enough."""
+    run, console = run_of(account)
+    run.deploy(account.network(None, ()))
+    with monkeypatch.context() as patched:
+        patched.setattr(account, "delete", partial(account.delete, patience_s=0.0))
+        assert run.delete() is False
+    text = console.export_text()
+    for stack in (RUN, f"{RUN}-probe"):
+        assert f"aws cloudformation delete-stack --stack-name {stack}" in text
+    assert f"verify-aws --delete {RUN}" in text
+    assert left(account)["stacks"]
+    assert left(account)["buckets"] == ["somebody-elses"]
+    assert run.delete() is True
+    assert left(account) == UNTOUCHED
+
+
+def test_deletes_the_logs_that_services_leave(account: LocalAccount) -> None:
+    """Log groups that Lambda and RDS made for the run's resources go with it; other proxies' stay."""
+    run, _console = run_of(account)
+    run.deploy(account.network(None, ()))
+    logs = account.client("logs")
+    for _logical, kind, physical in account.resources(RUN):
+        if kind == "AWS::RDS::DBInstance":
+            logs.create_log_group(logGroupName=f"/aws/rds/instance/{physical}/postgresql")
+    for _logical, kind, physical in account.resources(f"{RUN}-probe"):
+        if kind == "AWS::Lambda::Function":
+            logs.create_log_group(logGroupName=f"/aws/lambda/{physical}")
+    assert len(left(account)["logs"]) == 5
+    assert run.delete() is True
+    assert left(account) == UNTOUCHED
+
+
+def test_sam_that_fails_is_a_refusal(account: LocalAccount, tmp_path: Path) -> None:
+    """The SAM CLI is run with the run's region; its failure is a refusal that names the command."""
+    sam = tmp_path / "sam"
+    sam.write_text(f'#!/bin/sh\necho "$1 $AWS_REGION" > {tmp_path}/said\n[ "$1" = build ]\n')
+    sam.chmod(0o755)
+    Account.sam(account, sam, "build", cwd=tmp_path)
+    assert (tmp_path / "said").read_text() == f"build {REGION}\n"
+    with pytest.raises(Refusal, match="`sam deploy` failed with 1"):
+        Account.sam(account, sam, "deploy", cwd=tmp_path)

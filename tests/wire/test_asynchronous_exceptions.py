@@ -198,7 +198,8 @@ class Target:
 
     def __init__(self, work, verify, rounds):
         self.work, self.verify, self.rounds = work, verify, rounds
-        self.armed, self.struck, self.in_work, self.problems, self.done = threading.Event(), 0, 0, [], False
+        self.armed, self.in_work, self.problems, self.done = threading.Event(), 0, [], False
+        self.struck = self.delivered = 0  # strikes that may come, and that have been set
         self.thread = threading.Thread(target=self.run)
 
     def run(self):
@@ -220,7 +221,7 @@ class Target:
                     self.armed.set()
                     self.work(number)
                     worked = True
-                while self.struck < number:
+                while self.delivered < number:
                     time.sleep(0.0001)
                 for _ in range(3):
                     time.sleep(0.0001)  # a strike that is set is raised here at the latest
@@ -241,6 +242,7 @@ class Target:
             time.sleep(random_.uniform(0, 0.003))
             self.struck += 1
             strike_thread(self.thread.ident, random_.choice(KINDS))
+            self.delivered += 1
         self.thread.join()
         for problem in self.problems:
             raise RuntimeError("the struck thread failed") from problem

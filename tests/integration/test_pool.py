@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, exc, select, text
 from sqlalchemy.orm import Session, declarative_base
 
-from plungepool import PoolExhausted
+from plungepool import PoolExhausted, wire
+from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -159,6 +160,41 @@ def test_connection_past_its_age_is_replaced(make_engine: Callable[..., Engine])
     time.sleep(0.15)
     with engine.connect() as connection:
         assert connection.execute(PID).scalar_one() != first
+
+
+def test_kept_connection_is_asked_only_after_a_long_idle_time(
+    make_engine: Callable[..., Engine], postgres: Postgres
+) -> None:
+    """A look at the socket costs no round trip; past PLUNGEPOOL_PING_AFTER_IDLE_S one question is asked."""
+    trips = {}
+    with ChaosProxy(postgres.host, postgres.port) as network:
+        for ping_after_idle_s in (30, 0):
+            engine = make_engine(port=network.port, ping_after_idle_s=ping_after_idle_s)
+            for _ in range(2):  # the second is warm
+                network.round_trips = 0
+                with engine.connect() as connection:
+                    connection.execute(PID)
+            trips[ping_after_idle_s] = network.round_trips
+            engine.dispose()
+    assert trips == {30: 2, 0: 3}
+
+
+def test_kept_connection_whose_network_died_in_silence_is_replaced(
+    make_engine: Callable[..., Engine], postgres: Postgres
+) -> None:
+    """A thawed environment whose connection is swallowed by the network has its row all the same, in this invocation."""
+    with ChaosProxy(postgres.host, postgres.port) as lost, ChaosProxy(postgres.host, postgres.port) as found:
+        engine = make_engine(port=lost.port, ping_after_idle_s=0, connect_timeout_s=1)
+        with engine.connect() as connection:
+            first = connection.execute(PID).scalar_one()
+        lost.partition()
+        # The next connect goes another way, as it does once a name resolves to the new writer.
+        route = wire.connect
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wire, "connect", lambda **arguments: route(**{**arguments, "port": found.port}))
+            with engine.connect() as connection:
+                assert connection.execute(PID).scalar_one() != first
+        lost.heal()
 
 
 def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: str) -> None:

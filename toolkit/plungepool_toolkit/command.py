@@ -7,6 +7,8 @@ import typer
 from plungepool_toolkit.demo import demo
 from plungepool_toolkit.doctor import doctor
 from plungepool_toolkit.rds_proxy import proxy_command
+from plungepool_toolkit.sam_local import sam_local
+from plungepool_toolkit.verify_aws import verify_aws
 
 application = typer.Typer(
     name="plungepool",
@@ -19,6 +21,8 @@ application = typer.Typer(
 application.command()(demo)
 application.command()(doctor)
 application.command("proxy")(proxy_command)
+application.command()(sam_local)
+application.command()(verify_aws)
 
 
 def main() -> None:

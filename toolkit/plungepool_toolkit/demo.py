@@ -185,7 +185,7 @@ def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, con
             for sample, environment in zip(samples, environments, strict=True):
                 event = json.loads((folder / "events" / f"{sample.name}.json").read_text())
                 invocation = environment.invoke(event)
-                problem = _problem(invocation.error, invocation.payload)
+                problem = problem_of(invocation.error, invocation.payload)
                 if problem:
                     return f"{sample.name} behind the proxy: {problem} (invocation {number + 1})"
         counters = proxy.counters
@@ -238,7 +238,7 @@ def _try_function(
             backends = _settled(server, others, sample.connections)
             outcome.most_connections = max(outcome.most_connections, len(backends))
             outcome.backends |= backends
-            outcome.problem = _problem(invocation.error, invocation.payload)
+            outcome.problem = problem_of(invocation.error, invocation.payload)
             if outcome.problem:
                 tail = "\n    ".join(line for line in invocation.log[-8:])
                 outcome.problem += f" (invocation {number + 1}). The end of its log:\n    {tail}"
@@ -274,7 +274,7 @@ def _backends(server: Postgres) -> set[int]:
     return {pid for (pid,) in rows}
 
 
-def _problem(error: dict[str, Any] | None, payload: Any) -> str | None:
+def problem_of(error: dict[str, Any] | None, payload: Any) -> str | None:
     """Return what is wrong with an invocation: an error, an HTTP status that says so, messages that were not handled."""
     if error is not None:
         return f"{error.get('errorType')}: {error.get('errorMessage')}"

@@ -1,422 +1,451 @@
 """
-`sam local` for real: every sample function in SAM's own containers, with the layers, against PostgreSQL on this machine.
+`plungepool sam-local`: every sample function in the SAM CLI's own containers, with the layers, from a real PostgreSQL.
 
-Where a container engine runs, it is used; else one is started for the time of this command, with its own socket and data,
-and without touching the firewall. AWS's base image is pulled where its registry can be reached; where not, a stand-in
-under the same name is made from Debian's packages: its Python, the real runtime client, and the folders of Lambda. It is
-no Amazon Linux, but sees what SAM builds and how the layers lie. See docs/local.md.
+The application is built by `sam build`, each function invoked with its event by `sam local invoke`, and the API asked
+over HTTP under `sam local start-api`. A Docker engine that answers is used, else one is started for as long as this
+runs. See docs/sam-local.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import platform
-import re
-import shutil
+import secrets
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from plungepool_toolkit.postgres import Postgres
-from plungepool_toolkit.processes import GuardedProcess
+from plungepool_toolkit.demo import problem_of
+from plungepool_toolkit.docker_engine import DockerEngine, DockerEngineError
+from plungepool_toolkit.lambda_image import CHANGES, LambdaImageError, stand_in
+from plungepool_toolkit.postgres import Postgres, PostgresError
+from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from types import FrameType
 
-_RUNTIME = "python3.13"
-_DATABASE = "shop"
-_ARCHITECTURE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-# The suite that has this Python, and what the image holds of it. libstdc++6 is the runtime client's.
-_SUITE = "trixie"
-_PACKAGES = (
-    *("base-files", "bash", "coreutils", "dash", "grep", "libc-bin", "libgcc-s1", "libstdc++6", "media-types"),
-    *("netbase", "python3.13", "sed", "tzdata"),
-)
-# What a managed runtime has beside Python itself.
-_RUNTIME_PROJECTS = (
-    *("awslambdaric", "simplejson", "snapshot-restore-py"),
-    *("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "six", "urllib3"),
-)
-_BOOTSTRAP = """\
-#!/bin/sh
-export AWS_EXECUTION_ENV=AWS_Lambda_python3.13
-exec /usr/bin/python3.13 -c '
-import os, sys
-runtime = "/var/lang/lib/python3.13/site-packages"
-sys.path[:0] = [os.environ["LAMBDA_TASK_ROOT"], "/opt/python/lib/python3.13/site-packages", "/opt/python"]
-sys.path.append(runtime)
-from awslambdaric.__main__ import main
-main(["", os.environ["_HANDLER"]])
-'
-"""
+_DATABASE, _OWNER, _APPLICATION = "shop", "shop_owner", "plungepool_app"
+_PREPARES = "prepare_database"  # makes the schema, the role and the data that the other functions need
+_ARCHITECTURE = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine(), "x86_64")
+_INSIDE = Path(__file__).with_name("sam_inside.py")
 
 
 class SamLocalError(RuntimeError):
-    """Something that `sam local` needs is not there or does not work; the text says what to do."""
+    """Something that this needs is missing or does not work; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """A function of template.yaml, its event, and what its answer must show."""
+class Trial:
+    """One thing that was tried: by which command, how long it took, and what was wrong with it."""
 
-    logical_id: str
-    event: str
-    answers: Callable[[Any], bool] = field(repr=False)
-
-
-_SAMPLES = (
-    _Sample("PrepareDatabaseFunction", "prepare_database", lambda answer: answer["role_name"] == "plungepool_app"),
-    _Sample("HandleOrdersFunction", "handle_orders", lambda answer: answer["statusCode"] == 200),
-    _Sample("FulfilOrdersFunction", "fulfil_orders", lambda answer: answer["batchItemFailures"] == []),
-    _Sample("ReportSalesFunction", "report_sales", lambda answer: bool(answer["products"])),
-    _Sample("CheckDatabaseFunction", "check_database", lambda answer: bool(answer["checks"])),
-)
+    name: str
+    command: str
+    took_s: float
+    problem: str | None
 
 
 def sam_local(
-    folder: Annotated[Path, typer.Option(help="Where template.yaml lies.", exists=True, file_okay=False)] = Path(),
-    stand_in: Annotated[bool, typer.Option(help="Make the image here, without asking AWS's registry.")] = False,
+    folder: Annotated[
+        Path, typer.Option(help="The repository: where template.yaml lies.", exists=True, file_okay=False)
+    ] = Path(),
+    make_image: Annotated[
+        bool, typer.Option("--make-image", help="Make the base image here, without trying to pull AWS's.")
+    ] = False,
 ) -> None:
-    """Run every sample function by `sam local invoke`, and the API by `sam local start-api`."""
+    """Run every sample function by `sam local invoke`, and the API by `sam local start-api`, with the layers."""
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the `with` blocks
+    folder = folder.resolve()
+    if not (folder / "template.yaml").exists():
+        console.print("[red]There is no template.yaml here[/]: run this in Plungepool's repository, or give --folder.")
+        raise typer.Exit(2)
+    signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="plungepool-sam-") as scratch, contextlib.ExitStack() as stack:
-            _run(folder.resolve(), Path(scratch), stand_in, console, stack)
-    except (SamLocalError, subprocess.SubprocessError) as error:
+        trials = _run(folder, make_image, console)
+    except (SamLocalError, DockerEngineError, LambdaImageError, PostgresError) as error:
         console.print(f"[red bold]sam local failed[/]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything is stopped.")
         raise typer.Exit(130) from None
-    console.print(f"[green bold]All functions answered in SAM's containers[/] in {time.monotonic() - begun:.0f} s.")
+    _summarise(trials, console)
+    failed = sum(trial.problem is not None for trial in trials)
+    took = f"{time.monotonic() - begun:.0f} s; nothing is left running."
+    if failed:
+        console.print(f"[red bold]{failed} of {len(trials)} trials failed[/] in {took}")
+        raise typer.Exit(1)
+    console.print(f"[green bold]All {len(trials)} trials answered[/] in {took}")
 
 
-def _run(folder: Path, scratch: Path, stand_in: bool, console: Console, stack: contextlib.ExitStack) -> None:
-    sam = _Sam(folder, scratch)
-    engine = stack.enter_context(_engine(scratch, console))
-    sam.variables["DOCKER_HOST"] = engine
-    image = sam.image()
-    _provide(image, engine, stand_in, folder, console)
-    console.print("Building the application (sam build) …")
-    sam.run("build", "--build-dir", sam.built, "--cache-dir", scratch / "cache")
-    server = stack.enter_context(Postgres({"max_connections": 20}, authentication="scram-sha-256"))
-    server.execute(f"CREATE DATABASE {_DATABASE}")
-    gateway = _gateway(engine)
-    port = stack.enter_context(_forwarded(gateway, server.port))
-    console.print(f"PostgreSQL is at {gateway}:{port} for the containers.\n", highlight=False)
-    sam.parameters = {
-        "Host": "host.docker.internal",
-        "Port": str(port),
-        "Database": _DATABASE,
-        "User": "plungepool_app",
-        "Password": "local",
-        "AdminUser": server.superuser,
-        "AdminPassword": "local",
-    }
-    for sample in _SAMPLES:
-        begun = time.monotonic()
-        answer = sam.invoke(sample.logical_id, folder / "events" / f"{sample.event}.json")
-        if not sample.answers(answer):
-            raise SamLocalError(f"{sample.logical_id} answered {answer}")
-        shown = json.dumps(answer)
-        console.print(f"[bold]{sample.logical_id}[/] {time.monotonic() - begun:.1f} s", highlight=False)
-        console.print(f"  {escape(shown[:160] + ('…' if len(shown) > 160 else ''))}", highlight=False)
-    with sam.api() as address:
-        with urllib.request.urlopen(f"{address}/orders?limit=2", timeout=60) as response:  # noqa: S310  this machine's own
-            orders = json.load(response)["orders"]
-        console.print(f"[bold]start-api[/] GET /orders?limit=2: {response.status}, {len(orders)} orders\n")
-        if len(orders) != 2:
-            raise SamLocalError(f"start-api answered {len(orders)} orders, not 2")
+def _run(folder: Path, make_image: bool, console: Console) -> list[Trial]:
+    with contextlib.ExitStack() as stack:
+        scratch = TemporaryFolder("sam")
+        stack.callback(scratch.remove)
+        with _step("Reading template.yaml by the SAM CLI", console):
+            sam = Sam(folder, scratch.path)
+            functions = sam.ask("functions", str(folder / "template.yaml"), sam.parameters)
+        functions.sort(key=lambda function: function["folder"] != _PREPARES)
+        _check_events(functions, folder)
+        engine = _engine(sam, stack, console)
+        with _step("Building the application (sam build)", console):
+            sam.build()
+        loaded = [
+            image
+            for image, runtime in sorted({(function["image"], function["runtime"]) for function in functions})
+            if _provide(image, runtime, make_image, sam, console)
+        ]
+        with _step("Starting PostgreSQL", console):
+            server = stack.enter_context(_postgres(engine))
+            _create_database(server, sam)
+        stack.enter_context(_tidied(sam, server, loaded))
+        trials = []
+        for function in functions:
+            console.print(f"\n[bold]{function['logical_id']}[/] with events/{function['folder']}.json")
+            trials.append(_try_function(function, sam, console))
+            if trials[-1].problem and function["folder"] == _PREPARES:
+                return trials  # without schema and role the others can only fail
+        console.print("\n[bold]start-api[/]")
+        return trials + _try_api(sam, console)
 
 
-class _Sam:
-    """The SAM CLI, from its own virtual environment, over one application."""
+class Sam:
+    """
+    The SAM CLI, from .venv-sam, over one application: without AWS, telemetry, or the user's own configuration of either.
+
+    Whatever it starts ends with this process, and on Ctrl-C.
+    """
 
     def __init__(self, folder: Path, scratch: Path) -> None:
-        self.folder, self.scratch, self.built = folder, scratch, scratch / "build"
-        self.parameters: dict[str, str] = {}
-        self._binaries = folder / ".venv-sam" / "bin"
-        if not (self._binaries / "sam").exists():
-            raise SamLocalError("there is no SAM CLI in .venv-sam: run `make sam-local`, which installs it")
-        found = shutil.which(_RUNTIME)
-        own = Path(sys.executable).resolve().parent  # a virtual environment's python has a real one behind it
-        self.variables = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SAM_"))}
-        self.variables |= {
-            "AWS_ACCESS_KEY_ID": "none",
-            "AWS_SECRET_ACCESS_KEY": "none",
+        self.folder, self._scratch = folder, scratch
+        self.cache = folder / "build" / "sam-local"
+        programs = folder / ".venv-sam" / "bin"
+        self._sam, self._python = str(programs / "sam"), str(programs / "python")
+        if not (programs / "sam").exists():
+            set_up(folder, "venv", ".venv-sam", "requirements/sam.txt")
+        found = set_up(folder, "pythons").splitlines()
+        pythons = dict(line.split(" ", 1) for line in found)
+        if "3.13" not in pythons:
+            raise SamLocalError("`sam build` needs the functions' own Python, and no Python 3.13 was found here")
+        self._variables = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_"))}
+        self._variables |= {
             "AWS_DEFAULT_REGION": "eu-west-1",
+            # Without any credentials: with made-up ones, each command would ask AWS in vain whose they are, for seconds.
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
             "SAM_CLI_TELEMETRY": "0",
-            "PATH": os.pathsep.join([str(own), *([str(Path(found).parent)] if found else []), os.environ["PATH"]]),
+            "TMPDIR": str(scratch),  # its locks and downloads go with this run
+            "PATH": f"{Path(pythons['3.13']).parent}:{programs}:{os.environ.get('PATH', os.defpath)}",
         }
+        self._variables.pop("PYTHONPATH", None)
+        self.parameters = {"Architecture": _ARCHITECTURE, "Auth": "password", "Tls": "disable"}
+        self._secrets = scratch / "variables.json"  # not on a command line, which every user of the machine can read
+        self._built = scratch / "build"
 
-    def command(self, *arguments: str | Path) -> list[str]:
-        return [str(self._binaries / "sam"), *map(str, arguments)]
+    def use_engine(self, address: str) -> None:
+        """Let the SAM CLI use the engine at an address."""
+        self._variables["DOCKER_HOST"] = address
 
-    def run(self, *arguments: str | Path) -> str:
-        result = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            raise SamLocalError(f"sam {arguments[0]} failed:\n{result.stderr[-3000:]}")
-        return result.stdout
+    def set_variables(self, variables: dict[str, dict[str, str]]) -> None:
+        """Give functions variables, by logical id; those under "Parameters" are for all of them."""
+        self._secrets.touch(mode=0o600)
+        self._secrets.write_text(json.dumps(variables))
 
-    def image(self) -> str:
-        """Return the name of the base image that this SAM CLI asks for."""
-        program = (
-            "from samcli.local.docker.lambda_image import LambdaImage, Runtime; import sys;"
-            "print(LambdaImage._INVOKE_REPO_PREFIX + '/' + Runtime.get_image_name_tag(*sys.argv[1:]))"
-        )
-        command = [str(self._binaries / "python"), "-c", program, _RUNTIME, _ARCHITECTURE]
-        return subprocess.run(command, env=self.variables, capture_output=True, text=True, check=True).stdout.strip()
+    def ask(self, question: str, *arguments: object) -> Any:
+        """Ask what only the SAM CLI knows: see sam_inside.py."""
+        command = [self._python, "-P", str(_INSIDE), question, json.dumps(arguments)]
+        code, answer, log = self._finish(command, 600)
+        if code:
+            raise SamLocalError(f"the SAM CLI could not be asked ({question}):\n{log}")
+        return json.loads(answer)
 
-    def _local(self) -> list[str | Path]:
-        parameters = self.parameters | {"Auth": "password", "Tls": "disable", "Architecture": _ARCHITECTURE}
-        overrides = [f"{key}={value}" for key, value in parameters.items()]
-        # Containers of Linux know no host.docker.internal by themselves.
-        host = ["--add-host", "host.docker.internal:host-gateway"]
-        return [
-            "--template",
-            self.built / "template.yaml",
-            "--skip-pull-image",
-            *host,
-            "--parameter-overrides",
-            *overrides,
-        ]
+    def build(self) -> None:
+        """Build the application as `sam build` does."""
+        command = [self._sam, "build", "--build-dir", str(self._built), "--cache-dir", str(self.cache / "cache")]
+        code, _, log = self._finish([*command, *self._configured()], 600)
+        if code:
+            raise SamLocalError(f"sam build failed:\n{log}")
 
-    def invoke(self, function: str, event: Path) -> Any:
-        """Invoke once, in a container of its own; return what the function returned."""
-        command = self.command("local", "invoke", function, "--event", event, *self._local())
-        result = subprocess.run(
-            command, cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False, timeout=300
-        )
+    def invoke(self, function: str, event: Path) -> tuple[Any, str]:
+        """Invoke once, in a container of its own; return what SAM printed of the answer, and the log."""
+        command = [self._sam, "local", "invoke", function, "--event", str(event), *self._local()]
+        code, answer, log = self._finish(command, 300)
+        if code:
+            raise SamLocalError(f"sam local invoke ended with code {code}:\n{log}")
         try:
-            # SAM's exit code is 0 for a function that failed, too.
-            answer = json.loads(result.stdout.strip().splitlines()[-1])
-        except (IndexError, ValueError):
-            raise SamLocalError(f"{function} did not answer:\n{result.stderr[-3000:]}") from None
-        if isinstance(answer, dict) and "errorMessage" in answer:
-            raise SamLocalError(f"{function} failed: {answer}\n{result.stderr[-3000:]}")
-        return answer
+            return json.loads(answer), log
+        except ValueError:
+            raise SamLocalError(f"there is no answer, as after a time-out or a crash:\n{log}") from None
 
     @contextlib.contextmanager
-    def api(self) -> Iterator[str]:
-        """Serve the API on a free port of the loopback interface while the block runs."""
-        port = _free_port()
-        log = self.scratch / "start-api.log"
-        command = self.command("local", "start-api", "--host", "127.0.0.1", "--port", str(port), *self._local())
-        # SIGINT is ignored by what a shell starts in the background; SIGTERM ends SAM and its containers.
-        process = GuardedProcess(
-            command, output=log, environment=self.variables, cwd=self.folder, stop=[("SIGTERM", 30.0)]
+    def api(self) -> Iterator[int]:
+        """Serve the API on a port of the loopback interface while the block runs."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        log = self._scratch / "start-api.log"
+        command = [self._sam, "local", "start-api", "--host", "127.0.0.1", "--port", str(port)]
+        # SIGTERM ends SAM and its containers; SIGINT is ignored where a shell started it in the background.
+        server = self._start([*command, *self._local()], log, stop=[("SIGTERM", 30.0)])
+        try:
+            deadline = time.monotonic() + 120
+            while not _listens(port):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise SamLocalError(f"sam local start-api does not listen:\n{_tail(log)}")
+                time.sleep(0.1)
+            yield port
+        except (OSError, http.client.HTTPException) as error:
+            raise SamLocalError(f"sam local start-api does not answer: {error}\n{_tail(log)}") from error
+        finally:
+            server.stop()
+
+    def _local(self) -> list[str]:
+        overrides = [f"{name}={value}" for name, value in self.parameters.items()]
+        return [
+            *("--template", str(self._built / "template.yaml"), "--env-vars", str(self._secrets)),
+            *self._configured(),
+            "--skip-pull-image",  # the base image is there by now, and may be a stand-in
+            *("--parameter-overrides", *overrides),
+        ]
+
+    def _configured(self) -> list[str]:
+        # SAM looks for it beside the template, which for what is built is another folder.
+        return ["--config-file", str(self.folder / "samconfig.toml")]
+
+    def _start(self, command: list[str], log: Path, stop: list[tuple[str, float]]) -> GuardedProcess:
+        return GuardedProcess(command, output=log, environment=self._variables, cwd=self.folder, stop=stop)
+
+    def _finish(self, command: list[str], timeout_s: float) -> tuple[int, str, str]:
+        """Run a command to its end; return its exit code, standard output, and the end of its standard error."""
+        output, log = self._scratch / "output", self._scratch / "log"
+        log.unlink(missing_ok=True)
+        separate = ["sh", "-c", 'exec "$@" >"$0"', str(output)]
+        process = self._start([*separate, *command], log, stop=[("SIGTERM", 20.0)])
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.stop()
+        if code is None:
+            raise SamLocalError(
+                f"{Path(command[0]).name} {command[1]} was not done after {timeout_s:g} s:\n{_tail(log)}"
+            )
+        return code, output.read_text(errors="replace"), _tail(log)
+
+
+def set_up(folder: Path, *arguments: str) -> str:
+    """Let toolkit/set-up make or find what is needed; return what it found."""
+    result = subprocess.run([folder / "toolkit" / "set-up", *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise SamLocalError(f"toolkit/set-up {' '.join(arguments)} failed; what it says above names the reason")
+    return result.stdout
+
+
+def _check_events(functions: list[dict[str, str]], folder: Path) -> None:
+    missing = [name for function in functions if not _event(folder, name := function["folder"]).exists()]
+    if missing:
+        raise SamLocalError(
+            f"these functions have no event to be invoked with: events/{'.json, events/'.join(missing)}.json"
         )
-        try:
-            _wait(
-                lambda: _listens(port), 90, lambda: f"sam local start-api does not listen:\n{log.read_text()[-3000:]}"
-            )
-            yield f"http://127.0.0.1:{port}"
-        except urllib.error.URLError as error:
-            raise SamLocalError(f"start-api: {error}\n{log.read_text()[-3000:]}") from error
-        finally:
-            process.stop()
+
+
+def _event(folder: Path, name: str) -> Path:
+    return folder / "events" / f"{name}.json"
+
+
+def _engine(sam: Sam, stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
+    """Return the version and the network of a Docker engine: the one that answers, or one that the stack stops."""
+    engine: dict[str, str] | None = sam.ask("engine")
+    if engine is not None:
+        console.print(f"Using the Docker engine that runs here, version {engine['version']}", highlight=False)
+        return engine
+    with _step("Starting a Docker engine of its own", console):
+        if os.geteuid() == 0:
+            set_up(sam.folder, "apt", "docker.io", "iproute2")
+        sam.use_engine(stack.enter_context(DockerEngine()).address)
+        engine = sam.ask("engine")
+    if engine is None:
+        raise SamLocalError("the SAM CLI does not accept the Docker engine that was started for it")
+    return engine
+
+
+def _provide(image: str, runtime: str, make_image: bool, sam: Sam, console: Console) -> bool:
+    """See that the engine has a base image: as it is, pulled, or a stand-in; return whether it is a stand-in."""
+    if not make_image:
+        if sam.ask("has", image):
+            console.print(f"The engine has {image}", highlight=False)
+            return False
+        console.print(f"Pulling {image} …", highlight=False)
+        problem = sam.ask("pull", image)
+        if problem is None:
+            return False
+        console.print(f"  it cannot be had here: {escape(problem)}", highlight=False, style="dim")
+    elif sam.ask("has", image):
+        raise SamLocalError(f"the engine has {image} already: a stand-in would replace it. Leave out --make-image")
+    with _step("Making a stand-in of Debian packages, unless it is kept from an earlier run", console):
+        if not list(sam.cache.glob("*.tar")) and os.geteuid() == 0:
+            set_up(sam.folder, "apt", "mmdebstrap")
+        archive = stand_in(runtime, sam.cache, sam.folder)
+        sam.ask("load", image, str(archive), CHANGES)
+    return True
+
+
+def _postgres(engine: dict[str, str]) -> Postgres:
+    """Return a server that containers reach, too."""
+    networks = {engine["gateway"]: engine["network"]}
+    try:
+        with socket.socket() as probe:
+            probe.bind((engine["gateway"], 0))
+    except OSError:  # the engine runs in a virtual machine, which passes connections on to loopback
+        networks = {}
+    return Postgres({"max_connections": 20}, authentication="scram-sha-256", networks=networks)
+
+
+def _create_database(server: Postgres, sam: Sam) -> None:
+    """Make a database whose owner is no superuser, as on RDS, and tell SAM how to reach it."""
+    owner, application = secrets.token_urlsafe(16), secrets.token_urlsafe(16)
+    server.execute(f"CREATE ROLE {_OWNER} LOGIN CREATEROLE PASSWORD '{owner}'")
+    server.execute(f"CREATE DATABASE {_DATABASE} OWNER {_OWNER}")
+    sam.parameters |= {
+        "Host": "host.docker.internal",
+        "Port": str(server.port),
+        "Database": _DATABASE,
+        "User": _APPLICATION,
+        "AdminUser": _OWNER,
+    }
+    sam.set_variables(
+        {
+            "Parameters": {"PLUNGEPOOL_PASSWORD": application, "APP_ROLE_PASSWORD": application},
+            "PrepareDatabaseFunction": {"PLUNGEPOOL_PASSWORD": owner},
+        }
+    )
 
 
 @contextlib.contextmanager
-def _engine(scratch: Path, console: Console) -> Iterator[str]:
-    """Yield the address of a container engine: the one that runs, or one that lives as long as this block."""
-    docker = shutil.which("docker")
-    if docker and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0:
-        yield os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-        return
-    daemon = shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if daemon is None or os.geteuid() != 0:
-        raise SamLocalError("no container engine runs here, and only root with the package docker.io can start one")
-    console.print("Starting a container engine for this command …")
-    address = f"unix://{scratch}/docker.sock"
-    # A bridge of its own: docker0 may be another engine's. It is a link of this machine only, so any free range will do.
-    bridge, gateway = f"plunge{os.getpid() % 1_000_000}", f"172.29.{os.getpid() % 250}.1"
-    with _bridge(bridge, gateway):
-        process = GuardedProcess(
-            [
-                daemon, "--host", address, "--data-root", scratch / "data", "--exec-root", scratch / "exec",
-                "--pidfile", scratch / "docker.pid", "--bridge", bridge, "--host-gateway-ip", gateway,
-                # The containers reach this machine over the bridge, and nothing beyond it: the firewall is left alone.
-                "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
-            ],
-            output=scratch / "dockerd.log",
-            stop=[("SIGTERM", 30.0)],
-        )  # fmt: skip
-        try:
-            _wait(
-                lambda: _docker(address, "info").returncode == 0,
-                30,
-                lambda: f"dockerd does not answer:\n{(scratch / 'dockerd.log').read_text()[-3000:]}",
-            )
-            yield address
-        finally:
-            process.stop()
-
-
-@contextlib.contextmanager
-def _bridge(name: str, address: str) -> Iterator[None]:
-    """Make a network bridge that lives as long as the block."""
-    for command in (f"link add name {name} type bridge", f"address add {address}/24 dev {name}", f"link set {name} up"):
-        made = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise SamLocalError(f"ip {command}: {made.stderr.strip()}")
+def _tidied(sam: Sam, server: Postgres, stand_ins: list[str]) -> Iterator[None]:
+    """Remove from the engine, which may be the machine's own, what this run has made: containers, images, stand-ins."""
+    before = sam.ask("built_images")
     try:
         yield
     finally:
-        subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
+        made = [image for image in sam.ask("built_images") if image not in before]
+        sam.ask("tidy", f"PLUNGEPOOL_PORT={server.port}", [*made, *stand_ins])
 
 
-def _docker(engine: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = ["docker", "--host", engine, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _try_function(function: dict[str, str], sam: Sam, console: Console) -> Trial:
+    begun = time.monotonic()
+    problem: str | None
+    try:
+        answer, log = sam.invoke(function["logical_id"], _event(sam.folder, function["folder"]))
+    except SamLocalError as error:
+        problem = str(error)
+    else:
+        # SAM's exit code is 0 for a function that failed, too: its answer is then the error.
+        failure = answer if isinstance(answer, dict) and {"errorMessage", "errorType"} & answer.keys() else None
+        problem = problem_of(failure, answer)
+        _show(answer if problem is None else f"{problem}\n{log}", console)
+    return _tried(Trial(function["logical_id"], "invoke", time.monotonic() - begun, problem), console)
 
 
-def _gateway(engine: str) -> str:
-    """Return the address of this machine that host.docker.internal:host-gateway stands for."""
-    result = _docker(engine, "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
-    if result.returncode or not result.stdout.strip():
-        raise SamLocalError(f"the engine's bridge has no gateway: {result.stderr.strip()}")
-    return result.stdout.strip()
+def _try_api(sam: Sam, console: Console) -> list[Trial]:
+    """Ask the API as a client does: list, read, place, read what was placed, and be refused."""
+    trials: list[Trial] = []
 
-
-def _provide(image: str, engine: str, stand_in: bool, folder: Path, console: Console) -> None:
-    """See that the engine has the base image: as it is, pulled, or a stand-in."""
-    if _docker(engine, "image", "inspect", image).returncode == 0:
-        return
-    if not stand_in:
-        console.print("Pulling AWS's image …")
-        if _docker(engine, "pull", image).returncode == 0:
-            return
-        console.print("It cannot be pulled here.")
-    archive = folder / "build" / f"lambda-{_RUNTIME}-{_ARCHITECTURE}.tar"
-    if not archive.exists():
-        console.print(f"Making a stand-in for AWS's image from Debian's packages ({_SUITE}) …")
-        archive.parent.mkdir(exist_ok=True)
-        _make_image(archive)
-    changes = (
-        "ENV PATH=/var/lang/bin:/usr/local/bin:/usr/bin:/bin:/opt/bin",
-        "ENV LAMBDA_TASK_ROOT=/var/task LAMBDA_RUNTIME_DIR=/var/runtime LANG=C.UTF-8",
-        "WORKDIR /var/task",
-    )
-    result = _docker(engine, "import", *(part for change in changes for part in ("--change", change)), archive, image)
-    if result.returncode:
-        raise SamLocalError(f"docker import: {result.stderr.strip()}")
-
-
-def _make_image(archive: Path) -> None:
-    """Write the root file system of the stand-in as a tar archive."""
-    if f"python{sys.version_info.major}.{sys.version_info.minor}" != _RUNTIME:
-        raise SamLocalError(
-            f"the stand-in takes its runtime client from this Python, which must be 3.13: {sys.version}"
+    def request(method: str, path: str, expected: int, body: object = None) -> Any:
+        begun = time.monotonic()
+        status, answer = _request(port, method, path, body)
+        problem = None if status == expected else f"it answered {status}, not {expected}: {json.dumps(answer)}"
+        trials.append(
+            _tried(Trial(f"{method} {path.partition('?')[0]}", "start-api", time.monotonic() - begun, problem), console)
         )
-    if shutil.which("mmdebstrap") is None:
-        raise SamLocalError("the stand-in is made by the package mmdebstrap, which is not installed")
-    with tempfile.TemporaryDirectory(prefix="plungepool-image-") as name:
-        root = Path(name) / "root"
-        made = subprocess.run(
-            [
-                "mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(_PACKAGES)}", _SUITE, root, _mirror(),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
-        if made.returncode:
-            raise SamLocalError(f"mmdebstrap: {made.stderr[-2000:]}")
-        for folder in ("var/task", "var/runtime", "opt", "tmp", "etc/ssl/certs"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / "tmp").chmod(0o1777)
-        authorities = Path("/etc/ssl/certs/ca-certificates.crt")
-        if authorities.exists():
-            shutil.copyfile(authorities, root / "etc/ssl/certs/ca-certificates.crt")
-        _copy_runtime(root / "var/lang/lib/python3.13/site-packages")
-        bootstrap = root / "var/runtime/bootstrap"
-        bootstrap.write_text(_BOOTSTRAP)
-        bootstrap.chmod(0o755)
-        partial = archive.with_suffix(".part")
-        subprocess.run(["tar", "--create", "--numeric-owner", "--file", partial, "--directory", root, "."], check=True)
-        partial.rename(archive)
+        if problem:
+            raise SamLocalError(problem)
+        return answer
+
+    begun = time.monotonic()
+    try:
+        with sam.api() as port:
+            console.print(f"  listening on port {port} after {time.monotonic() - begun:.1f} s", highlight=False)
+            page = request("GET", "/orders?limit=2", 200)
+            if len(page["orders"]) != 2:
+                raise SamLocalError(f"GET /orders?limit=2 has {len(page['orders'])} orders")
+            known = request("GET", f"/orders/{page['orders'][0]['id']}", 200)
+            wanted = {"customer_id": known["customer_id"], "lines": [{"sku": known["lines"][0]["sku"], "quantity": 1}]}
+            placed = request("POST", "/orders", 201, wanted)
+            read = request("GET", f"/orders/{placed['id']}", 200)
+            if [(line["sku"], line["quantity"]) for line in read["lines"]] != [(known["lines"][0]["sku"], 1)]:
+                raise SamLocalError(f"the order that was placed reads otherwise: {read}")
+            request("POST", "/orders", 400, {"lines": []})
+    except SamLocalError as error:
+        if not any(trial.problem for trial in trials):
+            trials.append(_tried(Trial("the API", "start-api", time.monotonic() - begun, str(error)), console))
+    return trials
 
 
-def _copy_runtime(target: Path) -> None:
-    from importlib.metadata import files
+def _request(port: int, method: str, path: str, body: object) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(text)
+    except ValueError:
+        return response.status, text
 
-    for project in _RUNTIME_PROJECTS:
-        for file in files(project) or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target / file)
+
+def _tried(trial: Trial, console: Console) -> Trial:
+    if trial.problem:
+        console.print(f"  [red]failed[/]: {escape(trial.problem)}", highlight=False)
+    else:
+        name = f"{trial.name} " if trial.command == "start-api" else ""
+        console.print(f"  {escape(name)}answered in {trial.took_s:.2f} s", highlight=False)
+    return trial
 
 
-def _mirror() -> str:
-    """Return where this machine's apt fetches Debian's packages from."""
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Identifier: Packages"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for line in listed.stdout.splitlines():
-        if found := re.fullmatch(r"Debian (?!\S*-security)\S+ (\S+)", line):
-            return found[1]
-    raise SamLocalError("apt's sources here name no mirror of Debian, and apt-get update may not have run")
+def _show(answer: object, console: Console) -> None:
+    text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    console.print(f"  {text}", markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
+
+
+def _summarise(trials: list[Trial], console: Console) -> None:
+    table = Table(title="\nIn SAM's containers, with the layers", title_justify="left")
+    table.add_column("trial", overflow="fold")
+    table.add_column("sam local")
+    table.add_column("seconds", justify="right")
+    table.add_column("result")
+    for trial in trials:
+        result = "[red]failed[/]" if trial.problem else "[green]answered[/]"
+        table.add_row(escape(trial.name), trial.command, f"{trial.took_s:.2f}", result)
+    console.print(table)
 
 
 @contextlib.contextmanager
-def _forwarded(address: str, port: int) -> Iterator[int]:
-    """Let what connects to a free port of `address` reach the same machine's loopback interface at `port`."""
-
-    class Forwarder(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection(("127.0.0.1", port)) as server:
-                back = threading.Thread(target=_pump, args=(server, self.request), daemon=True)
-                back.start()
-                _pump(self.request, server)
-                back.join()
-
-    class Listener(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Listener((address, 0), Forwarder) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        try:
-            yield listener.server_address[1]
-        finally:
-            listener.shutdown()
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(65536):
-            target.sendall(piece)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _step(what: str, console: Console) -> Iterator[None]:
+    begun = time.monotonic()
+    console.print(f"{what} …", end=" ", highlight=False)
+    try:
+        yield
+    except BaseException:
+        console.print()
+        raise
+    console.print(f"{time.monotonic() - begun:.1f} s", highlight=False)
 
 
 def _listens(port: int) -> bool:
@@ -425,13 +454,9 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _wait(condition: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise SamLocalError(otherwise())
-        time.sleep(0.1)
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:] if log.exists() else ""
 
 
-if __name__ == "__main__":
-    typer.run(sam_local)
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)

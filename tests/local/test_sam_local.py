@@ -1,0 +1,70 @@
+"""`plungepool sam-local` as a user runs it: SAM's own containers, the built layers, a real PostgreSQL; nothing stays."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "plungepool_toolkit", "sam-local"]
+
+pytestmark = pytest.mark.timeout(900)  # an image may have to be made, and a busy machine takes its time
+
+
+def test_every_function_and_the_api_answer_in_sams_containers(machine):
+    """Each function answers its event by `sam local invoke`, the API by `start-api`, and then all of it is gone."""
+    result = subprocess.run(COMMAND, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    functions = sorted(path.name for path in (ROOT / "functions").iterdir() if (path / "app.py").exists())
+    for name in functions:
+        assert f"{name.title().replace('_', '')}Function with events/{name}.json" in said
+    for request in ("GET /orders answered", "POST /orders answered", "GET /orders/"):
+        assert f"  {request}" in said
+    assert f"All {len(functions) + 5} trials answered" in said
+    assert machine.left() == {}
+
+
+def test_a_function_that_fails_fails_the_command(machine, tmp_path):
+    """SAM ends with 0 for a function that failed; the command does not, says why, and leaves nothing either."""
+    for path in ROOT.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "events").unlink()
+    (tmp_path / "events").mkdir()
+    for path in (ROOT / "events").iterdir():
+        (tmp_path / "events" / path.name).write_text(path.read_text())
+    (tmp_path / "events" / "prepare_database.json").write_text(json.dumps({"connection_limit": "many"}))
+    command = [*COMMAND, "--folder", tmp_path]
+    result = subprocess.run(command, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
+    said = result.stdout + result.stderr
+    assert result.returncode == 1, said
+    assert "connection_limit" in said.partition("failed: ")[2]
+    assert "1 of 1 trials failed" in said  # the others need what prepare_database makes
+    assert machine.left() == {}
+
+
+def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine):
+    """Interrupted in the midst of an invocation: the container, SAM, PostgreSQL and the engine end, in that order."""
+    with subprocess.Popen(
+        COMMAND, cwd=ROOT, env=machine.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        said = ""
+        for line in run.stdout:
+            said += line
+            if line.startswith("PrepareDatabaseFunction"):
+                run.send_signal(signal.SIGINT)
+    assert run.returncode == 130, said
+    assert "Interrupted; everything is stopped." in said
+    assert machine.left() == {}
+
+
+def test_another_folder_is_told_what_is_missing(tmp_path):
+    """Run where there is no template: one line that says what to do."""
+    result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "template.yaml" in result.stdout

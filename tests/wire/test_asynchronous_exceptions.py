@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import sqlalchemy
@@ -60,9 +61,13 @@ def engine(postgres):
         pool_size=1,
         max_overflow=-1,
     )
+    opened = weakref.WeakSet()
+    sqlalchemy.event.listen(engine, "connect", lambda connection, record: opened.add(connection))
     yield engine
-    gc.collect()  # a connection that was struck away from its pool goes back there, to be closed now
+    gc.collect()
     engine.dispose()
+    for connection in list(opened):
+        connection.close()  # those that were struck away from their pool
 
 
 class Struck:

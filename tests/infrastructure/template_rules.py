@@ -238,7 +238,7 @@ def proxy_demands_iam_and_tls(name: str, stack: Stack) -> None:
             else:
                 assert proxy["DefaultAuthScheme"] == "NONE"
                 [auth] = proxy["Auth"]
-                assert (auth["IAMAuth"], auth["SecretArn"]) == ("REQUIRED", "ref-ApplicationSecret"), name
+                assert (auth["IAMAuth"], auth["SecretArn"]) == ("REQUIRED", "Id-of-ApplicationSecret"), name
             assert len(proxy["DBProxyName"]) <= 60
         for target in nested.of_type("AWS::RDS::DBProxyTargetGroup").values():
             assert ("DBClusterIdentifiers" in target) != ("DBInstanceIdentifiers" in target), name
@@ -254,7 +254,7 @@ def role_is_prepared_for_how_it_signs_in(name: str, stack: Stack) -> None:
     secrets = {
         "existing, secret": SECRET + "app",
         "existing, secret only": SECRET + "app",
-        "aurora, proxy": "ref-ApplicationSecret",
+        "aurora, proxy": "Id-of-ApplicationSecret",
     }
     assert variables["APP_ROLE_SECRET_ARN"] == secrets.get(name, ""), name
     assert bool(variables["APP_ROLE_PASSWORD"]) == (name == "existing, password"), name

@@ -1,5 +1,6 @@
 """The application deployed from end to end to an AWS emulator on this machine, in all three database modes."""
 
+import hashlib
 import json
 import os
 import signal
@@ -81,10 +82,7 @@ def cloud(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clo
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with Postgres(tls=True) as database:
-        credential = Credential(access_key_id=ACCOUNT, secret_access_key="test")
-        proxy = RdsProxy(
-            database, users={"app_instance": None}, credentials=[credential], host="127.0.0.2", port=database.port
-        )
+        proxy = RdsProxy(database, users={"app_instance": None}, host="127.0.0.2", port=database.port)
         with proxy:
             trusted = scratch / "ca.pem"
             trusted.write_text(database.ca_file.read_text() + proxy.ca_file.read_text())
@@ -96,6 +94,8 @@ def cloud(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clo
                 "GATEWAY_PORT": str(port),
                 "MINISTACK_HOST": "127.0.0.1",
                 "MINISTACK_REGION": REGION,
+                # Signatures are verified, and IAM decides by the policies that the template gives.
+                "AUTH": "true",
                 "IOT_MTLS_ENABLED": "0",
                 "SFTP_ENABLED": "0",
                 "PYTHONDONTWRITEBYTECODE": "1",
@@ -166,14 +166,16 @@ class Shop:
     def sql(self, statement: str) -> list[list[Any]]:
         return self.cloud.database.execute(statement, database=f"shop_{self.mode}")
 
-    def request(self, method: str, path: str = "/orders", body: object = None) -> tuple[int, Any]:
-        """Send a signed request to the API, as deployed, over HTTP; return the status and the document."""
+    def request(self, method: str, path: str = "/orders", body: object = None, signed: bool = True) -> tuple[int, Any]:
+        """Send a request to the API, as deployed, over HTTP; return the status and the document."""
         api_id = self.outputs["ApiUrl"].removeprefix("https://").partition(".")[0]
-        address = f"{api_id}.execute-api.127.0.0.1"  # the emulator's name for it
         data = json.dumps(body).encode() if body else None
-        signed = AWSRequest(method, f"{self.cloud.url}{path}", data=data, headers={"Host": address})
-        SigV4Auth(Credentials(ACCOUNT, "test"), "execute-api", REGION).add_auth(signed)
-        request = urllib.request.Request(signed.url, data, dict(signed.headers), method=method)
+        # The emulator's name for the API.
+        unsigned = {"Host": f"{api_id}.execute-api.127.0.0.1"}
+        message = AWSRequest(method, f"{self.cloud.url}{path}", data=data, headers=unsigned)
+        if signed:
+            SigV4Auth(Credentials(ACCOUNT, "test"), "execute-api", REGION).add_auth(message)
+        request = urllib.request.Request(message.url, data, dict(message.headers), method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, json.load(response)
@@ -208,10 +210,24 @@ def shop(request: pytest.FixtureRequest, cloud: Cloud, built: Path) -> Iterator[
     cloud.database.execute(f"CREATE DATABASE shop_{mode}")
     before = inventory(cloud)
     cloud.sam(*arguments)
+    cloud.proxy.credentials = tuple(role_credentials(cloud))
     yield Shop(cloud, mode, lambda: cloud.sam(*arguments))
     cloud.sam("delete", "--stack-name", f"shop-{mode}", "--no-prompts")
     assert [name for name in cloud.stacks() if name.startswith("shop")] == []
     assert inventory(cloud) == before
+
+
+def role_credentials(cloud: Cloud) -> Iterator[Credential]:
+    """Yield the credentials of each function's role, which the emulator derives from the invoked ARN and the role's."""
+    for function in cloud.client("lambda").list_functions()["Functions"]:
+        arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function['FunctionName']}"
+        for invoked in (arn, f"{arn}:1", f"{arn}:live"):
+            digest = hashlib.sha256(f"{invoked}:{function['Role']}".encode()).hexdigest()
+            yield Credential(
+                access_key_id=f"ASIA{digest[:16].upper()}",
+                secret_access_key=hashlib.sha256(f"secret:{digest}".encode()).hexdigest(),
+                session_token=hashlib.sha256(f"token:{digest}".encode()).hexdigest(),
+            )
 
 
 def inventory(cloud: Cloud) -> dict[str, list[str]]:
@@ -266,6 +282,11 @@ def test_api_answers_through_http(shop: Shop) -> None:
     assert placed["id"] in {order["id"] for order in listed["orders"]}
     assert shop.request("POST", body={"lines": []})[0] == 400
     assert shop.request("GET", "/orders/00000000-0000-4000-8000-00000000ffff")[0] == 404
+
+
+def test_api_refuses_who_does_not_sign(shop: Shop) -> None:
+    """A request without a signature is refused before any function runs: a deployment is not open to everybody."""
+    assert shop.request("GET", signed=False)[0] == 403
 
 
 def test_connections_are_counted_where_they_belong(shop: Shop) -> None:

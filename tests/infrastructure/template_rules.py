@@ -6,6 +6,7 @@ template.yaml before it. `resolve` says what CloudFormation would make of a temp
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -312,6 +313,20 @@ def nested_parameters_and_outputs_match(templates: Templates) -> None:
             assert ours.get(key) == theirs.get(key), name
 
 
+def engine_version_is_offered(templates: Templates) -> None:
+    """RDS offers the version for both kinds of demo database, by the lists that cfn-lint ships (it resolves no parameter)."""
+    [lists] = ROOT.glob(".venv-sam/lib/python*/site-packages/cfnlint/data/schemas/extensions")
+    version = templates.database["Parameters"]["EngineVersion"]["Default"]
+    for kind, engine in (("dbcluster", "aurora-postgresql"), ("dbinstance", "postgres")):
+        schema = json.loads((lists / f"aws_rds_{kind}" / "engine_version.json").read_text())
+        [offered] = [
+            case["then"]["properties"]["EngineVersion"]["enum"]
+            for case in schema["allOf"]
+            if case["if"]["properties"]["Engine"] == {"const": engine}
+        ]
+        assert version in offered, f"{version} of {engine}"
+
+
 def queue_outlives_its_function(templates: Templates) -> None:
     """A message stays hidden six times as long as the function runs, and dies into a queue that keeps it longer."""
     stack = templates.deploy("existing, DSQL")
@@ -440,6 +455,7 @@ RULES: list[Callable[[Templates], None]] = [
     only_the_functions_reach_the_database,
     endpoints_are_made_where_there_is_no_way_out,
     nested_parameters_and_outputs_match,
+    engine_version_is_offered,
     queue_outlives_its_function,
     schedule_is_well_formed,
     logs_end,

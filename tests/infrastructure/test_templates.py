@@ -175,7 +175,7 @@ FAULTS = [
     Fault(name="misspelt setting", old="PLUNGEPOOL_POOL_SIZE", new="PLUNGEPOOL_POOLSIZE"),
     Fault(name="wrong variable of prepare_database", old="APP_ROLE_SECRET_ARN:", new="APP_ROLE_SECRET:"),
     Fault(name="output that the nested stack has not", old="{DemoDatabase.Outputs.Host}", new="{DemoDatabase.Outputs.HostName}"),
-    Fault(name="version that RDS never had", file=DATABASE, old="Default: '17.5'", new="Default: '17.99'"),
+    Fault(name="version that RDS never had", file=DATABASE, old="Default: '17'", new="Default: '17.99'"),
     Fault(name="proxy that takes passwords", file=DATABASE, old="IAMAuth: REQUIRED", new="IAMAuth: DISABLED"),
     Fault(name="endpoint of a service misspelt", file=DATABASE, old="secretsmanager\n", new="secretmanager\n"),
     Fault(name="proxy's id from the wrong part", file=DATABASE, old="!Select [6, !Split [':', !GetAtt Proxy", new="!Select [5, !Split [':', !GetAtt Proxy"),

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    """The programs of an engine, from Debian's packages."""
-    subprocess.run([ROOT / "toolkit" / "set-up", "apt", "docker.io", "iproute2"], check=True)
+    """The programs of an engine, from Debian's packages where they are missing."""
+    subprocess.run([ROOT / "toolkit" / "set-up", "apt", *docker_engine.missing_packages()], check=True)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -53,10 +53,10 @@ def test_without_root_it_says_what_to_do(monkeypatch):
 
 
 def test_missing_programs_are_named_with_their_packages(monkeypatch):
-    """Where dockerd or ip is not installed, the error names the packages."""
+    """Where dockerd or another program is not installed, the error names the packages."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
-    with pytest.raises(DockerEngineError, match=r"dockerd, ip, unshare: install the packages docker\.io, iproute2"):
+    with pytest.raises(DockerEngineError, match=r"needs these packages: docker\.io, iproute2, util-linux"):
         DockerEngine().__enter__()
 
 

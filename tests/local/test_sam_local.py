@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from plungepool_toolkit.docker_engine import DockerEngine
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "plungepool_toolkit", "sam-local"]
@@ -24,14 +29,27 @@ def test_every_function_and_the_api_answer_in_sams_containers(machine):
     functions = sorted(path.name for path in (ROOT / "functions").iterdir() if (path / "app.py").exists())
     for name in functions:
         assert f"{name.title().replace('_', '')}Function with events/{name}.json" in said
-    for request in ("GET /orders answered", "POST /orders answered", "GET /orders/"):
-        assert f"  {request}" in said
+    for request in ("GET two orders", "GET one order", "POST an order", "GET the new order", "POST no order"):
+        assert f"  {request} answered" in said
     assert f"All {len(functions) + 5} trials answered" in said
     assert machine.left() == {}
 
 
+def ask(address, path):
+    """Ask an engine by its socket."""
+    with contextlib.closing(http.client.HTTPConnection("engine")) as connection, socket.socket(socket.AF_UNIX) as link:
+        link.connect(address.removeprefix("unix://"))
+        connection.sock = link
+        connection.request("GET", path)
+        return json.load(connection.getresponse())
+
+
 def test_a_function_that_fails_fails_the_command(machine, tmp_path):
-    """SAM ends with 0 for a function that failed; the command does not, says why, and leaves nothing either."""
+    """
+    SAM ends with 0 for a function that failed; the command does not, and says why.
+
+    The engine that runs here already is used: it stays, and holds nothing of the run but an image that was pulled.
+    """
     for path in ROOT.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "events").unlink()
@@ -40,9 +58,15 @@ def test_a_function_that_fails_fails_the_command(machine, tmp_path):
         (tmp_path / "events" / path.name).write_text(path.read_text())
     (tmp_path / "events" / "prepare_database.json").write_text(json.dumps({"connection_limit": "many"}))
     command = [*COMMAND, "--folder", tmp_path]
-    result = subprocess.run(command, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
-    said = result.stdout + result.stderr
+    with DockerEngine() as engine:
+        variables = {**machine.variables, "DOCKER_HOST": engine.address}
+        result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        said = result.stdout + result.stderr
+        assert ask(engine.address, "/containers/json?all=1") == []
+        images = [name for image in ask(engine.address, "/images/json") for name in image["RepoTags"]]
     assert result.returncode == 1, said
+    assert "Using the Docker engine that runs here" in said
+    assert [image for image in images if f"Pulling {image}" not in said or "Making a stand-in" in said] == []
     assert "connection_limit" in said.partition("failed: ")[2]
     assert "1 of 1 trials failed" in said  # the others need what prepare_database makes
     assert machine.left() == {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+_PROGRAMS = {"dockerd": "docker.io", "ip": "iproute2", "unshare": "util-linux"}
 # The shell that the watchdog stops: so the bridge goes after the engine even where this process was killed. What the
 # engine makes in fixed places goes too, unless it was there before. Its mounts are in a mount namespace of their own.
 _SCRIPT = """
@@ -55,7 +56,7 @@ class DockerEngine:
     """
     An engine: entering starts it and waits until it answers, leaving stops it with its containers and removes its data.
 
-    Needs root, and the programs `dockerd` (Debian's and Ubuntu's package docker.io), `ip` and `unshare`.
+    Needs root, and the programs of `missing_packages`.
 
     Raises: DockerEngineError at entering.
     """
@@ -66,21 +67,13 @@ class DockerEngine:
         self._folder: TemporaryFolder | None = None
 
     def __enter__(self) -> Self:
-        # Debian keeps these in folders that are not on every user's PATH.
-        path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
-        daemon = shutil.which("dockerd", path=path)
-        missing = [name for name in ("ip", "unshare") if shutil.which(name, path=path) is None]
         if os.geteuid() != 0:
             raise DockerEngineError("only root can start a Docker engine: start one yourself, or run this as root")
-        if daemon is None or missing:
-            raise DockerEngineError(
-                f"a Docker engine needs {', '.join([*([] if daemon else ['dockerd']), *missing])}: install the packages "
-                "docker.io, iproute2 and util-linux"
-            )
+        if missing := missing_packages():
+            raise DockerEngineError(f"a Docker engine needs these packages: {', '.join(missing)}")
         self._folder = TemporaryFolder("engine")
-        folder = self._folder.path
         try:
-            self._start(daemon, folder, path)
+            self._start(self._folder.path)
         except BaseException:
             self.close()
             raise
@@ -107,7 +100,7 @@ class DockerEngine:
             raise DockerEngineError("the engine is not running")
         return self._process.pid
 
-    def _start(self, daemon: str, folder: Path, path: str, timeout_s: float = 60.0) -> None:
+    def _start(self, folder: Path, timeout_s: float = 60.0) -> None:
         network = _free_network()
         gateway = str(next(network.hosts()))
         bridge = f"plunge{os.getpid()}"  # docker0 may be another engine's
@@ -135,10 +128,10 @@ class DockerEngine:
         self._process = GuardedProcess(
             [
                 *("unshare", "--mount", "sh", "-c", _SCRIPT, "engine", bridge, f"{gateway}/{network.prefixlen}"),
-                *(daemon, "--config-file", configuration),
+                *("dockerd", "--config-file", configuration),
             ],
             output=log,
-            environment={**os.environ, "PATH": path},
+            environment={**os.environ, "PATH": _path()},
             stop=[("SIGTERM", 45.0)],
         )
         deadline = time.monotonic() + timeout_s
@@ -146,6 +139,16 @@ class DockerEngine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise DockerEngineError(f"the Docker engine does not start. The end of its log:\n{_tail(log)}")
             time.sleep(0.05)
+
+
+def missing_packages() -> list[str]:
+    """Return the packages of Debian and Ubuntu to install before an engine can be started; dockerd may be another's."""
+    return [package for program, package in _PROGRAMS.items() if shutil.which(program, path=_path()) is None]
+
+
+def _path() -> str:
+    """PATH, and the folders where Debian keeps such programs, which are not on every user's."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def _answers(path: Path) -> bool:

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plungepool_toolkit.demo import problem_of
-from plungepool_toolkit.docker_engine import DockerEngine, DockerEngineError
+from plungepool_toolkit.docker_engine import DockerEngine, DockerEngineError, missing_packages
 from plungepool_toolkit.lambda_image import CHANGES, LambdaImageError, stand_in
 from plungepool_toolkit.postgres import Postgres, PostgresError
 from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder
@@ -175,7 +176,7 @@ class Sam:
 
     def build(self) -> None:
         """Build the application as `sam build` does."""
-        command = [self._sam, "build", "--build-dir", str(self._built), "--cache-dir", str(self.cache / "cache")]
+        command = [self._sam, "build", "--build-dir", str(self._built), "--cache-dir", str(self._scratch / "cache")]
         code, _, log = self._finish([*command, *self._configured()], 600)
         if code:
             raise SamLocalError(f"sam build failed:\n{log}")
@@ -273,8 +274,8 @@ def _engine(sam: Sam, stack: contextlib.ExitStack, console: Console) -> dict[str
         console.print(f"Using the Docker engine that runs here, version {engine['version']}", highlight=False)
         return engine
     with _step("Starting a Docker engine of its own", console):
-        if os.geteuid() == 0:
-            set_up(sam.folder, "apt", "docker.io", "iproute2")
+        if os.geteuid() == 0 and (missing := missing_packages()):
+            set_up(sam.folder, "apt", *missing)
         sam.use_engine(stack.enter_context(DockerEngine()).address)
         engine = sam.ask("engine")
     if engine is None:
@@ -296,7 +297,7 @@ def _provide(image: str, runtime: str, make_image: bool, sam: Sam, console: Cons
     elif sam.ask("has", image):
         raise SamLocalError(f"the engine has {image} already: a stand-in would replace it. Leave out --make-image")
     with _step("Making a stand-in of Debian packages, unless it is kept from an earlier run", console):
-        if not list(sam.cache.glob("*.tar")) and os.geteuid() == 0:
+        if os.geteuid() == 0 and shutil.which("mmdebstrap") is None:
             set_up(sam.folder, "apt", "mmdebstrap")
         archive = stand_in(runtime, sam.cache, sam.folder)
         sam.ask("load", image, str(archive), CHANGES)
@@ -364,13 +365,12 @@ def _try_api(sam: Sam, console: Console) -> list[Trial]:
     """Ask the API as a client does: list, read, place, read what was placed, and be refused."""
     trials: list[Trial] = []
 
-    def request(method: str, path: str, expected: int, body: object = None) -> Any:
+    def request(name: str, path: str, expected: int, body: object = None) -> Any:
+        """Send a request; `name` is its method and what it is for."""
         begun = time.monotonic()
-        status, answer = _request(port, method, path, body)
+        status, answer = _request(port, name.split(maxsplit=1)[0], path, body)
         problem = None if status == expected else f"it answered {status}, not {expected}: {json.dumps(answer)}"
-        trials.append(
-            _tried(Trial(f"{method} {path.partition('?')[0]}", "start-api", time.monotonic() - begun, problem), console)
-        )
+        trials.append(_tried(Trial(name, "start-api", time.monotonic() - begun, problem), console))
         if problem:
             raise SamLocalError(problem)
         return answer
@@ -379,16 +379,16 @@ def _try_api(sam: Sam, console: Console) -> list[Trial]:
     try:
         with sam.api() as port:
             console.print(f"  listening on port {port} after {time.monotonic() - begun:.1f} s", highlight=False)
-            page = request("GET", "/orders?limit=2", 200)
+            page = request("GET two orders", "/orders?limit=2", 200)
             if len(page["orders"]) != 2:
                 raise SamLocalError(f"GET /orders?limit=2 has {len(page['orders'])} orders")
-            known = request("GET", f"/orders/{page['orders'][0]['id']}", 200)
+            known = request("GET one order", f"/orders/{page['orders'][0]['id']}", 200)
             wanted = {"customer_id": known["customer_id"], "lines": [{"sku": known["lines"][0]["sku"], "quantity": 1}]}
-            placed = request("POST", "/orders", 201, wanted)
-            read = request("GET", f"/orders/{placed['id']}", 200)
+            placed = request("POST an order", "/orders", 201, wanted)
+            read = request("GET the new order", f"/orders/{placed['id']}", 200)
             if [(line["sku"], line["quantity"]) for line in read["lines"]] != [(known["lines"][0]["sku"], 1)]:
                 raise SamLocalError(f"the order that was placed reads otherwise: {read}")
-            request("POST", "/orders", 400, {"lines": []})
+            request("POST no order", "/orders", 400, {"lines": []})
     except SamLocalError as error:
         if not any(trial.problem for trial in trials):
             trials.append(_tried(Trial("the API", "start-api", time.monotonic() - begun, str(error)), console))

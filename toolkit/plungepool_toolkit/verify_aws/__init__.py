@@ -202,6 +202,7 @@ class Verification:
         self._probe(evidence, "rate", {})
         with self._tolerated("borrow"):
             self._narrow_proxy()
+            time.sleep(min(60.0, patience_s / 10))  # nothing tells when a proxy has taken it up
             self._probe(evidence, "borrow", {})
         if shutdown is not None:
             evidence["shutdown"] = shutdown | self._await_sigterm(patience_s)
@@ -302,17 +303,24 @@ class Verification:
         client = self._account.client("cloudwatch")
         found = {}
         for name in ("DatabaseConnectionsCurrentlySessionPinned", "MaxDatabaseConnectionsAllowed"):
-            points = client.get_metric_statistics(
-                Namespace="AWS/RDS",
-                MetricName=name,
-                Dimensions=[{"Name": "ProxyName", "Value": self._proxy}],
-                StartTime=began,
-                EndTime=time.time(),
-                Period=60,
-                Statistics=["Maximum"],
-            )["Datapoints"]
+            # Some are kept by proxy, some by its target too; which is not documented for each.
+            of_proxy = [{"Name": "ProxyName", "Value": self._proxy}]
+            kept = client.list_metrics(Namespace="AWS/RDS", MetricName=name, Dimensions=of_proxy)["Metrics"]
+            points = [
+                point["Maximum"]
+                for metric in kept
+                for point in client.get_metric_statistics(
+                    Namespace="AWS/RDS",
+                    MetricName=name,
+                    Dimensions=metric["Dimensions"],
+                    StartTime=began,
+                    EndTime=time.time(),
+                    Period=60,
+                    Statistics=["Maximum"],
+                )["Datapoints"]
+            ]
             if points:
-                found[name] = max(point["Maximum"] for point in points)
+                found[name] = max(points)
         return found
 
     def delete(self) -> bool:
@@ -407,6 +415,7 @@ def verify_aws(
     delete: Annotated[str | None, typer.Option(help="Only delete what a run of this name has left.")] = None,
     folder: Annotated[Path, typer.Option(help="Where template.yaml lies.", exists=True, file_okay=False)] = Path(),
     sam: Annotated[Path | None, typer.Option(help="The SAM CLI.", exists=True, dir_okay=False)] = None,
+    patience_s: Annotated[float, typer.Option(help="Seconds to wait for the end of an environment (SIGTERM).")] = 900.0,
     output: Annotated[Path | None, typer.Option(help="Write the findings and the evidence as JSON, too.")] = None,
 ) -> None:
     """
@@ -439,7 +448,7 @@ def verify_aws(
         console.print(f"[red]Refused[/]: {escape(str(refusal))}", highlight=False)
         raise typer.Exit(2) from None
     signal.signal(signal.SIGTERM, _interrupt)
-    raise typer.Exit(carry_out(run, network, architecture, output))
+    raise typer.Exit(carry_out(run, network, architecture, output, patience_s=patience_s))
 
 
 def _agree(console: Console, yes: bool) -> None:

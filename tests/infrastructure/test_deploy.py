@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -21,6 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.processes import GuardedProcess
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 
 ROOT = Path(__file__).parents[2]
@@ -99,37 +99,33 @@ def cloud(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clo
                 "IOT_MTLS_ENABLED": "0",
                 "SFTP_ENABLED": "0",
                 "PYTHONDONTWRITEBYTECODE": "1",
+                "TMPDIR": str(scratch),
                 "DATABASE_HOST": database.host,
                 "PROXY_HOST": proxy.host,
                 # What the functions inherit from the emulator: no public authority signs for a machine's own servers.
                 "PLUNGEPOOL_CA_FILE": str(trusted),
             }
-            with (scratch / "emulator.log").open("w") as log:
-                process = subprocess.Popen(
-                    [MINISTACK / "bin" / "python", Path(__file__).with_name("emulator.py")],
-                    env=emulator,
-                    cwd=scratch,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-                try:
-                    wait_until(lambda: answers(f"{url}/_ministack/health"), f"see {log.name}")
-                    environment = clean | {
-                        "AWS_ACCESS_KEY_ID": ACCOUNT,
-                        "AWS_SECRET_ACCESS_KEY": "test",
-                        "AWS_DEFAULT_REGION": REGION,
-                        "AWS_ENDPOINT_URL": url,
-                        "SAM_CLI_TELEMETRY": "0",
-                    }
-                    yield Cloud(url, database, proxy, environment)
-                finally:
-                    os.killpg(process.pid, signal.SIGTERM)
-                    try:
-                        process.wait(15)
-                    except subprocess.TimeoutExpired:
-                        os.killpg(process.pid, signal.SIGKILL)
-                        process.wait()
+            log = scratch / "emulator.log"
+            # Guarded: it ends with this process, however that ends.
+            process = GuardedProcess(
+                [MINISTACK / "bin" / "python", Path(__file__).with_name("emulator.py")],
+                output=log,
+                environment=emulator,
+                cwd=scratch,
+                stop=[("SIGTERM", 15.0)],
+            )
+            try:
+                wait_until(lambda: answers(f"{url}/_ministack/health"), f"see {log}")
+                environment = clean | {
+                    "AWS_ACCESS_KEY_ID": ACCOUNT,
+                    "AWS_SECRET_ACCESS_KEY": "test",
+                    "AWS_DEFAULT_REGION": REGION,
+                    "AWS_ENDPOINT_URL": url,
+                    "SAM_CLI_TELEMETRY": "0",
+                }
+                yield Cloud(url, database, proxy, environment)
+            finally:
+                process.stop()
 
 
 def answers(url: str) -> bool:

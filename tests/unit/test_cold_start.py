@@ -54,6 +54,22 @@ print(importlib.metadata.version("sqlalchemy")[:2])
     assert run(print_it) == "2."
 
 
+def test_other_dialects_of_postgresql_are_still_there() -> None:
+    """The asynchronous dialect is SQLAlchemy's own, by name, by attribute and by import; so is the catalogue."""
+    source = """
+import plungepool
+from sqlalchemy.dialects import postgresql, registry
+from sqlalchemy.dialects.postgresql import base
+behind_the_proxy = postgresql.asyncpg.dialect
+found = registry.load("postgresql.asyncpg")
+import sqlalchemy.dialects.postgresql.asyncpg as imported
+assert behind_the_proxy is found is imported.dialect is postgresql.asyncpg.dialect
+import sqlalchemy.dialects.postgresql.pg_catalog as catalogue
+print(base.pg_catalog.pg_class is catalogue.pg_class)
+"""
+    assert run(source) == "True"
+
+
 def test_entry_points_are_still_read() -> None:
     """A dialect that nobody registered is looked for among the installed ones, and its absence said as always."""
     source = """

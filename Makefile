@@ -25,6 +25,10 @@ setup: .venv/.ready ## Make the virtual environment that the other targets use
 demo: .venv/.ready ## Run every sample function against a real PostgreSQL on this machine
 	@$(PYTHON) -m plungepool_toolkit demo
 
+.PHONY: verify-aws
+verify-aws: .venv/.ready .venv-sam/.ready ## Settle on an AWS account what only an account can: asks first, costs, deletes all it made
+	@$(PYTHON) -m plungepool_toolkit verify-aws $(OPTIONS)
+
 .PHONY: check
 check: .venv/.ready ## Lint, formatting and types (ruff, mypy strict)
 	@.venv/bin/ruff check .

@@ -57,20 +57,3 @@ def test_modules_on_the_way_to_the_first_row_are_those_of_the_list(postgres: Pos
     assert imported - known == set()
     if sys.version_info[:2] == (3, 13):
         assert known - imported == set(), "the list holds what is no longer imported: take it out"
-
-
-def test_reflection_finds_the_catalogue_that_was_not_imported(postgres: Postgres) -> None:
-    """The tables that reflection reads come when it is asked for, in a process that imported this package first."""
-    source = """
-from plungepool import get_engine
-from sqlalchemy import inspect
-
-inspector = inspect(get_engine())
-print(sorted(inspector.get_table_names("pg_catalog"))[:2], inspector.get_columns("pg_class", "pg_catalog")[0]["name"])
-"""
-    environ = {
-        "PLUNGEPOOL_URL": postgres.url(), "PLUNGEPOOL_PASSWORD": "unused", "PLUNGEPOOL_TLS": "disable",
-        "PYTHONPATH": ":".join(entry for entry in sys.path if entry),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-S", "-c", source], capture_output=True, text=True, env=environ, timeout=60)
-    assert done.stdout.strip() == "['pg_aggregate', 'pg_am'] oid", done.stderr

@@ -29,6 +29,10 @@ demo: .venv/.ready ## Run every sample function against a real PostgreSQL on thi
 verify-aws: .venv/.ready .venv-sam/.ready ## Settle on an AWS account what only an account can: asks first, costs, deletes all it made
 	@$(PYTHON) -m plungepool_toolkit verify-aws $(OPTIONS)
 
+.PHONY: sam-local
+sam-local: .venv/.ready .venv-sam/.ready ## Run every function by `sam local` in containers, and the API over HTTP
+	@$(PYTHON) -m plungepool_toolkit sam-local
+
 .PHONY: check
 check: .venv/.ready ## Lint, formatting and types (ruff, mypy strict)
 	@.venv/bin/ruff check .

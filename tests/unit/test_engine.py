@@ -151,7 +151,20 @@ def test_public_names_are_what_is_documented() -> None:
 
 def test_modules_import_one_way() -> None:
     """Each module imports only from those above it, so that each can be read without those below."""
-    order = ["cold_start", "errors", "settings", "tls", "credentials", "values", "wire", "dialect", "pool", "observe", "lifecycle", "engine"]
+    order = [
+        "cold_start",
+        "errors",
+        "settings",
+        "tls",
+        "credentials",
+        "values",
+        "wire",
+        "dialect",
+        "pool",
+        "observe",
+        "lifecycle",
+        "engine",
+    ]
     folder = Path(plungepool.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} <= {*order, "__init__"}
     for place, name in enumerate(order):

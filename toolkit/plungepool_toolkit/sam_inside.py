@@ -68,7 +68,7 @@ def pull(image: str) -> str | None:
     try:
         _client().images.pull(name, tag)
     except docker.errors.DockerException as error:
-        return str(error)
+        return str(getattr(error, "explanation", None) or error)  # what the engine says, without the address asked
     return None
 
 

@@ -30,7 +30,7 @@ class Machine:
         self.before = self.state()
 
     def state(self) -> dict[str, set[str]]:
-        """An engine's links, the firewall's rules, chains and policies, forwarding, mounts, and its fixed places."""
+        """Engines' bridges, the firewall's rules, chains and policies, forwarding, mounts, and engines' fixed places."""
         path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         firewall = set()
         if shutil.which("iptables-save", path=path):  # else it comes with the engine's packages, and there are no rules
@@ -39,10 +39,10 @@ class Machine:
             firewall = {line for line in lines if line.startswith("-A") or re.fullmatch(r":\S+ (?!ACCEPT).*", line)}
         links = {link.name for link in Path("/sys/class/net").iterdir()}
         return {
-            "links": {link for link in links if link.startswith(("br-", "docker", "plunge", "veth"))},
+            "links": {link for link in links if link.startswith(("br-", "docker", "plunge"))},
             "firewall": firewall,
             "forwarding": {Path("/proc/sys/net/ipv4/ip_forward").read_text()},
-            "mounts": {line for line in Path("/proc/self/mounts").read_text().splitlines() if "plungepool" in line},
+            "mounts": {line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.folder) in line},
             "places": {place for place in _PLACES if Path(place).exists()},
         }
 

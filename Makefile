@@ -52,7 +52,7 @@ format: .venv/.ready ## Format, and mend what the linter can mend
 
 .PHONY: services
 services:
-	@toolkit/set-up apt postgresql pgbouncer iproute2 iptables docker.io mmdebstrap
+	@toolkit/set-up apt postgresql pgbouncer iproute2
 
 # The tests in parts that share nothing, so that two of them can run at a time.
 CORE := tests/unit tests/integration tests/functions tests/environment tests/toolkit tests/documentation

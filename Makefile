@@ -61,6 +61,7 @@ APPLICATION := $(filter-out $(CORE) $(WIRE) tests/conftest.py tests/__pycache__,
 
 .PHONY: test
 test: check services .venv-sam/.ready ## Run the checks and every test; installs all that it needs
+	@echo "Running the tests in four parts, two at a time, in about a quarter of an hour; each shows what it did when it is over."
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-application test-core test-wire test-pythons
 
 .PHONY: test-core

@@ -47,6 +47,10 @@ def _import_sqlalchemy() -> None:
     try:
         importlib.import_module("sqlalchemy.dialects.postgresql.pg8000")
     finally:
+        if gc.get_freeze_count() == 0:
+            # All to the oldest generation, without a look at each: the first young collection would else walk them all.
+            gc.freeze()
+            gc.unfreeze()
         if collecting:
             gc.enable()
         for proxy in proxies:

@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import json
 import os
-import random
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -412,6 +411,8 @@ class _Secret:
                     yield login
                     refused.add(login)
             # A whole fleet meets the same rotation at the same moment: it must not come back at the same moment, too.
+            import random
+
             delay_s = random.uniform(pause_s / 2, pause_s)  # noqa: S311
             if time.time() + delay_s >= deadline:
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import InitVar, dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -89,6 +88,8 @@ class Settings:
         for key, value in sorted(given.items()):
             name = key.removeprefix(PREFIX).lower()
             if key != key.upper() or name not in _READERS:
+                import difflib  # for a typo only: not at a cold start that goes well
+
                 close = difflib.get_close_matches(key.upper(), [variable(known) for known in _READERS], n=1)
                 problems.append(f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
             elif value:

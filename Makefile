@@ -94,6 +94,11 @@ requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in
 	done
 	@.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.12 --generate-hashes \
 		--no-emit-index-url --no-header --quiet requirements/ministack.in --output-file requirements/ministack.txt
+	@# The runtime brings what this layer leaves out.
+	@.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet --no-emit-package botocore --no-emit-package boto3 --no-emit-package s3transfer --no-emit-package urllib3 \
+		--no-emit-package python-dateutil --no-emit-package six --constraint requirements/dev.txt \
+		layers/powertools/requirements.in --output-file layers/powertools/requirements.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made

@@ -14,8 +14,10 @@ help: ## Show the targets
 	@toolkit/set-up develop .venv
 	@touch $@
 
-.venv-sam/.ready: requirements/sam.txt toolkit/set-up
-	@toolkit/set-up venv .venv-sam requirements/sam.txt
+# Tools that must not share an environment with each other or with ours.
+TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready
+$(TOOLS): .venv-%/.ready: requirements/%.txt toolkit/set-up
+	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
 
 .PHONY: setup
@@ -60,7 +62,7 @@ WIRE := tests/wire
 APPLICATION := $(filter-out $(CORE) $(WIRE) tests/conftest.py tests/__pycache__,$(wildcard tests/*))
 
 .PHONY: test
-test: check services .venv-sam/.ready ## Run the checks and every test; installs all that it needs
+test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
 	@echo "Running the tests in four parts, two at a time, in about a quarter of an hour; each shows what it did when it is over."
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-application test-core test-wire test-pythons
 
@@ -73,7 +75,7 @@ test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers
 	@$(PYTHON) -m pytest $(WIRE)
 
 .PHONY: test-application
-test-application: .venv/.ready .venv-sam/.ready services ## Run the tests of the template: build, checks, deploy, sam local, sam init
+test-application: .venv/.ready $(TOOLS) services ## Run the tests of the template: build, checks, deploy, sam local, sam init
 	@$(PYTHON) -m pytest $(APPLICATION)
 
 .PHONY: test-pythons

@@ -208,6 +208,7 @@ def test_a_borrow_time_out_is_an_operational_error(
         with pytest.raises(exc.OperationalError, match="Timed-out waiting to acquire") as error:
             second.execute(text("SELECT 1"))
         assert getattr(error.value.orig, "sqlstate", None) == "08000"
+        assert getattr(error.value.orig, "retryable", None) is True
         assert error.value.connection_invalidated
     with engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1

@@ -53,6 +53,30 @@ def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
 
 
 @pytest.mark.parametrize(
+    ("sqlstate", "message", "retryable"),
+    [
+        ("40001", "could not serialize access", True),
+        ("40P01", "deadlock detected", True),
+        ("OC000", "change conflicts with another transaction, please retry", True),
+        ("OC001", "schema has been updated by another transaction, please retry", True),
+        ("53300", "sorry, too many clients already", True),
+        ("57P03", "the database system is starting up", True),
+        ("08000", "Timed-out waiting to acquire database connection.", True),
+        ("08000", "something else about the connection", False),
+        ("28P01", "The IAM authentication failed for the role app.", False),
+        ("28000", "IAM is allowed only with SSL connections.", False),
+        ("57P01", "terminating connection due to administrator command", False),
+        ("57014", "canceling statement due to statement timeout", False),
+        ("23505", "duplicate key value violates unique constraint", False),
+    ],
+)
+def test_errors_say_whether_the_same_may_succeed_later(sqlstate, message, retryable):
+    """Only where the server has kept nothing of it, and refused it for what goes by: never after a lost connection."""
+    error = wire._server_error(f"SERROR\0VERROR\0C{sqlstate}\0M{message}\0\0".encode())
+    assert (sqlstate, error.retryable) == (sqlstate, retryable)
+
+
+@pytest.mark.parametrize(
     ("sql", "kind", "sqlstate"),
     [
         ("SELECT nothing", wire.ProgrammingError, "42703"),

@@ -120,6 +120,16 @@ class Error(Exception):
     #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
     disconnected: bool = False
 
+    @property
+    def retryable(self) -> bool:
+        """
+        True when the whole transaction, or the connect, may succeed later as it is: nothing of it was kept.
+
+        A conflict (40001, 40P01; Aurora DSQL's OC000, OC001), no connection to be had (53300, 57P03, RDS Proxy's borrow
+        time-out). Not a lost connection: whether its COMMIT was carried out, nobody knows.
+        """
+        return self.sqlstate in _RETRYABLE or (self.message or "").startswith(_BORROW_TIMEOUT)
+
 
 class InterfaceError(Error):
     """The interface was used in a way that cannot work, for example a connection that is closed."""
@@ -185,6 +195,9 @@ _FIELDS = {
     "n": "constraint_name",
 }
 _READ_ONLY = "25006"
+_RETRYABLE = frozenset(("40001", "40P01", "OC000", "OC001", "53300", "57P03"))
+# RDS Proxy's text; its SQLSTATE (08000 is reported) says no more than that something is wrong with the connection.
+_BORROW_TIMEOUT = "Timed-out waiting to acquire database connection"
 
 
 def _fields(body: bytes) -> dict[str, str]:

@@ -125,13 +125,15 @@ class DockerEngine:
             )
         )
         log = folder / "engine.log"
+        temporary = folder / "tmp"  # where containerd leaves a word about each thread when it is hurried at its end
+        temporary.mkdir()
         self._process = GuardedProcess(
             [
                 *("unshare", "--mount", "sh", "-c", _SCRIPT, "engine", bridge, f"{gateway}/{network.prefixlen}"),
                 *("dockerd", "--config-file", configuration),
             ],
             output=log,
-            environment={**os.environ, "PATH": _path()},
+            environment={**os.environ, "PATH": _path(), "TMPDIR": str(temporary)},
             stop=[("SIGTERM", 45.0)],
         )
         deadline = time.monotonic() + timeout_s

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,23 @@ def test_fork_while_another_thread_builds_does_not_deadlock() -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+def test_fork_during_the_very_first_build_does_not_deadlock() -> None:
+    """The same in a process that has never built an engine: what makes a fork safe must not wait for the first one."""
+    program = """
+import os, signal
+from plungepool import Settings, engine, get_engine
+with engine._lock:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        get_engine(Settings(host="db.invalid", user="app", password="unused"))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+raise SystemExit(os.waitstatus_to_exitcode(status) != 0)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(("environ", "expected"), [

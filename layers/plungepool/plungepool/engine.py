@@ -145,4 +145,5 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-lifecycle.call_after_fork(_renew_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

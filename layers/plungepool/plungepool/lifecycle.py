@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Each engine that lives, with what drops its credentials.
 _engines: weakref.WeakKeyDictionary[Engine, Callable[[], None]] = weakref.WeakKeyDictionary()
-_after_fork: list[Callable[[], None]] = []
 _hooks_set = False
 
 
@@ -42,14 +41,7 @@ def follow(engine: Engine, forget_credentials: Callable[[], None]) -> None:
             register_before_snapshot(_close_all)
 
 
-def call_after_fork(function: Callable[[], None]) -> None:
-    """Call the function in each forked child, before any engine is used there (to renew a lock, for instance)."""
-    _after_fork.append(function)
-
-
 def _forget_the_parents() -> None:
-    for function in _after_fork:
-        function()
     for engine in list(_engines):
         engine.dispose(close=False)
 

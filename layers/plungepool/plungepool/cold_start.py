@@ -3,8 +3,9 @@ Import SQLAlchemy without what this engine never uses: about a seventh less work
 
 SQLAlchemy imports asyncio and its dialect for asyncpg for asynchronous engines, and importlib.metadata for finding
 dialects by entry point. While it is imported here, each of them is a proxy that imports the real module when it is first
-asked for anything; so whoever makes an asynchronous engine all the same gets what SQLAlchemy would have had. Only SQLAlchemy ever holds a proxy: `sys.modules` has the real module, or none, as
-soon as the import is over. Where a module, or SQLAlchemy, has been imported before, nothing is done.
+asked for anything; so whoever makes an asynchronous engine all the same gets what SQLAlchemy would have had. Only
+SQLAlchemy ever holds a proxy: `sys.modules` has the real module, or none, as soon as the import is over. Where a module,
+or SQLAlchemy, has been imported before, nothing is done.
 
 The garbage collector rests meanwhile: it would walk the same new objects again and again, and none of them is garbage.
 

@@ -7,7 +7,10 @@ import pwd
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,20 @@ def test_a_certificate_for_no_host_is_refused() -> None:
     with Authority() as authority:
         with pytest.raises(ValueError, match="at least one host"):
             authority.issue()
+
+
+def test_files_go_with_a_process_that_is_killed() -> None:
+    """An authority's keys do not outlive who made them, also after SIGKILL."""
+    program = (
+        "import time; from plungepool_toolkit.certificates import Authority\n"
+        "authority = Authority(); print(authority.ca_file, flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        file = Path(owner.stdout.readline().strip())
+        assert file.is_file()
+        owner.kill()
+    end = time.monotonic() + 20
+    while file.parent.exists():
+        assert time.monotonic() < end, "the folder is still there"
+        time.sleep(0.05)

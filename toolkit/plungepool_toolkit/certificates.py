@@ -12,10 +12,7 @@ import os
 import secrets
 import shutil
 import ssl
-import tempfile
-import weakref
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
@@ -23,7 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from plungepool_toolkit.processes import TemporaryFolder
+
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 _DAY = timedelta(days=1)
@@ -39,10 +39,10 @@ class Authority:
     """
 
     def __init__(self, name: str = "Plungepool toolkit CA") -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="plungepool-ca-"))
+        self._files = TemporaryFolder("ca")
+        self._folder = self._files.path
         # A server that runs as another user must get at its files; each key is guarded by its own mode.
         self._folder.chmod(0o711)
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.now(UTC)
@@ -71,7 +71,7 @@ class Authority:
 
     def close(self) -> None:
         """Remove the files; may be called again."""
-        self._finalizer()
+        self._files.remove()
 
     def issue(self, *hosts: str, expired: bool = False, owner: str | None = None) -> tuple[Path, Path]:
         """

@@ -34,7 +34,15 @@ KINDS = [KeyboardInterrupt, SystemExit, MemoryError, TimeoutError, Strike, HardS
 WIRE = ("plungepool/wire.py", "plungepool/values.py")
 # SQLAlchemy's pool and Python's locks are not made for an exception between two of their own lines, and what the garbage
 # collector calls cannot raise one; ours is the wire.
-NOT_OURS = ("sqlalchemy/pool/", "sqlalchemy/util/queue.py", "/threading.py", "/logging/", "/weakref.py", "/hypothesis/")
+NOT_OURS = (
+    "_pytest/unraisableexception",
+    "sqlalchemy/pool/",
+    "sqlalchemy/util/queue.py",
+    "/threading.py",
+    "/logging/",
+    "/weakref.py",
+    "/hypothesis/",
+)
 
 
 # What is struck on the garbage collector's way (a pool's finalizer, a socket that nobody held yet) cannot be raised, and

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 SAM = ROOT / ".venv-sam" / "bin"
 UV = ROOT / ".venv-uv" / "bin" / "uv"
 Result = subprocess.CompletedProcess[str]
+# A role that SQL takes only where it is quoted.
+USER = "order"
 
 
 def run(*command: str | Path, cwd: Path, variables: dict[str, str] | None = None) -> Result:
@@ -31,6 +34,12 @@ def run(*command: str | Path, cwd: Path, variables: dict[str, str] | None = None
 def succeed(result: Result) -> str:
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def init(location: str | Path, folder: Path, variables: dict[str, str], **context: str) -> Result:
+    """Run `sam init` for a location, in a folder, with the answers to its questions."""
+    command = [SAM / "sam", "init", "--no-input", "--location", location, "--extra-context", json.dumps(context)]
+    return run(*command, cwd=folder, variables={**variables, "GIT_CONFIG_NOSYSTEM": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +58,7 @@ def initialise(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def sam_init(location: str | Path, name: str = "plungepool-app") -> Path:
         folder = tmp_path_factory.mktemp("init")
         home = tmp_path_factory.mktemp("home")  # where a template that comes from Git is cloned to
-        context = json.dumps({"project_name": name})
-        command = [SAM / "sam", "init", "--no-input", "--location", location, "--extra-context", context]
-        succeed(run(*command, cwd=folder, variables={"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1"}))
+        succeed(init(location, folder, {"HOME": str(home)}, project_name=name, database_user=USER))
         return folder / name
 
     return sam_init
@@ -134,13 +141,13 @@ def test_built_function_answers_from_the_built_layer(
     with Environment(
         built / "CountVisitsFunction",
         layers=[built / "PlungepoolLayer"],
-        variables=database.variables("app"),
+        variables=database.variables(USER),
         python=bare / "bin" / "python",
     ) as environment:
         answers = [environment.invoke(event) for _ in range(3)]
         assert [answer.error for answer in answers] == [None] * 3
         assert [json.loads(answer.payload["body"])["visits"] for answer in answers] == [1, 2, 3]
-        assert database.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [[1]]
+        assert database.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", USER) == [[1]]
 
 
 def test_starts_from_the_repositorys_address(initialise: Callable[..., Path], python: Path, tmp_path: Path) -> None:
@@ -156,3 +163,50 @@ def test_starts_from_the_repositorys_address(initialise: Callable[..., Path], py
     started = initialise(f"git+file://{tree}", "orders")
     assert 'stack_name = "orders"' in (started / "samconfig.toml").read_text()
     assert (started / "layers" / "plungepool" / "Makefile").is_file()
+
+
+def test_names_that_would_not_work_are_refused(python: Path, tmp_path: Path) -> None:
+    """`sam init` refuses a name that no stack or no role can have, says what would do, and leaves no folder."""
+    result = init(ROOT, tmp_path, {"HOME": str(tmp_path)}, project_name="My Orders!", database_user="orders-app")
+    assert result.returncode != 0
+    assert "project_name 'My Orders!'" in result.stderr
+    assert "'my-orders'" in result.stderr
+    assert "database_user 'orders-app'" in result.stderr
+    assert "'orders_app'" in result.stderr
+    assert [path for path in tmp_path.iterdir() if "rders" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        ("project_name", "orders", True),
+        ("project_name", "true", True),  # not a boolean of YAML
+        ("project_name", "O-2", True),
+        ("project_name", "o" * 53, True),
+        ("project_name", "o" * 54, False),
+        ("project_name", "2-orders", False),
+        ("project_name", "my_orders", False),
+        ("project_name", "../orders", False),
+        ("project_name", "", False),
+        ("project_name", "orders\n", False),
+        ("project_name", '"; import os #', False),
+        ("project_name", "café", False),
+        ("database_user", "user", True),
+        ("database_user", "_2", True),
+        ("database_user", "a" * 63, True),
+        ("database_user", "a" * 64, False),
+        ("database_user", "Orders", False),
+        ("database_user", "app'; DROP", False),
+        ("database_user", "pg_app", False),
+        ("database_user", "public", False),
+        ("database_user", "postgres", False),
+        ("database_user", "app\n", False),
+    ],
+)
+def test_only_names_that_work_are_taken(name: str, value: str, fits: bool) -> None:
+    """The hook takes what a stack and a role can be called, and names what it refuses."""
+    script = (ROOT / "templates" / "hooks" / "pre_gen_project.py").read_text()
+    for key, given in ({"project_name": "orders", "database_user": "app"} | {name: value}).items():
+        script = script.replace(f"{{{{cookiecutter.{key} | tojson}}}}", json.dumps(given))
+    result = run(sys.executable, "-c", script, cwd=ROOT)
+    assert (result.returncode == 0, name in result.stderr) == (fits, not fits)

@@ -92,7 +92,13 @@ def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine):
 
 
 def test_another_folder_is_told_what_is_missing(tmp_path):
-    """Run where there is no template: one line that says what to do."""
+    """Run where there is no template, or in a project that `sam init` made: one line that says what to do, no traceback."""
     result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2
+    assert (result.returncode, result.stderr) == (2, "")
     assert "template.yaml" in result.stdout
+    (tmp_path / "template.yaml").touch()
+    (tmp_path / "toolkit" / "plungepool_toolkit").mkdir(parents=True)
+    result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, "")
+    assert "toolkit/set-up" in result.stdout
+    assert "sam local invoke" in result.stdout

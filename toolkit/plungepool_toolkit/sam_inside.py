@@ -61,7 +61,7 @@ def has(image: str) -> bool:
 
 
 def pull(image: str) -> str | None:
-    """Pull an image; return None, or why it cannot be had."""
+    """Pull an image; return None, or why it is unavailable."""
     import docker  # type: ignore[import-untyped]
 
     name, _, tag = image.rpartition(":")

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _DATABASE, _OWNER, _APPLICATION = "shop", "shop_owner", "plungepool_app"
 _PREPARES = "prepare_database"  # makes the schema, the role and the data that the other functions need
 _ARCHITECTURE = {"x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine(), "x86_64")
+# What is asked for here before anything starts: a project that `sam init` made has a template and a toolkit, too.
+_NEEDS = ("template.yaml", "toolkit/set-up", "requirements/sam.txt", f"functions/{_PREPARES}")
 _INSIDE = Path(__file__).with_name("sam_inside.py")
 
 
@@ -70,8 +72,15 @@ def sam_local(
     """Run every sample function by `sam local invoke`, and the API by `sam local start-api`, with the layers."""
     console = Console()
     folder = folder.resolve()
-    if not (folder / "template.yaml").exists():
-        console.print("[red]There is no template.yaml here[/]: run this in Plungepool's repository, or give --folder.")
+    missing = [path for path in _NEEDS if not (folder / path).exists()]
+    if missing:
+        console.print(
+            f"[red]There is no {escape(' and no '.join(missing))} here[/]: this command runs Plungepool's own application. "
+            "Run it in Plungepool's repository, or give --folder. A project of your own is run by "
+            "`sam build` and `sam local invoke`.",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(2)
     signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.monotonic()
@@ -293,7 +302,7 @@ def _provide(image: str, runtime: str, make_image: bool, sam: Sam, console: Cons
         problem = sam.ask("pull", image)
         if problem is None:
             return False
-        console.print(f"  it cannot be had here: {escape(problem)}", highlight=False, style="dim")
+        console.print(f"  it is unavailable here: {escape(problem)}", highlight=False, style="dim")
     elif sam.ask("has", image):
         raise SamLocalError(f"the engine has {image} already: a stand-in would replace it. Leave out --make-image")
     with _step("Making a stand-in of Debian packages, unless it is kept from an earlier run", console):

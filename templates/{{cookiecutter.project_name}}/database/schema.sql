@@ -8,20 +8,20 @@ CREATE TABLE IF NOT EXISTS page_visits (
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{{ cookiecutter.database_user }}') THEN
-        CREATE ROLE {{ cookiecutter.database_user }} LOGIN;
+        CREATE ROLE "{{ cookiecutter.database_user }}" LOGIN;
     END IF;
     -- On RDS and Aurora the function signs in with a token.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_iam') THEN
-        GRANT rds_iam TO {{ cookiecutter.database_user }};
+        GRANT rds_iam TO "{{ cookiecutter.database_user }}";
     END IF;
 END
 $$;
 
 -- What the whole fleet may hold; at least the function's concurrency, or some of its environments are refused.
-ALTER ROLE {{ cookiecutter.database_user }} CONNECTION LIMIT 20;
-ALTER ROLE {{ cookiecutter.database_user }} SET statement_timeout = '10s';
-ALTER ROLE {{ cookiecutter.database_user }} SET lock_timeout = '3s';
-ALTER ROLE {{ cookiecutter.database_user }} SET idle_in_transaction_session_timeout = '10s';
-ALTER ROLE {{ cookiecutter.database_user }} SET idle_session_timeout = '15min';
+ALTER ROLE "{{ cookiecutter.database_user }}" CONNECTION LIMIT 20;
+ALTER ROLE "{{ cookiecutter.database_user }}" SET statement_timeout = '10s';
+ALTER ROLE "{{ cookiecutter.database_user }}" SET lock_timeout = '3s';
+ALTER ROLE "{{ cookiecutter.database_user }}" SET idle_in_transaction_session_timeout = '10s';
+ALTER ROLE "{{ cookiecutter.database_user }}" SET idle_session_timeout = '15min';
 
-GRANT SELECT, INSERT, UPDATE ON page_visits TO {{ cookiecutter.database_user }};
+GRANT SELECT, INSERT, UPDATE ON page_visits TO "{{ cookiecutter.database_user }}";

@@ -44,8 +44,8 @@ def test_keeps_one_connection(environment, shop):
 
 
 def test_answers_503_while_the_database_is_full(environment, shop):
-    """Where the role has no connection left, the caller is asked to come again, and then served."""
-    shop.execute(f"ALTER ROLE {USER} CONNECTION LIMIT 0")
+    """Where the role has no connection left, the caller is told to try again later, and then served."""
+    shop.execute(f'ALTER ROLE "{USER}" CONNECTION LIMIT 0')
     assert visit(environment)[0] == 503
-    shop.execute(f"ALTER ROLE {USER} CONNECTION LIMIT 20")
+    shop.execute(f'ALTER ROLE "{USER}" CONNECTION LIMIT 20')
     assert visit(environment)[0] == 200

@@ -9,7 +9,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from plungepool import get_engine
 
 logger = logging.getLogger()
-engine = get_engine()  # outside the handler: one engine an environment; nothing is opened yet
+engine = get_engine()  # outside the handler: one engine per environment; nothing is opened yet
 
 COUNT_VISIT = text("""
     INSERT INTO page_visits AS old (page, visits) VALUES (:page, 1)
@@ -29,7 +29,7 @@ def handler(event, context):
             visits = count_visit(connection, page)
     except (OperationalError, InterfaceError) as error:
         # Full, restarting or out of reach: worth waiting for. Any other error is a mistake in the program.
-        logger.warning("the database cannot be had: SQLSTATE %s", getattr(error.orig, "sqlstate", None))
+        logger.warning("the database is unavailable: SQLSTATE %s", getattr(error.orig, "sqlstate", None))
         return answer(503, {"message": "try again later"}, {"retry-after": "2"})
     return answer(200, {"page": page, "visits": visits})
 

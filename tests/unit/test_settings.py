@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import socket
 from urllib.parse import quote
 
 import pytest
@@ -11,11 +12,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plungepool import Settings, SettingsError
-from plungepool.settings import variable
+from plungepool.settings import _SECONDS_AT_MOST, _SHORTEST_S, split_address, variable
+from plungepool.wire import _tune
 
 MINIMUM = {"PLUNGEPOOL_HOST": "db.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_PASSWORD": "hunter2-hunter2"}
 SECRET = "pa55-%&/:@?#[]+ wörd"
-names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
+# Whatever PostgreSQL takes for a name; a line break at an end is refused, since it comes from copying.
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda text: text == text.strip("\r\n")
+)
 seconds = st.floats(min_value=0.001, max_value=1e6)
 
 
@@ -161,6 +166,142 @@ def test_what_the_endpoint_cannot_do_is_refused(environ: dict[str, str], named: 
     """What RDS Proxy refuses or ends by itself is a problem at the start, not at the first connect."""
     (problem,) = problems({**MINIMUM, **environ})
     assert f"PLUNGEPOOL_{named}" in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("db.example:5432", "must not hold a port: set PLUNGEPOOL_PORT"),
+        ("[::1]", "without its brackets"),
+        ("[::1]:5432", "PLUNGEPOOL_PORT"),
+        ("my..host", "cannot be a host name"),
+        (".db.example", "cannot be a host name"),
+        ("db.example..", "cannot be a host name"),
+        ("a" * 64 + ".example", "cannot be a host name"),
+        ("a.example." * 30, "cannot be a host name"),
+        ("xn--\N{GREEK SMALL LETTER ALPHA}\N{HEBREW LETTER ALEF}\N{ARABIC-INDIC DIGIT ONE}", "cannot be a host name"),
+        ("1:2:3", "no IPv6 address"),
+        ("db.example:host", "no IPv6 address"),
+        ("db .example", "without user, port, path or blanks"),
+        ("db.example\t", "without user, port, path or blanks"),
+        ("postgresql://u:hunter2-hunter2@db/d", "one host name"),
+        ("/var/run/postgresql", "one host name"),
+    ],
+)
+def test_what_no_resolver_takes_is_refused(host: str, words: str) -> None:
+    """A port, brackets, an empty part, a part too long: said with the setting, and not by a DNS error at the connect."""
+    (problem,) = problems(MINIMUM | {"PLUNGEPOOL_HOST": host})
+    assert problem.startswith("PLUNGEPOOL_HOST")
+    assert words in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "db.example.", "10.0.0.7", "::1", "fe80::1%eth0", "2001:db8::1", "my_host", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", "a" * 63 + ".example"]
+)  # fmt: skip
+def test_what_a_resolver_takes_is_a_host(host: str) -> None:
+    """Names with a final dot, an underscore or letters of other scripts, and addresses of both families."""
+    assert Settings.from_env(MINIMUM | {"PLUNGEPOOL_HOST": host}).host == host
+
+
+@given(st.text(max_size=80))
+def test_no_host_that_is_taken_makes_the_resolver_raise(host: str) -> None:
+    """Whatever passes here can be encoded as a resolver wants it: no UnicodeError leaves a connect."""
+    try:
+        settings = Settings(host=host, user="u", password="p")
+    except SettingsError:
+        return
+    encoded = settings.host.encode("idna")
+    assert encoded
+    assert b"\0" not in encoded
+
+
+@pytest.mark.parametrize(
+    ("address", "dialled"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 5432)),
+        ("localhost:15432", ("localhost", 15432)),
+        ("::1", ("::1", 5432)),
+        ("[::1]", ("::1", 5432)),
+        ("[::1]:6543", ("::1", 6543)),
+    ],
+)
+def test_address_is_a_host_and_perhaps_a_port(address: str, dialled: tuple[str, int]) -> None:
+    """Both families, with and without a port; without one it is PLUNGEPOOL_PORT's."""
+    settings = Settings.from_env(MINIMUM | {"PLUNGEPOOL_ADDRESS": address})
+    assert settings.address is not None
+    assert split_address(settings.address, settings.port) == dialled
+    assert settings.host == "db.example"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:", "localhost:0", "localhost:70000", "localhost:x", ":5432", "[::1", "[::1]5432", "[]:1", "a b", "a..b", "[db.example:]:1", "127.0.0.1:5432:6", "localhost:\N{ARABIC-INDIC DIGIT ONE}"],
+)  # fmt: skip
+def test_address_that_cannot_be_dialled_is_refused(address: str) -> None:
+    """Half a port, no host, a host that no resolver takes."""
+    (problem,) = problems(MINIMUM | {"PLUNGEPOOL_ADDRESS": address})
+    assert problem.startswith("PLUNGEPOOL_ADDRESS must")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", [*sorted(one.name for one in dataclasses.fields(Settings)), "url"])
+def test_line_break_at_the_end_is_named(name: str, end: str) -> None:
+    """Whatever was copied from a file or a secret with its line's end is said to have one, with its variable."""
+    values = {
+        "url": "postgresql://u@h/d", "host": "h", "port": "5432", "address": "h", "database": "d", "user": "u", "endpoint": "direct",
+        "auth": "password", "password": SECRET, "secret_arn": "name", "region": "eu-west-1", "tls": "disable", "ca_file": "f",
+        "pool": "tiny", "pool_size": "1", "pinning": "warn",
+    }  # fmt: skip
+    text = "; ".join(problems(MINIMUM | {variable(name): values.get(name, "5") + end}))
+    assert variable(name) in text
+    assert "line break" in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("name", sorted(one.name for one in dataclasses.fields(Settings) if one.name.endswith("_s")))
+@pytest.mark.parametrize("value", ["1e300", "1e7", "1e-9", "-1", "-0.0001", "nan", "inf", "1_0", " 5", "5s"])
+def test_seconds_have_bounds(name: str, value: str) -> None:
+    """What would overflow a socket, TCP or the server, and what is no time at all, is refused with the bounds."""
+    (problem,) = problems(MINIMUM | {variable(name): value})
+    assert problem.startswith(f"{variable(name)} must be a number of seconds")
+
+
+@pytest.mark.parametrize("name", sorted(one.name for one in dataclasses.fields(Settings) if one.name.endswith("_s")))
+def test_seconds_at_their_bounds_are_what_a_socket_takes(name: str) -> None:
+    """The longest and the shortest time that is allowed goes through a socket's own time-out and TCP's."""
+    for value in (_SHORTEST_S, _SECONDS_AT_MOST[name]):
+        assert getattr(Settings.from_env(MINIMUM | {variable(name): repr(value)}), name) == value
+        with socket.socket() as sock:
+            sock.settimeout(value)
+            if name == "dead_peer_timeout_s":
+                _tune(sock, value)
+    assert _SECONDS_AT_MOST["statement_timeout_s"] * 1000 < 2**31
+
+
+@pytest.mark.parametrize(
+    "name", ["arn:aws:rds:eu-west-1:1:db:d", "arn:aws:secretsmanager:eu-west-1:1:secret:", "arn:aws:secretsmanager", "a b", "a:b"]
+)  # fmt: skip
+def test_secret_that_is_none_is_refused(name: str) -> None:
+    """The ARN of something else, and what cannot be a secret's name, is told before anything is asked of AWS."""
+    environ = {"PLUNGEPOOL_HOST": "h", "PLUNGEPOOL_AUTH": "secret", "PLUNGEPOOL_SECRET_ARN": name}
+    (problem,) = problems(environ)
+    assert problem.startswith("PLUNGEPOOL_SECRET_ARN must be the ARN")
+
+
+@pytest.mark.parametrize("region", ["eu west", "Ireland", "eu-west-1 ", "eu_west_1"])
+def test_region_must_be_a_code(region: str) -> None:
+    """A token signed for a region that does not exist is refused without a reason; a name of one's own is told here."""
+    (problem,) = problems(MINIMUM | {"PLUNGEPOOL_REGION": region})
+    assert problem.startswith("PLUNGEPOOL_REGION must be a region's code")
+
+
+def test_number_of_a_thousand_digits_is_refused() -> None:
+    """It is a problem like any other, and no ValueError of int's own limit."""
+    (problem,) = problems(MINIMUM | {"PLUNGEPOOL_PORT": "1" * 5000})
+    assert problem == "PLUNGEPOOL_PORT must be a whole number"
+    with pytest.raises(SettingsError, match="PLUNGEPOOL_PORT must be a whole number from 1 to 65535, not that"):
+        Settings(host="h", user="u", password="p", port=10**5000)
 
 
 def test_region_comes_from_lambda_unless_it_is_set() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import InitVar, dataclass, field, fields
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -25,6 +24,19 @@ _CHOICES = {
 # DSQL after 60 minutes (its quotas); a connection handed out just before must still live for a whole invocation.
 _MAX_AGE_S_AT_MOST = {"proxy": 23 * 3600.0, "dsql": 55 * 60.0}
 
+# A socket, the server's statement_timeout (an int of milliseconds) and TCP's keep-alive (at most 32767 s of two fifths)
+# each overflow somewhere above; below a millisecond a socket may take the rest for 0, which means "never block" to it.
+_SHORTEST_S = 0.001
+_SECONDS_AT_MOST = {
+    "checkout_timeout_s": 1e6,
+    "connect_timeout_s": 1e6,
+    "dead_peer_timeout_s": 3600.0,
+    "max_age_s": 1e6,
+    "ping_after_idle_s": 1e6,
+    "statement_timeout_s": 1e6,
+}
+_ZERO_MEANS_SOMETHING = ("ping_after_idle_s", "statement_timeout_s")
+
 
 def variable(name: str) -> str:
     """Return the environment variable of a setting: `pool_size` is PLUNGEPOOL_POOL_SIZE."""
@@ -37,7 +49,8 @@ class Settings:
     Settings of one engine, given as keywords or read by `from_env`.
 
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
-        it holds one, password, each percent-encoded where it has special characters.
+        it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
+        host and port, which the certificate and the token stay for.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
@@ -45,6 +58,7 @@ class Settings:
     url: InitVar[str | None] = None
     host: str = ""
     port: int = 5432
+    address: str | None = None
     database: str = "postgres"
     user: str | None = None
     endpoint: str = "direct"
@@ -96,6 +110,9 @@ class Settings:
                 try:
                     values[name] = _READERS[name](value)
                 except ValueError as error:
+                    if _has_line_break(value):
+                        # As a value copied with its line's end has it; of text the settings say so themselves.
+                        error = ValueError(f"{error}, without the line break at an end of it")
                     problems.append(f"{key} must be {error}")
         if "region" not in values and environ.get("AWS_REGION"):
             values["region"] = environ["AWS_REGION"]
@@ -114,6 +131,9 @@ class Settings:
     def _take_url(self, url: str) -> list[str]:
         """Fill the parts from the URL; return what is wrong with it, never quoting it: it may hold a password."""
         here = variable("url")
+        if any(character.isspace() or character < " " for character in url):
+            # urlsplit would drop some of them without a word.
+            return [f"{here} must not hold blanks or line breaks (a copied value may end with one)"]
         shape = f"{here} must look like postgresql://user@host:5432/database, special characters percent-encoded"
         try:
             parts = urlsplit(url)
@@ -143,29 +163,32 @@ class Settings:
 
     def _wrong_values(self) -> Iterator[tuple[str, str]]:
         """Yield (setting, what is wrong with its value by itself)."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                yield name, f"{variable(name)} must be one of {', '.join(choices)}, not {getattr(self, name)!r}"
-        for name in ("host", "database", "user", "password", "secret_arn", "region", "ca_file"):
+        for name in (*_CHOICES, "host", "address", "database", "user", "password", "secret_arn", "region", "ca_file"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or "\0" in value):
+            if value is None and name not in _CHOICES:
+                continue
+            if not isinstance(value, str) or "\0" in value:
                 yield name, f"{variable(name)} must be text without NUL characters"
+            elif _has_line_break(value):
+                yield name, f"{variable(name)} begins or ends with a line break, as a copied value does; remove it"
+            elif name in _CHOICES and value not in _CHOICES[name]:
+                yield name, f"{variable(name)} must be one of {', '.join(_CHOICES[name])}, not {value!r}"
+            elif name in _SHAPES and value and (problem := _SHAPES[name](value)):
+                yield name, f"{variable(name)} {problem}"
         if not self.host and self.auth != "secret":  # a secret may hold the host
             yield "host", f"{variable('host')} is missing (or {variable('url')})"
-        if isinstance(self.host, str) and any(character in self.host for character in " /@,"):
-            yield "host", f"{variable('host')} must be one host name or address, without user, port or path"
         if not self.database:
             yield "database", f"{variable('database')} must not be empty"
         for name, lowest, highest in (("port", 1, 65535), ("pool_size", 1, 1000)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-                yield name, f"{variable(name)} must be a whole number from {lowest} to {highest}, not {value!r}"
-        for name in ("checkout_timeout_s", "connect_timeout_s", "dead_peer_timeout_s", "max_age_s"):
-            if not _is_seconds(getattr(self, name)) or getattr(self, name) <= 0:
-                yield name, f"{variable(name)} must be seconds above 0, not {getattr(self, name)!r}"
-        for name in ("ping_after_idle_s", "statement_timeout_s"):
-            if not _is_seconds(getattr(self, name)) or getattr(self, name) < 0:
-                yield name, f"{variable(name)} must be seconds, 0 or more, not {getattr(self, name)!r}"
+                yield name, f"{variable(name)} must be a whole number from {lowest} to {highest}, not {_shown(value)}"
+        for name, longest in _SECONDS_AT_MOST.items():
+            value = getattr(self, name)
+            or_zero = name in _ZERO_MEANS_SOMETHING
+            if not (_is_number(value) and (_SHORTEST_S <= value <= longest or (or_zero and value == 0))):
+                bounds = f"{'0, or ' if or_zero else ''}from {_SHORTEST_S:g} to {longest:.0f}"
+                yield name, f"{variable(name)} must be a number of seconds, {bounds}, not {_shown(value)}"
 
     def _contradictions(self) -> Iterator[tuple[set[str], str]]:
         """Yield (the settings involved, how they contradict each other)."""
@@ -198,23 +221,117 @@ class Settings:
             )
             yield {"endpoint", "statement_timeout_s"}, text
         for by, longest in _MAX_AGE_S_AT_MOST.items():
-            if by in (self.endpoint, self.auth) and _is_seconds(self.max_age_s) and self.max_age_s > longest:
+            if by in (self.endpoint, self.auth) and _is_number(self.max_age_s) and self.max_age_s > longest:
                 text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
                 yield {"endpoint", "auth", "max_age_s"}, text
 
 
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def split_address(address: str, port: int) -> tuple[str, int]:
+    """Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none."""
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+    else:
+        at = address.index(":") if address.count(":") == 1 else len(address)
+        host, bracket, rest = address[:at], "]", address[at:]
+    number = rest[1:]
+    if not host or not bracket or (rest and (rest[0] != ":" or not number.isascii() or not number.isdigit())):
+        raise ValueError("no host, or a port that is none")
+    return host, _whole_number(number) if rest else port
+
+
+def _host_problem(value: str) -> str | None:
+    """Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake."""
+    if value.startswith("["):
+        return f"must be an IPv6 address without its brackets; a port has a setting of its own, {variable('port')}"
+    if value.count(":") == 1 and value.rpartition(":")[2].isdigit():
+        return f"must not hold a port: set {variable('port')} to it"
+    if any(character.isspace() or character in "/@,[]" for character in value):
+        return "must be one host name or address, without user, port, path or blanks"
+    if ":" in value:
+        import ipaddress
+
+        try:
+            ipaddress.IPv6Address(value)
+        except ValueError:
+            return "must be one host name or address; with colons it is no IPv6 address"
+        return None
+    try:
+        encoded = value.encode("idna")
+    except UnicodeError:
+        encoded = b""
+    # What getaddrinfo would answer with a raw UnicodeError.
+    labels = value.removesuffix(".").split(".")
+    if not encoded or not all(labels) or len(encoded) > 253:
+        return "cannot be a host name: each part between dots has 1 to 63 letters, digits or hyphens, all of it at most 253"
+    return None
+
+
+def _address_problem(value: str) -> str | None:
+    shape = "must be a host or address to dial, with or without a port: host, host:5432, [::1]:5432"
+    try:
+        host, port = split_address(value, 1)
+    except ValueError:
+        return shape
+    if not 1 <= port <= 65535:
+        return "must have a port from 1 to 65535"
+    return shape if _host_problem(host) else None
+
+
+def _region_problem(value: str) -> str | None:
+    # No pattern on the way that every cold start takes: compiling one is dearer than all the rest here.
+    letters = value.replace("-", "")
+    return (
+        None
+        if letters.isascii() and letters.isalnum() and value.islower()
+        else "must be a region's code, such as eu-west-1"
+    )
+
+
+def _secret_problem(value: str) -> str | None:
+    import re
+
+    if value.startswith("arn:"):
+        return (
+            None
+            if re.fullmatch(r"arn:[^:\s]+:secretsmanager:[a-z0-9-]+:[0-9]*:secret:\S+", value)
+            else "must be the ARN of a secret, arn:aws:secretsmanager:<region>:<account>:secret:<name>, or its name"
+        )
+    # CreateSecret's own rule for a name.
+    return None if re.fullmatch(r"[\w/+=.@-]+", value) else "must be the ARN or the name of a secret"
+
+
+_SHAPES: dict[str, Callable[[str], str | None]] = {
+    "host": _host_problem,
+    "address": _address_problem,
+    "region": _region_problem,
+    "secret_arn": _secret_problem,
+}
+
+
+def _has_line_break(value: str) -> bool:
+    return value != value.strip("\r\n")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    # A number of a thousand digits is no help, and the default limit of int's text would raise.
+    return repr(value) if not isinstance(value, int) or abs(value) < 1e20 else "that"
 
 
 def _whole_number(text: str) -> int:
     # int() alone takes " 1_000 " and digits of every script.
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError("a whole number")
     return int(text)
 
 
 def _seconds(text: str) -> float:
+    # float() alone takes " 1_0 " and digits of every script.
+    if text.strip() != text or "_" in text or not text.isascii():
+        raise ValueError("a number of seconds")
     try:
         return float(text)
     except ValueError:

@@ -241,5 +241,5 @@ def test_no_credentials_anywhere_is_an_error_with_a_cure(tmp_path: Path) -> None
 def test_missing_profile_is_an_error_of_ours(tmp_path: Path) -> None:
     """What botocore raises is passed on as a CredentialsError, with its text."""
     run = run_program({"HOME": str(tmp_path), "AWS_PROFILE": "nobody"})
-    assert "plungepool.errors.CredentialsError: AWS credentials could not be had" in run.stderr
+    assert "plungepool.errors.CredentialsError: AWS credentials are not available" in run.stderr
     assert "nobody" in run.stderr

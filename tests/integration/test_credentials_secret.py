@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.client
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from plungepool import CredentialsError, Settings, SettingsError
 from plungepool.credentials import Login, source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FULL = {"engine": "postgres", "username": "app", "password": "first", "host": "db.secret", "port": "5433", "dbname": "orders"}  # fmt: skip
 
@@ -53,6 +57,7 @@ class Secret:
         self.arn = self.client.create_secret(Name=f"s-{uuid.uuid4()}", SecretString=self._text(content))["ARN"]
         self.reads: list[str] = []
         self.regions: list[str] = []
+        self.client_made: Callable[[Any], None] = lambda client: None
 
     @staticmethod
     def _text(content: dict[str, Any] | str) -> str:
@@ -80,6 +85,7 @@ def secret(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
                 lambda params, **_: held.reads.append(params.get("VersionStage", "AWSCURRENT")),
             )
             held.regions.append(client.meta.region_name)
+            held.client_made(client)
             return client
 
         monkeypatch.setattr(boto3.session.Session, "client", make_counting_client)
@@ -254,11 +260,121 @@ def test_useless_secret_is_an_error_that_quotes_nothing(secret: Secret, content:
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
+@pytest.mark.parametrize(("connect_timeout_s", "connect_s", "read_s"), [(5.0, 2.0, 5.0), (0.5, 0.5, 0.5)])
+def test_secrets_manager_has_the_time_of_a_connect(
+    secret: Secret, connect_timeout_s: float, connect_s: float, read_s: float
+) -> None:
+    """Not boto3's own 60 s, five times over: what is silent ends within the time-outs of the settings, tried twice."""
+    clients: list[Any] = []
+    secret.client_made = clients.append
+    source(make_settings(secret, connect_timeout_s=connect_timeout_s)).connect(Server(app="first"))
+    (client,) = clients
+    config = client.meta.config
+    assert (config.connect_timeout, config.read_timeout) == (connect_s, read_s)
+    assert config.retries["total_max_attempts"] == 2
+
+
+def test_secrets_manager_that_never_answers_ends_the_connect(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that accepts and stays silent: the error says that there is no way to it, after two short attempts."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(CredentialsError, match="there is no way to Secrets Manager in eu-west-1"):
+            source(make_settings(secret, connect_timeout_s=0.2)).connect(Server())
+        silent.setblocking(False)
+        calls = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                calls += 1
+    assert calls == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        ("AccessDeniedException: User: arn:aws:sts::1:x is not authorized", "the role is not allowed secretsmanager:GetSecretValue"),
+        ("AccessDeniedException: Access to KMS is not allowed", "kms:Decrypt"),
+        ("DecryptionFailure: no", "kms:Decrypt"),
+        ("ExpiredTokenException: no", "does not take these credentials"),
+        ("UnrecognizedClientException: no", "does not take these credentials"),
+        ("InvalidRequestException: marked for deletion", "about to be deleted"),
+        ("ThrottlingException: slow", "try again"),
+        ("SomethingNewException: what", "check PLUNGEPOOL_SECRET_ARN and its region"),
+    ],
+)  # fmt: skip
+def test_refusal_of_secrets_manager_leads_to_its_cure(
+    secret: Secret, monkeypatch: pytest.MonkeyPatch, failure: str, words: str
+) -> None:
+    """Each code of AWS's has a cure of its own, and the error at the bottom is named, not Powertools' around it."""
+    code, message = failure.split(": ", 1)
+
+    def refuse(_client: object, operation: str, _parameters: object) -> None:
+        raise ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+    with pytest.raises(CredentialsError) as caught:
+        source(make_settings(secret)).connect(Server())
+    assert f"({code})" in str(caught.value)
+    assert words in str(caught.value)
+    assert "GetParameterError" not in str(caught.value)
+
+
+def test_missing_region_is_named(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret by name, and a region nowhere."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    with pytest.raises(CredentialsError, match="needs PLUNGEPOOL_REGION"):
+        source(make_settings(secret, secret_arn="by-name", region=None)).connect(Server())
+
+
+def test_missing_boto3_is_named(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of Lambda's runtimes nobody may have installed it."""
+    monkeypatch.setitem(sys.modules, "botocore.config", None)
+    with pytest.raises(CredentialsError, match=r"botocore.config cannot be imported here; boto3 is part of Lambda's"):
+        source(make_settings(secret)).connect(Server())
+
+
+def test_exception_of_a_signal_handler_passes(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody's handler raises while a client is made is theirs, and no matter of credentials."""
+
+    class Struck(Exception):
+        pass
+
+    def strike(*_: object, **__: object) -> None:
+        raise Struck
+
+    monkeypatch.setattr(boto3.session.Session, "client", strike)
+    monkeypatch.setattr("aws_lambda_powertools.utilities.parameters.SecretsProvider", strike)
+    with pytest.raises(Struck):
+        source(make_settings(secret)).connect(Server())
+
+
+@pytest.mark.parametrize(
+    ("changes", "content", "words"),
+    [
+        ({}, {"password": "first"}, "a user with the role rds_iam is refused every password"),
+        ({}, {"password": "first\n"}, "begins or ends with a blank or a line break"),
+        ({"endpoint": "proxy"}, {"password": "first"}, "the proxy asks for IAM"),
+    ],
+)
+def test_refused_secret_names_what_may_be_wrong(
+    secret: Secret, changes: dict[str, Any], content: dict[str, str], words: str
+) -> None:
+    """A copied line break is seen from here; behind a proxy the causes are others; the user is named, its password not."""
+    secret.put(FULL | content)
+    with pytest.raises(CredentialsError) as caught:
+        source(make_settings(secret, connect_timeout_s=0.1, **changes)).connect(Server())
+    assert words in str(caught.value)
+    assert "user 'app'" in str(caught.value)
+    assert "first" not in str(caught.value)
+
+
 def test_missing_secret_is_an_error_with_causes(secret: Secret) -> None:
     """What Secrets Manager refuses is named by its code, with what to check."""
     with pytest.raises(CredentialsError, match=r"'nobodys' could not be read \(ResourceNotFoundException\)") as caught:
         source(make_settings(secret, secret_arn="nobodys", region="eu-west-1")).connect(Server())
-    assert "secretsmanager:GetSecretValue" in str(caught.value)
+    assert "there is no such secret, or no current version of it, in eu-west-1" in str(caught.value)
     assert caught.value.__cause__ is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,9 @@ def test_refuses_without_a_region(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("given", ["", "no\n", "y\n"])
 def test_refuses_without_an_explicit_yes(command: typer.Typer, given: str) -> None:
     """Prices, account and region are shown; then, with nobody at the terminal and no --yes, nothing is made."""
-    result = CliRunner().invoke(command, ["--region", "eu-west-1", "--folder", str(ROOT)], input=given)
+    # Whichever program it is, it is not begun.
+    options = ["--region", "eu-west-1", "--folder", str(ROOT), "--sam", sys.executable]
+    result = CliRunner().invoke(command, options, input=given)
     assert result.exit_code == 2
     text = said(result)
     assert "Aurora Serverless v2" in text
@@ -99,7 +102,7 @@ def test_refuses_without_an_explicit_yes(command: typer.Typer, given: str) -> No
     ("options", "why"),
     [
         (["--database", "dsql"], "aurora or instance"),
-        (["--delete", "my-production-stack"], "no name of a run"),
+        (["--delete", "my-production-stack", "--sam", sys.executable], "no name of a run"),
         (["--folder", str(ROOT / "docs"), "--sam", "/bin/true"], "template.yaml"),
     ],
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import InitVar, dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from .errors import SettingsError
@@ -96,8 +97,18 @@ class Settings:
             not silent. AWS_REGION stands in for PLUNGEPOOL_REGION.
         Raises: SettingsError, which names every problem at once.
         """
+        settings, problems = cls._read(environ)
+        # What is raised from here shows the locals of this frame to a crash reporter.
+        del environ
+        if settings is None:
+            raise SettingsError(problems)
+        return settings
+
+    @classmethod
+    def _read(cls, environ: Mapping[str, str]) -> tuple[Settings | None, list[str]]:
+        """Return the settings, or what is wrong; raises nothing, since its locals hold every value."""
         problems: list[str] = []
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         given = {key: value for key, value in environ.items() if key.startswith(PREFIX)}
         for key, value in sorted(given.items()):
             name = key.removeprefix(PREFIX).lower()
@@ -117,13 +128,11 @@ class Settings:
         if "region" not in values and environ.get("AWS_REGION"):
             values["region"] = environ["AWS_REGION"]
         try:
-            settings = cls(**values)  # type: ignore[arg-type]  # each reader gives its field's type
+            settings = cls(**values)
         except SettingsError as error:
             # What could not be read fell back to its default; only what the rest says is added.
-            raise SettingsError([*problems, *error.problems]) from None
-        if problems:
-            raise SettingsError(problems)
-        return settings
+            return None, [*problems, *error.problems]
+        return (None if problems else settings), problems
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -167,8 +176,8 @@ class Settings:
             value = getattr(self, name)
             if value is None and name not in _CHOICES:
                 continue
-            if not isinstance(value, str) or "\0" in value:
-                yield name, f"{variable(name)} must be text without NUL characters"
+            if not isinstance(value, str) or not _is_plain(value):
+                yield name, f"{variable(name)} must be text that UTF-8 can hold, without NUL characters"
             elif _has_line_break(value):
                 yield name, f"{variable(name)} begins or ends with a line break, as a copied value does; remove it"
             elif name in _CHOICES and value not in _CHOICES[name]:
@@ -226,6 +235,27 @@ class Settings:
                 yield {"endpoint", "auth", "max_age_s"}, text
 
 
+def _without_values(init: Callable[..., None]) -> Callable[..., None]:
+    """Let what a constructor raises leave it without its frames: a crash reporter would show the values, password included."""
+
+    @functools.wraps(init)
+    def __init__(self: Settings, **values: Any) -> None:  # noqa: N807
+        try:
+            init(self, **values)
+        except (SettingsError, TypeError) as error:
+            failure = error.with_traceback(None)
+        else:
+            return
+        del self, values
+        # Outside the clause: what is raised within one keeps the first error, and with it the frames.
+        raise failure
+
+    return __init__
+
+
+Settings.__init__ = _without_values(Settings.__init__)  # type: ignore[method-assign]
+
+
 def split_address(address: str, port: int) -> tuple[str, int]:
     """Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none."""
     if address.startswith("["):
@@ -239,7 +269,7 @@ def split_address(address: str, port: int) -> tuple[str, int]:
     return host, _whole_number(number) if rest else port
 
 
-def _host_problem(value: str) -> str | None:
+def host_problem(value: str) -> str | None:
     """Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake."""
     if value.startswith("["):
         return f"must be an IPv6 address without its brackets; a port has a setting of its own, {variable('port')}"
@@ -274,7 +304,7 @@ def _address_problem(value: str) -> str | None:
         return shape
     if not 1 <= port <= 65535:
         return "must have a port from 1 to 65535"
-    return shape if _host_problem(host) else None
+    return shape if host_problem(host) else None
 
 
 def _region_problem(value: str) -> str | None:
@@ -301,11 +331,16 @@ def _secret_problem(value: str) -> str | None:
 
 
 _SHAPES: dict[str, Callable[[str], str | None]] = {
-    "host": _host_problem,
+    "host": host_problem,
     "address": _address_problem,
     "region": _region_problem,
     "secret_arn": _secret_problem,
 }
+
+
+def _is_plain(value: str) -> bool:
+    # A byte of the environment that is no UTF-8 comes as half a character, which nothing that is sent can hold.
+    return "\0" not in value and value == value.encode(errors="replace").decode()
 
 
 def _has_line_break(value: str) -> bool:

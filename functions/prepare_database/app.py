@@ -13,8 +13,9 @@ logger, tracer, metrics = Logger(), Tracer(), Metrics()
 @tracer.capture_lambda_handler
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict, context: object) -> dict:
-    if "ResponseURL" not in event:
+    if not isinstance(event, dict) or "ResponseURL" not in event:
         return prepare(event, context)
+    cloudformation.check(event)
     # CloudFormation waits an hour for an answer that does not come: whatever happens, there is one.
     try:
         # Deleting the stack leaves the data alone: the database belongs to somebody else, or goes as a whole.
@@ -36,6 +37,10 @@ def prepare(properties: dict, context: object) -> dict:
         result = preparation.prepare(connection, options, context.get_remaining_time_in_millis() / 1000)
     metrics.add_metric(name="MigrationsApplied", unit="Count", value=len(result["applied"]))
     logger.info("prepared", **result)
+    if result["public_may_create"]:
+        logger.warning(
+            "everybody may create in schema public: have its owner REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        )
     return result
 
 

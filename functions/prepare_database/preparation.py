@@ -1,22 +1,48 @@
 """
-Make the database what the functions need: numbered migrations, the application's role, on wish a shop to look at.
+Make the database what the functions need: numbered migrations, the application's role, optionally a shop to look at.
 
-All of it is one transaction under one advisory lock: two invocations at once do it once, and a failure leaves nothing.
+All of it is one transaction under one lock: two invocations at once do it once, and a failure leaves nothing. It runs as
+an administrator in a database in which others may create things, so no name is looked up where they may.
 """
 
 import hashlib
+import hmac
 import json
 import os
 import re
+import secrets
+import time
+from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scramp import ScramMechanism
+from scramp import ScramException
+from scramp.utils import saslprep
 from sqlalchemy import Connection, text
 
 HERE = Path(__file__).parent
 # Any number does that nothing else in this database locks.
 LOCK = 7_301_964_585
+# An administrator's statements find PostgreSQL's own names and nothing that somebody else has created (CVE-2018-1058).
+OWN_NAMES = "pg_catalog, pg_temp"
+# In a script nothing is in the path that could take a new table, either: one without its schema's name is an error.
+NO_NAMES = "''"
+# The schema and the table in which an administrator writes, where somebody else could have put a trigger on them.
+FOREIGN = text("""
+    SELECT what, owner.rolname AS owner
+    FROM (
+        SELECT 'SCHEMA shop' AS what, nspowner AS owner FROM pg_catalog.pg_namespace WHERE nspname = 'shop'
+        UNION ALL
+        SELECT 'TABLE shop.migrations', relowner FROM pg_catalog.pg_class
+        WHERE oid = pg_catalog.to_regclass('shop.migrations')
+    ) AS used JOIN pg_catalog.pg_roles AS owner ON owner.oid = used.owner
+    WHERE NOT owner.rolsuper AND owner.rolname <> current_user
+""")
+# Whether everybody may still create in schema public: an administrator who does not own it cannot take that back.
+PUBLIC_MAY_CREATE = text("""
+    SELECT true FROM pg_catalog.pg_namespace, LATERAL pg_catalog.aclexplode(nspacl) AS granted
+    WHERE nspname = 'public' AND granted.grantee = 0 AND granted.privilege_type = 'CREATE'
+""")
 # A literal, a quoted name, a comment or a dollar-quoted body may hold a semicolon; one outside of them ends a statement.
 TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|(;)""", re.DOTALL)
 
@@ -56,44 +82,50 @@ class Options:
                 raise PreparationError(f"{name} must be true or false")
             return None if value is None else str(value).lower() == "true"
 
+        if not isinstance(properties, dict):
+            raise PreparationError("the event must be a JSON object with the options")
         name = given("role_name", "APP_ROLE_NAME", "plungepool_app")
         limit = str(given("connection_limit", "APP_ROLE_CONNECTION_LIMIT", 20))
-        if not isinstance(name, str) or "\0" in name or len(name.encode(errors="replace")) > 63:
+        if not is_text(name) or len(name.encode()) > 63:
             raise PreparationError("role_name must be text of at most 63 bytes")
         if not re.fullmatch("[0-9]{1,5}", limit) or int(limit) < 1:
             raise PreparationError("connection_limit must be a whole number from 1 to 99999")
         secret = given("role_secret_arn", "APP_ROLE_SECRET_ARN")
-        password = given("role_password")
-        if password is None:
-            password = password_in_secret(str(secret), name) if secret else os.environ.get("APP_ROLE_PASSWORD") or None
-        if password is not None and not isinstance(password, str):
+        if secret is not None and not is_text(secret):
+            raise PreparationError("role_secret_arn must be text")
+        iam_login, demo_data = truth("iam_login"), truth("demo_data") or False
+        if given("role_password") is not None and not is_text(given("role_password")):
             raise PreparationError("role_password must be text")
+        # Last, and kept in no variable: a crash reporter shows those of every frame that an error passes.
         return cls(
             role_name=name,
             connection_limit=int(limit),
-            role_password=password,
-            iam_login=truth("iam_login"),
-            demo_data=truth("demo_data") or False,
+            role_password=given("role_password")
+            or (password_in_secret(secret, name) if secret else os.environ.get("APP_ROLE_PASSWORD") or None),
+            iam_login=iam_login,
+            demo_data=demo_data,
         )
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a value is text that PostgreSQL and AWS can take: UTF-8 without NUL, which JSON can hold."""
+    return isinstance(value, str) and "\0" not in value and value == value.encode(errors="replace").decode()
 
 
 def prepare(connection: Connection, options: Options, remaining_s: float) -> dict:
     """
     Bring the schema up to date, set the role and its limits; any number of times, with the same result.
 
-    Args: connection: the owner's, in a transaction. remaining_s: what the invocation has left; a statement that would
-        take longer, or wait for a lock longer, fails before, so that there is time to say so.
-    Returns: {"applied": migrations applied now, "schema_version": int, "role_name": str, "connection_limit": int}.
+    Args: connection: the owner's, in a transaction. remaining_s: what the invocation has left; whatever would take
+        longer, or wait for a lock longer, fails before, so that there is time to say so.
+    Returns: {"applied": migrations applied now, "schema_version": int, "role_name": str, "connection_limit": int,
+        "public_may_create": whether everybody may still create in schema public}.
     Raises: PreparationError, sqlalchemy.exc.DBAPIError; the caller rolls back.
     """
-    limits = {
-        "statement_timeout": f"{max(1, int(remaining_s - 10))}s",
-        "lock_timeout": f"{max(1, int(remaining_s / 3))}s",
-    }
-    for name, value in limits.items():
-        set_locally(connection, name, value)
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    applied, version = migrate(connection, sorted((HERE / "migrations").glob("*.sql")))
+    find_names(connection, OWN_NAMES)  # before anything else
+    # An answer takes time, too.
+    deadline = time.time() + remaining_s - min(10, remaining_s / 2)
+    applied, version = migrate(connection, sorted((HERE / "migrations").glob("*.sql")), deadline)
     role_settings = {
         "role_name": options.role_name,
         "connection_limit": str(options.connection_limit),
@@ -102,34 +134,30 @@ def prepare(connection: Connection, options: Options, remaining_s: float) -> dic
     }
     for name, value in role_settings.items():
         set_locally(connection, f"plungepool.{name}", value)
-    run_file(connection, HERE / "roles.sql")
+    run_file(connection, HERE / "roles.sql", deadline)
     if options.demo_data:
-        run_file(connection, HERE / "demo_data.sql")
+        run_file(connection, HERE / "demo_data.sql", deadline)
     return {
         "applied": applied,
         "schema_version": version,
         "role_name": options.role_name,
         "connection_limit": options.connection_limit,
+        "public_may_create": bool(connection.execute(PUBLIC_MAY_CREATE).first()),
     }
 
 
-def migrate(connection: Connection, files: list[Path]) -> tuple[list[str], int]:
+def migrate(connection: Connection, files: list[Path], deadline: float) -> tuple[list[str], int]:
     """
     Apply the files that were not applied before; a file is named 001_what_it_does.sql.
 
     Returns: the names applied now, and the schema's version. Migrations that a newer version of this function applied
         stay: CloudFormation invokes the older one when it rolls a stack back.
-    Raises: PreparationError where a file was changed after it was applied, or a number is not its own.
+    Raises: PreparationError where a file was changed after it was applied, a number is not its own, or the schema is
+        somebody else's.
     """
-    connection.execute(text("CREATE SCHEMA IF NOT EXISTS shop"))
-    connection.execute(
-        text("""
-        CREATE TABLE IF NOT EXISTS shop.migrations (
-            version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
-            applied_at timestamptz NOT NULL DEFAULT now()
-        )
-        """)
-    )
+    find_names(connection, OWN_NAMES)
+    limit_time(connection, deadline)
+    take_turn(connection)
     known = {
         row.version: row for row in connection.execute(text("SELECT version, name, checksum FROM shop.migrations"))
     }
@@ -140,7 +168,9 @@ def migrate(connection: Connection, files: list[Path]) -> tuple[list[str], int]:
     for version, file in zip(versions, files, strict=True):
         checksum = hashlib.sha256(file.read_text(encoding="utf-8").encode()).hexdigest()
         if version not in known:
-            run_file(connection, file)
+            find_names(connection, NO_NAMES)
+            run_file(connection, file, deadline)
+            find_names(connection, OWN_NAMES)
             connection.execute(
                 text("INSERT INTO shop.migrations (version, name, checksum) VALUES (:version, :name, :checksum)"),
                 {"version": version, "name": file.name, "checksum": checksum},
@@ -154,9 +184,37 @@ def migrate(connection: Connection, files: list[Path]) -> tuple[list[str], int]:
     return applied, max([*known, *versions], default=0)
 
 
-def run_file(connection: Connection, file: Path) -> None:
+def take_turn(connection: Connection) -> None:
+    """
+    Make schema and table of the migrations where there are none, and wait until no other invocation is at work.
+
+    Raises: PreparationError where one of them belongs to somebody else, who could have this administrator run a trigger.
+    """
+    if connection.execute(text("SELECT pg_catalog.to_regclass('shop.migrations') IS NULL")).scalar_one():
+        # Any role can hold an advisory lock, and so hold up the deployment: for the first time alone, when there is no
+        # table yet that nobody else may lock.
+        connection.execute(text("SELECT pg_catalog.pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    connection.execute(text("CREATE SCHEMA IF NOT EXISTS shop"))
+    connection.execute(
+        text("""
+        CREATE TABLE IF NOT EXISTS shop.migrations (
+            version pg_catalog.int4 PRIMARY KEY, name pg_catalog.text NOT NULL, checksum pg_catalog.text NOT NULL,
+            applied_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
+        )
+        """)
+    )
+    if foreign := connection.execute(FOREIGN).first():
+        raise PreparationError(
+            f"{foreign.what.lower()} belongs to {foreign.owner}, who could have the administrator run anything: look at "
+            f"what is in it, then ALTER {foreign.what} OWNER TO the role that prepares the database"
+        )
+    connection.execute(text("LOCK TABLE shop.migrations IN SHARE ROW EXCLUSIVE MODE"))
+
+
+def run_file(connection: Connection, file: Path, deadline: float) -> None:
     """Run the statements of a file, one by one: the extended protocol takes no two in one message."""
     for statement in statements(file.read_text(encoding="utf-8")):
+        limit_time(connection, deadline)
         # A colon before a word is a parameter to SQLAlchemy's text(); in a file it is a colon.
         connection.execute(text(re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", statement)))
 
@@ -180,29 +238,58 @@ def password_in_secret(arn: str, role_name: str) -> str:
         answer = boto3.client("secretsmanager").get_secret_value(SecretId=arn)
     except (BotoCoreError, ClientError) as error:
         raise PreparationError(f"role_secret_arn: the secret {arn} cannot be read: {error}") from error
-    try:
-        secret = json.loads(answer["SecretString"])
-        user, password = secret["username"], secret["password"]
-    except (KeyError, TypeError, ValueError):
-        user = password = None
-    if user != role_name or not isinstance(password, str) or not password:
+    password = password_in(answer, role_name)
+    del answer  # as in Options.read
+    if password is None:
         raise PreparationError(f"the secret {arn} must be JSON with the username {role_name!r} and a password")
     return password
 
 
+def password_in(answer: dict, role_name: str) -> str | None:
+    """Return the password in Secrets Manager's answer, or None where it is not as it should be. Pure; raises nothing."""
+    try:
+        secret = json.loads(answer["SecretString"])
+        user, password = secret["username"], secret["password"]
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return password if user == role_name and password and is_text(password) else None
+
+
+def find_names(connection: Connection, search_path: str) -> None:
+    """Have the server look for names without a schema there, until the transaction ends."""
+    connection.execute(text(f"SET LOCAL search_path = {search_path}"))
+
+
+def limit_time(connection: Connection, deadline: float) -> None:
+    """Have the server end the next statement, or its wait for a lock, in time to say so; raises PreparationError."""
+    left_s = deadline - time.time()
+    if left_s <= 0:
+        raise PreparationError("the invocation's time is used up: raise the function's time-out")
+    set_locally(connection, "statement_timeout", f"{max(1, int(left_s * 1000))}ms")
+    set_locally(connection, "lock_timeout", f"{max(1, int(left_s * 1000 / 3))}ms")
+
+
 def set_locally(connection: Connection, name: str, value: str) -> None:
     """Set a parameter of the server until the transaction ends."""
-    connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
+    connection.execute(
+        text("SELECT pg_catalog.set_config(CAST(:name AS pg_catalog.text), CAST(:value AS pg_catalog.text), true)"),
+        {"name": name, "value": value},
+    )
 
 
 def scram_verifier(password: str) -> str:
     """
     Return what PostgreSQL keeps of a password: the password itself then never leaves this process.
 
-    Source: PostgreSQL, pg_authid, "SCRAM-SHA-256$<iteration count>:<salt>$<StoredKey>:<ServerKey>".
+    Source: PostgreSQL, pg_authid, "SCRAM-SHA-256$<iteration count>:<salt>$<StoredKey>:<ServerKey>"; RFC 5802, section 3.
     """
-    from base64 import b64encode
-
-    salt, stored_key, server_key, iterations = ScramMechanism("SCRAM-SHA-256").make_auth_info(password)
-    salt, stored_key, server_key = (b64encode(part).decode() for part in (salt, stored_key, server_key))
-    return f"SCRAM-SHA-256${iterations}:{salt}${stored_key}:{server_key}"
+    salt, iterations = secrets.token_bytes(16), 4096
+    try:
+        prepared = saslprep(password) or password
+    except ScramException:
+        prepared = password  # which PostgreSQL and libpq take as it is
+    salted = hashlib.pbkdf2_hmac("sha256", prepared.encode(), salt, iterations)
+    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]
+    return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"

@@ -3,15 +3,20 @@
 import json
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import moto
 import pg8000.exceptions
+import psycopg
 import pytest
 from hypothesis import given, strategies
 from sqlalchemy.exc import DBAPIError
@@ -32,6 +37,11 @@ def prepare(empty_shop, load):
 
     invoke.module = function.module
     return invoke
+
+
+def in_a_minute():
+    """Return a deadline that no test reaches."""
+    return time.time() + 60
 
 
 def tables(shop):
@@ -81,7 +91,7 @@ def test_a_new_migration_is_applied_alone(empty_shop, prepare, tmp_path):
     (tmp_path / "003_notes.sql").write_text("CREATE TABLE shop.notes (id int); CREATE INDEX ON shop.notes (id);")
     files = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "003_notes.sql"]
     with plungepool.get_engine().begin() as connection:
-        assert preparation.migrate(connection, files) == (["003_notes.sql"], 3)
+        assert preparation.migrate(connection, files, in_a_minute()) == (["003_notes.sql"], 3)
     assert "notes" in tables(empty_shop)
     # The function as it was before knows two of the three, as after a deployment that was rolled back.
     assert prepare()["schema_version"] == 3
@@ -100,7 +110,7 @@ def test_a_failing_migration_leaves_nothing(empty_shop, prepare, tmp_path):
     (tmp_path / "001_good.sql").write_text("CREATE TABLE shop.good (id int);")
     (tmp_path / "002_bad.sql").write_text("CREATE TABLE shop.bad (id int); SELECT 1 / 0;")
     with pytest.raises(DBAPIError) as raised, plungepool.get_engine().begin() as connection:
-        prepare.module.preparation.migrate(connection, sorted(tmp_path.glob("*.sql")))
+        prepare.module.preparation.migrate(connection, sorted(tmp_path.glob("*.sql")), in_a_minute())
     assert raised.value.orig.sqlstate == "22012"
     assert tables(empty_shop) == []
 
@@ -114,7 +124,7 @@ def test_two_migrations_with_one_number_are_refused(empty_shop, prepare, tmp_pat
         pytest.raises(preparation.PreparationError, match="same number"),
         plungepool.get_engine().begin() as connection,
     ):
-        preparation.migrate(connection, sorted(tmp_path.glob("*.sql")))
+        preparation.migrate(connection, sorted(tmp_path.glob("*.sql")), in_a_minute())
 
 
 def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop, prepare):
@@ -158,7 +168,7 @@ def test_colons_and_percent_signs_in_a_script_stay(empty_shop, prepare, tmp_path
     literal = "at :noon, 12:30, 100%, %s, %(x)s, ::, a\\b"
     (tmp_path / "001_literal.sql").write_text(f"CREATE TABLE shop.said AS SELECT '{literal}'::text AS said;")
     with plungepool.get_engine().begin() as connection:
-        prepare.module.preparation.migrate(connection, [tmp_path / "001_literal.sql"])
+        prepare.module.preparation.migrate(connection, [tmp_path / "001_literal.sql"], in_a_minute())
     assert empty_shop.execute("SELECT said FROM shop.said") == [[literal]]
 
 
@@ -175,7 +185,8 @@ def test_the_role_has_its_limits(empty_shop, prepare):
         "idle_in_transaction_session_timeout=10s",
         "idle_session_timeout=15min",
     ]
-    assert empty_shop.execute(ask, empty_shop.app_role) == [[7, time_outs, True, False, False, False]]
+    [[limit, config, *attributes]] = empty_shop.execute(ask, empty_shop.app_role)
+    assert (limit, sorted(config), attributes) == (7, sorted(time_outs), [True, False, False, False])
     prepare(connection_limit="3")
     assert empty_shop.execute(ask, empty_shop.app_role)[0][0] == 3
 
@@ -264,6 +275,65 @@ def test_the_password_works_and_never_reaches_the_server_as_text(load):
         server.execute("SELECT 1", user="plungepool_app", password=password)
 
 
+# What SASLprep maps, leaves, or refuses; PostgreSQL and libpq take what it refuses as it is.
+PASSWORDS = [
+    "pw\U0001f600",
+    "\u05d0\u05d11",
+    "line\n",
+    "\u00aa\u2168",
+    "non\u00a0breaking",
+    "\u00ad",
+    "soft\u00adhyphen",
+    "\x7f",
+]
+
+
+def test_any_password_is_the_one_to_log_in_with(load):
+    """Emoji, right-to-left letters with a digit, a line's end: whatever the role is given, libpq logs in with."""
+    with Postgres(authentication="scram-sha-256") as server:
+        function = load("prepare_database", server.url("postgres", password="unused"))
+        for password in PASSWORDS:
+            function.invoke({"role_password": password})
+            with psycopg.connect(server.url("plungepool_app"), password=password) as connection:
+                assert connection.execute("SELECT current_user").fetchone() == ("plungepool_app",)
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(server.url("plungepool_app"), password=password + "x")
+
+
+def test_no_repr_and_no_frame_of_an_error_shows_the_password(empty_shop, load, monkeypatch):
+    """What a crash reporter prints, the locals of every frame that an error passes, holds no password; nor does a repr."""
+    preparation = load("prepare_database", empty_shop.url("postgres")).module.preparation
+    password = "never to be seen"
+    monkeypatch.setenv("APP_ROLE_PASSWORD", password)
+    options = preparation.Options.read({"role_name": "pg_reserved"})
+    assert options.role_password == password
+    assert "role_name='pg_reserved'" in repr(options)
+    assert password not in repr(options)
+
+    def in_database() -> None:
+        with plungepool.get_engine().begin() as connection:
+            preparation.prepare(connection, options, 60)
+
+    contents = {"username": "somebody", "password": password}
+    answers = iter([json.dumps(contents), json.dumps(contents)[:-1], json.dumps([password]), password])
+    secret = SimpleNamespace(get_secret_value=lambda **_: {"SecretString": next(answers)})
+    monkeypatch.setattr(boto3, "client", lambda name: secret)
+    attempts = [in_database, *[lambda: preparation.Options.read({"role_secret_arn": "arn"})] * 4]
+    attempts += [
+        lambda wrong=wrong: preparation.Options.read(wrong) for wrong in ({"demo_data": "x"}, {"role_name": 7})
+    ]
+    for attempt in attempts:
+        with pytest.raises((preparation.PreparationError, DBAPIError)) as raised:
+            attempt()
+        error = raised.value
+        while error is not None:
+            assert password not in f"{error!r} {error}"
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if Path(frame.f_code.co_filename).name != Path(__file__).name:
+                    assert password not in repr(frame.f_locals), frame.f_code.co_qualname
+            error = error.__cause__ or error.__context__
+
+
 def test_the_password_comes_from_the_secret_that_the_proxy_has(load, monkeypatch, empty_shop):
     """With APP_ROLE_SECRET_ARN the role gets that secret's password; a secret of somebody else is refused, unquoted."""
     for name, value in {
@@ -349,11 +419,15 @@ def test_iam_login_needs_a_server_that_has_it(prepare):
 
 
 class Answers(HTTPServer):
-    """The place that CloudFormation's pre-signed address points to; `refusals` attempts are refused first."""
+    """
+    The place that CloudFormation's pre-signed address points to, as an emulator of AWS has it.
 
-    def __init__(self, refusals: int = 0) -> None:
+    `refusals` attempts are refused first; `elsewhere` is where it sends who comes, if it does.
+    """
+
+    def __init__(self, refusals: int = 0, elsewhere: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _AnswerRequest)
-        self.refusals = refusals
+        self.refusals, self.elsewhere = refusals, elsewhere
         self.received: list[dict[str, Any]] = []
         self.content_types: list[str | None] = []
 
@@ -371,6 +445,11 @@ class _AnswerRequest(BaseHTTPRequestHandler):
             self.server.refusals -= 1
             self.send_error(503)
             return
+        if self.server.elsewhere:
+            self.send_response(307)
+            self.send_header("Location", self.server.elsewhere)
+            self.end_headers()
+            return
         self.server.received.append(json.loads(body))
         self.server.content_types.append(self.headers["Content-Type"])
         self.send_response(200)
@@ -381,8 +460,9 @@ class _AnswerRequest(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def cloudformation(refusals: int = 0) -> Iterator[Answers]:
-    with Answers(refusals) as server:
+def cloudformation(refusals: int = 0, elsewhere: str = "") -> Iterator[Answers]:
+    with Answers(refusals, elsewhere) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -459,3 +539,130 @@ def test_the_answer_is_tried_again(empty_shop, load, monkeypatch):
         function.invoke(request(server, "Delete"))
     assert [answer["Status"] for answer in server.received] == ["SUCCESS"]
     assert waits == [1, 2]
+
+
+def test_the_answer_follows_nobody_elsewhere(empty_shop, load, monkeypatch):
+    """A redirect is a refusal: the answer is for the address that was checked."""
+    function = load("prepare_database", empty_shop.url("postgres"))
+    monkeypatch.setattr(function.module.cloudformation.time, "sleep", lambda seconds: None)
+    with cloudformation() as elsewhere, cloudformation(elsewhere=elsewhere.url) as server:
+        with pytest.raises(OSError, match="307"):
+            function.invoke(request(server, "Delete"))
+    assert (elsewhere.received, server.received) == ([], [])
+
+
+def test_the_answer_ends_with_the_invocation(load, monkeypatch):
+    """Attempts and pauses together take no longer than the invocation has left, whoever is silent."""
+    module = load("prepare_database", "postgresql://nobody@nowhere").module.cloudformation
+    event = {"ResponseURL": "https://b.s3.amazonaws.com/", "StackId": "s", "RequestId": "r", "LogicalResourceId": "l"}
+    for available in (100.0, 33.0, 10.0, 5.0, 2.0):
+        left = [available]
+
+        class Clock:
+            function_name = "sample"
+
+            @staticmethod
+            def get_remaining_time_in_millis(left=left):
+                return int(left[0] * 1000)
+
+        def silent(request, timeout, left=left):
+            left[0] -= timeout
+            raise TimeoutError
+
+        def pause(seconds, left=left):
+            left[0] -= seconds
+
+        monkeypatch.setattr(module.urllib.request, "urlopen", silent)
+        monkeypatch.setattr(module.time, "sleep", pause)
+        with pytest.raises(TimeoutError):
+            module.answer(event, Clock, "SUCCESS", "", {})
+        assert (available, left[0] > 0) == (available, True)
+
+
+S3_ADDRESSES = [
+    "https://cloudformation-custom-resource-response-useast1.s3.amazonaws.com/arn%3Aaws%3A1?X-Amz-Signature=x&a=%7C",
+    "https://cloudformation-custom-resource-response-euwest1.s3-eu-west-1.amazonaws.com/x",
+    "https://cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com:443/x",
+    "https://s3.eu-west-1.amazonaws.com/cloudformation-custom-resource-response-euwest1/x",
+    "https://bucket.s3.dualstack.eu-west-1.amazonaws.com/x",
+    "https://bucket.s3.cn-north-1.amazonaws.com.cn/x",
+    "https://bucket.s3.us-gov-west-1.amazonaws.com/x",
+    "https://bucket.s3.us-iso-east-1.c2s.ic.gov/x",
+    "https://bucket.s3.eusc-de-east-1.amazonaws.eu/x",
+]
+OTHER_ADDRESSES = [
+    "http://bucket.s3.amazonaws.com/x",
+    "HTTP://bucket.s3.amazonaws.com/x",
+    "file:///etc/passwd",
+    "file://bucket.s3.amazonaws.com/etc/passwd",
+    "data:text/plain,x",
+    "ftp://bucket.s3.amazonaws.com/x",
+    "//bucket.s3.amazonaws.com/x",
+    "bucket.s3.amazonaws.com/x",
+    "",
+    "https://",
+    "https://169.254.169.254/latest/meta-data/",
+    "https://localhost/",
+    "https://example.com/s3.amazonaws.com",
+    "https://s3.amazonaws.com.example.com/",
+    "https://bucket.s3.amazonaws.com.example.com/",
+    "https://examples3.amazonaws.com/",
+    "https://x.execute-api.eu-west-1.amazonaws.com/s3",
+    "https://s3.x.execute-api.eu-west-1.amazonaws.com/",
+    "https://ec2-1-2-3-4.eu-west-1.compute.amazonaws.com/",
+    "https://bucket.s3.amazonaws.com:8443/",
+    "https://bucket.s3.amazonaws.com@example.com/",
+    "https://user@bucket.s3.amazonaws.com/",
+    "https://example.com\\.s3.amazonaws.com/",
+    "https://example.com#.s3.amazonaws.com/",
+    "https://example.com?.s3.amazonaws.com/",
+    "https://example.com/.s3.amazonaws.com",
+    "https://bucket.s3.amazonaws.com/x\n",
+    "https://bucket.s3.amazonaws.com/x y",
+    "\thttps://bucket.s3.amazonaws.com/x",
+    "https://bucket\u3002s3.amazonaws.com/x",
+    "https://bucket.s3.amazonaws.com\0/x",
+    "https://[::1",
+    "https://[bucket.s3.amazonaws.com]/",
+    None,
+    7,
+    ["https://bucket.s3.amazonaws.com/x"],
+]
+
+
+def test_only_cloudformation_s_own_addresses_are_answered(load, monkeypatch):
+    """S3 over https in every partition; nothing else is opened, and nothing is done for who asked. An emulator's is known."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    function = load("prepare_database", "postgresql://nobody@nowhere")
+    module = function.module.cloudformation
+    opened = []
+    monkeypatch.setattr(module.urllib.request, "urlopen", lambda request, timeout: opened.append(request) or BytesIO())
+    fields = dict.fromkeys(("RequestType", "StackId", "RequestId", "LogicalResourceId"), "Delete")
+    for address in S3_ADDRESSES:
+        assert function.invoke(fields | {"ResponseURL": address})["Status"] == "SUCCESS"
+    assert [request.full_url for request in opened] == S3_ADDRESSES
+    for address in OTHER_ADDRESSES:
+        with pytest.raises(module.RequestError, match="ResponseURL") as raised:
+            function.invoke(fields | {"ResponseURL": address})
+        assert not address or str(address) not in str(raised.value)
+    emulator = "http://127.0.0.1:4566/_aws/cloudformation/1"
+    for variable, address, known in [
+        ("http://127.0.0.1:4566", emulator, True),
+        ("http://127.0.0.1:4567", emulator, False),
+        ("https://127.0.0.1:4566", emulator, False),
+        ("", emulator, False),
+        ("http://127.0.0.1:4566", "file://127.0.0.1:4566/etc/passwd", False),
+    ]:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", variable)
+        try:
+            module.check(fields | {"ResponseURL": address})
+        except module.RequestError:
+            assert not known, (variable, address)
+        else:
+            assert known, (variable, address)
+    for missing in fields:
+        with pytest.raises(module.RequestError, match=missing):
+            function.invoke(
+                {name: of for name, of in fields.items() if name != missing} | {"ResponseURL": S3_ADDRESSES[0]}
+            )
+    assert len(opened) == len(S3_ADDRESSES)

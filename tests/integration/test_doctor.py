@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
+import ssl
 import threading
-from contextlib import suppress
+import time
+import warnings
+from contextlib import ExitStack, suppress
+from email.utils import formatdate
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import boto3
+import botocore.client
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from typer.testing import CliRunner
 
+from plungepool_toolkit.certificates import Authority
 from plungepool_toolkit.checks import Check, check_environment
 from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PASSWORD = "unmistakable-password"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +52,23 @@ def server() -> Iterator[Postgres]:
         running.execute(f"CREATE ROLE bare LOGIN PASSWORD '{PASSWORD}'")
         running.execute(f"CREATE ROLE boss LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
         running.execute(f"CREATE ROLE full_role LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 0")
+        running.execute(f"CREATE ROLE last_one LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 1")
+        running.execute(f"CREATE ROLE no_login NOLOGIN PASSWORD '{PASSWORD}'")
+        running.execute("CREATE ROLE no_password LOGIN")
+        running.execute(f"CREATE ROLE too_old LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2001-01-01'")
+        for name in ("tls_only", "kept_out"):
+            running.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")
+        running.execute("CREATE DATABASE closed")
+        running.execute("REVOKE CONNECT ON DATABASE closed FROM PUBLIC")
+        running.execute("CREATE DATABASE crowded CONNECTION LIMIT 0")
+        rules = Path(running.execute("SHOW hba_file")[0][0])
+        first = [
+            "hostnossl all tls_only all reject",
+            "host all kept_out all reject",
+            "host all trusted_nobody all trust",
+        ]
+        rules.write_text("\n".join([*first, rules.read_text()]))
+        running.execute("SELECT pg_reload_conf()")
         yield running
 
 
@@ -81,34 +110,338 @@ def test_healthy_database_passes_every_step(environ: dict[str, str]) -> None:
     assert found["credentials"] == "user 'app' with the password of PLUNGEPOOL_PASSWORD"
 
 
-@pytest.mark.parametrize(
-    ("changes", "last_step", "found", "cure"),
-    [
-        ({"PLUNGEPOOL_TLS": "maybe"}, "settings", "PLUNGEPOOL_TLS must be one of", "correct the variable"),
-        ({"PLUNGEPOOL_HOST": "nobody.invalid"}, "name", "nobody.invalid cannot be resolved", "VPC"),
-        ({"PLUNGEPOOL_PORT": "1"}, "TCP", "cannot be reached: Connection refused", "PLUNGEPOOL_PORT"),
-        ({"PLUNGEPOOL_CA_FILE": ""}, "TLS", "not trusted here", "nothing secret is sent"),
-        ({"PLUNGEPOOL_CA_FILE": "/nowhere.pem"}, "TLS", "PLUNGEPOOL_CA_FILE names '/nowhere.pem'", "leave it unset"),
-        ({"PLUNGEPOOL_PASSWORD": "wrong"}, "authentication", "password authentication failed", "correct the password"),
-        ({"PLUNGEPOOL_USER": "nobody"}, "authentication", "nobody", "nobody"),
-        (
-            {"PLUNGEPOOL_DATABASE": "nowhere"},
-            "authentication",
-            '"nowhere" does not exist',
-            "create the database 'nowhere'",
-        ),
-        ({"PLUNGEPOOL_USER": "full_role"}, "authentication", "too many connections", "docs/troubleshoot.md"),
-    ],
-)
-def test_failure_ends_with_cause_and_cure(
-    environ: dict[str, str], changes: dict[str, str], last_step: str, found: str, cure: str
-) -> None:
-    """Whatever is wrong is the last step said, with what was found and what to do; the steps before it are well."""
-    *before, last = examine(environ | changes)
-    assert {check.state for check in before} <= {"ok"}
-    assert (last.name, last.state) == (last_step, "failed")
-    assert found in last.found
-    assert cure in last.cure
+class World:
+    """What a set-up may need beside the healthy server: listeners that answer badly, authorities, AWS, another clock."""
+
+    def __init__(self, open_server: Callable[[], Postgres], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self._open_server = open_server
+        self.patch, self.folder = monkeypatch, folder
+        self._clean = ExitStack()
+
+    def close(self) -> None:
+        """End all that was begun, in reverse."""
+        self._clean.close()
+
+    def silent(self) -> int:
+        """A port that takes connections and never answers."""
+        return self._listen(lambda client: self._over.wait(10))
+
+    def answers(self, first: bytes, *, context: ssl.SSLContext | None = None, then: bytes = b"") -> int:
+        """A port that answers the request for TLS so, shakes hands with the context, and answers what follows so."""
+
+        def serve(client: socket.socket) -> None:
+            client.recv(8)
+            client.sendall(first)
+            if context is not None:
+                with context.wrap_socket(client, server_side=True) as secured:
+                    secured.recv(4096)
+                    secured.sendall(then)
+
+        return self._listen(serve)
+
+    def refuses(self, sqlstate: str, message: str) -> int:
+        """A port with this server's certificate that refuses every login so."""
+        body = b"SFATAL\0VFATAL\0C" + sqlstate.encode() + b"\0M" + message.encode() + b"\0\0"
+        error = b"E" + (len(body) + 4).to_bytes(4, "big") + body
+        return self.answers(b"S", context=self.authority.server_context("localhost"), then=error)
+
+    def full_backlog(self) -> int:
+        """A port whose queue is full, so that nothing more is answered: as behind a security group."""
+        listener = self._clean.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):
+            waiting = self._clean.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        return int(listener.getsockname()[1])
+
+    @cached_property
+    def authority(self) -> Authority:
+        """Another authority than the healthy server's."""
+        return self._clean.enter_context(Authority())
+
+    @cached_property
+    def trusted(self) -> dict[str, str]:
+        """The variable that trusts the other authority."""
+        return {"PLUNGEPOOL_CA_FILE": str(self.authority.ca_file)}
+
+    def empty_file(self) -> str:
+        """A file that is no certificate."""
+        file = self.folder / "ca.pem"
+        file.touch()
+        return str(file)
+
+    def shift_clock(self, seconds: float) -> None:
+        """Let the doctor's own clock be ahead."""
+        ahead = SimpleNamespace(time=lambda: time.time() + seconds)
+        self.patch.setattr("plungepool_toolkit.checks.time", ahead)
+
+    def aws(self, *, keys: bool = True, **variables: str) -> dict[str, str]:
+        """Moto for AWS, with or without credentials in the environment; return the settings for IAM."""
+        self._clean.enter_context(mock_aws(config={"core": {"mock_credentials": False}}))
+        self.without_aws()
+        if keys:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+                self.patch.setenv(name, f"{PASSWORD}-key" if "SECRET" in name else "ASIAEXAMPLE")
+        for name, value in variables.items():
+            self.patch.setenv(name, value)
+        return {"PLUNGEPOOL_AUTH": "iam", "PLUNGEPOOL_REGION": "eu-west-1", "PLUNGEPOOL_PASSWORD": ""}
+
+    def without_aws(self) -> None:
+        """Nobody has signed in."""
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            self.patch.delenv(name)
+        self.patch.setenv("HOME", "/nonexistent")
+        self.patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def secret(self, **content: Any) -> dict[str, str]:
+        """A secret with this content, and the settings that name it."""
+        self.aws()
+        client = boto3.client("secretsmanager", region_name="eu-west-1")
+        client.create_secret(Name="orders", SecretString=json.dumps(content))
+        return self.secret_settings()
+
+    def secret_settings(self) -> dict[str, str]:
+        """The settings of a function with a secret."""
+        return {
+            "PLUNGEPOOL_AUTH": "secret",
+            "PLUNGEPOOL_SECRET_ARN": "orders",
+            "PLUNGEPOOL_REGION": "eu-west-1",
+            "PLUNGEPOOL_PASSWORD": "",
+            "PLUNGEPOOL_USER": "",
+            "PLUNGEPOOL_CONNECT_TIMEOUT_S": "0.3",
+        }
+
+    def aws_refuses(self, code: str) -> None:
+        """Let Secrets Manager refuse with this code."""
+
+        def refuse(_client: object, operation: str, _parameters: object) -> None:
+            raise ClientError({"Error": {"Code": code, "Message": "no"}}, operation)
+
+        self.patch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+
+    def proxy(self, **options: Any) -> tuple[RdsProxy, dict[str, str]]:
+        """The stand-in for RDS Proxy before a server that trusts it, and settings that reach it with the right token."""
+        behind = self._open_server()
+        behind.execute("CREATE ROLE app LOGIN CONNECTION LIMIT 5")
+        self._clean.callback(behind.execute, "DROP ROLE app")
+        running = self._clean.enter_context(RdsProxy(behind, endpoints=["localhost"], **options))
+        iam = self.aws()
+        (credential,) = running.credentials
+        self.patch.setenv("AWS_ACCESS_KEY_ID", credential.access_key_id)
+        self.patch.setenv("AWS_SECRET_ACCESS_KEY", credential.secret_access_key)
+        self.patch.setenv("AWS_SESSION_TOKEN", credential.session_token or "")
+        reach = {
+            "PLUNGEPOOL_HOST": "localhost",
+            "PLUNGEPOOL_PORT": str(running.port),
+            "PLUNGEPOOL_ENDPOINT": "proxy",
+            "PLUNGEPOOL_CA_FILE": str(running.ca_file),
+        }
+        return running, iam | reach | {"PLUNGEPOOL_REGION": running.region}
+
+    def _listen(self, serve: Callable[[socket.socket], object]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def accept() -> None:
+            while True:
+                client, _ = listener.accept()
+                if self._over.is_set():
+                    client.close()
+                    return
+                # The client may hang up first, or refuse the certificate.
+                with client, suppress(OSError):
+                    serve(client)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+
+        def end() -> None:
+            self._over.set()
+            with suppress(OSError):
+                socket.create_connection(listener.getsockname(), timeout=5).close()
+            thread.join()
+            listener.close()
+
+        self._clean.callback(end)
+        return int(listener.getsockname()[1])
+
+    @cached_property
+    def _over(self) -> threading.Event:
+        return threading.Event()
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    """What a set-up may need, ended afterwards."""
+    made = World(lambda: request.getfixturevalue("postgres"), monkeypatch, tmp_path)
+    yield made
+    made.close()
+
+
+class SetUp(NamedTuple):
+    """A set-up that is not well: what it is, what it changes, which step says so, and how its sentences begin."""
+
+    what: str
+    changes: Callable[[World], dict[str, str]]
+    step: str
+    says: str
+    cure: str
+    state: str = "failed"
+
+
+def port(number: int) -> dict[str, str]:
+    """Settings that go to another port, without much patience."""
+    return {"PLUNGEPOOL_PORT": str(number), "PLUNGEPOOL_CONNECT_TIMEOUT_S": "0.3"}
+
+
+def with_clock(world: World, seconds: float) -> dict[str, str]:
+    """Shift the doctor's clock."""
+    world.shift_clock(seconds)
+    return {}
+
+
+def refused_by_aws(world: World, code: str) -> dict[str, str]:
+    """A secret that AWS refuses to show."""
+    world.aws()
+    world.aws_refuses(code)
+    return world.secret_settings()
+
+
+def far_secrets_manager(world: World) -> dict[str, str]:
+    """An endpoint for Secrets Manager where nobody listens."""
+    world.aws(AWS_ENDPOINT_URL_SECRETS_MANAGER="http://127.0.0.1:1")
+    return world.secret_settings()
+
+
+def not_signed_in(world: World) -> dict[str, str]:
+    """A secret, and no AWS credentials."""
+    world.aws(keys=False)
+    return world.secret_settings()
+
+
+def own_certificate(world: World, *hosts: str, **options: bool) -> dict[str, str]:
+    """A server with a certificate of the other authority, which is trusted."""
+    return port(world.answers(b"S", context=world.authority.server_context(*hosts, **options))) | world.trusted
+
+
+def old_tls(world: World) -> dict[str, str]:
+    """A server that speaks TLS 1.1 only."""
+    context = world.authority.server_context("localhost")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return port(world.answers(b"S", context=context)) | world.trusted
+
+
+def refused_token(world: World, sqlstate: str, message: str) -> dict[str, str]:
+    """A server that refuses a token in these words."""
+    return world.aws() | port(world.refuses(sqlstate, message)) | world.trusted
+
+
+def refused_login(world: World, sqlstate: str, message: str) -> dict[str, str]:
+    """A server that refuses a password in these words."""
+    return port(world.refuses(sqlstate, message)) | world.trusted
+
+
+def over_network(world: World) -> dict[str, str]:
+    """Plain text to what is not taken for this machine."""
+    world.patch.setattr("plungepool.tls.is_loopback", lambda _host: False)
+    return {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": ""}
+
+
+PLAIN = {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": "", "PLUNGEPOOL_HOST": "127.0.0.1"}
+
+SET_UPS = [
+    # The settings.
+    SetUp("a misspelt variable", lambda w: {"PLUNGEPOOL_HSOT": "db"}, "settings", "PLUNGEPOOL_HSOT is not a setting; did you mean PLUNGEPOOL_HOST?", "correct the variable"),
+    SetUp("a port within the host", lambda w: {"PLUNGEPOOL_HOST": "db:5432"}, "settings", "PLUNGEPOOL_HOST must not hold a port: set PLUNGEPOOL_PORT", "correct the variable"),
+    SetUp("a line break at the end of a copied value", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD}\n"}, "settings", "PLUNGEPOOL_PASSWORD begins or ends with a line break", "correct the variable"),
+    SetUp("the ARN of something else than a secret", lambda w: w.secret_settings() | {"PLUNGEPOOL_SECRET_ARN": "arn:aws:rds:eu-west-1:1:db:d"}, "settings", "PLUNGEPOOL_SECRET_ARN must be the ARN of a secret", "correct the variable"),
+    SetUp("no password", lambda w: {"PLUNGEPOOL_PASSWORD": ""}, "settings", "PLUNGEPOOL_PASSWORD is missing", "correct the variable"),
+    # The way.
+    SetUp("a host that does not exist", lambda w: {"PLUNGEPOOL_HOST": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_HOST) cannot be resolved", "copy the endpoint's name into PLUNGEPOOL_HOST"),
+    SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "name the tunnel's own end"),
+    SetUp("another port", lambda w: port(1), "TCP", "nothing listens there (connection refused)", "check PLUNGEPOOL_PORT, and that the server is running"),
+    SetUp("a tunnel that is not up", lambda w: {"PLUNGEPOOL_ADDRESS": "127.0.0.1:1"}, "TCP", "nothing listens there (connection refused)", "check that the tunnel is up"),
+    SetUp("a closed security group", lambda w: port(w.full_backlog()), "TCP", "did not answer within 0.3 s", "let the function's security group into the database's"),
+    # TLS.
+    SetUp("a server without TLS", lambda w: port(w.answers(b"N")), "TLS", "is PostgreSQL, and does not offer TLS", "turn TLS on at the server"),
+    SetUp("another program at the port", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")), "TLS", "does not speak PostgreSQL's protocol", "check PLUNGEPOOL_PORT"),
+    SetUp("a port that accepts and never answers", lambda w: port(w.silent()), "TLS", "accepts connections and never answers", "check that PostgreSQL, and no other program, listens there"),
+    SetUp("a load balancer or tunnel with nothing behind", lambda w: port(w.answers(b"")), "TLS", "accepts connections and closes them without an answer", "a load balancer's target may be down"),
+    SetUp("a server that is full before TLS", lambda w: port(w.answers(b"E\0\0\0\x29SFATAL\0C53300\0Msorry, too many clients\0\0")), "TLS", "refuses before TLS: sorry, too many clients", "the server is full, starting or stopping"),
+    SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file with others", "until this is corrected no password"),
+    SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: put the certificate of the authority that issued the server's into that file", "until this is corrected no password"),
+    SetUp("a file of authorities that is away", lambda w: {"PLUNGEPOOL_CA_FILE": "/nowhere.pem"}, "TLS", "PLUNGEPOOL_CA_FILE names '/nowhere.pem', which cannot be read", "correct PLUNGEPOOL_CA_FILE"),
+    SetUp("a file of authorities without any", lambda w: {"PLUNGEPOOL_CA_FILE": w.empty_file()}, "TLS", "which holds no certificate in PEM format", "correct PLUNGEPOOL_CA_FILE"),
+    SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server shows a certificate for another name than localhost", "until this is corrected no password"),
+    SetUp("a certificate that has expired", lambda w: own_certificate(w, "localhost", expired=True), "TLS", "has expired: renew it at the server, and check this machine's clock", "until this is corrected no password"),
+    SetUp("TLS 1.1", old_tls, "TLS", "the server must speak TLS 1.2 or newer", "until this is corrected no password"),
+    SetUp("a certificate near its end", lambda w: with_clock(w, 360 * 86400), "TLS", "4 days left", "RDS renews its certificates by itself", "warning"),
+    SetUp("plain text over a network", over_network, "TLS", "disabled: passwords and rows travel to localhost in plain text", "remove PLUNGEPOOL_TLS", "warning"),
+    # The credentials.
+    SetUp("IAM without AWS credentials", lambda w: w.aws(keys=False), "credentials", "found no AWS credentials: a function has those of its role", "see docs/authenticate.md"),
+    SetUp("half a pair of keys", lambda w: w.aws(AWS_SECRET_ACCESS_KEY=""), "credentials", "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not", "see docs/authenticate.md"),
+    SetUp("a secret, and no AWS credentials", not_signed_in, "credentials", "(NoCredentialsError): no AWS credentials", "see docs/authenticate.md"),
+    SetUp("a secret, and no way to Secrets Manager", far_secrets_manager, "credentials", "(EndpointConnectionError): there is no way to Secrets Manager in eu-west-1 from here", "see docs/authenticate.md"),
+    SetUp("a secret that does not exist", lambda w: w.aws() and w.secret_settings(), "credentials", "(ResourceNotFoundException): there is no such secret", "see docs/authenticate.md"),
+    SetUp("a role that may not read the secret", lambda w: refused_by_aws(w, "AccessDeniedException"), "credentials", "the role is not allowed secretsmanager:GetSecretValue", "see docs/authenticate.md"),
+    SetUp("a KMS key of one's own", lambda w: refused_by_aws(w, "DecryptionFailure"), "credentials", "the role needs kms:Decrypt", "see docs/authenticate.md"),
+    SetUp("AWS credentials that have run out", lambda w: refused_by_aws(w, "ExpiredTokenException"), "credentials", "AWS does not take these credentials", "see docs/authenticate.md"),
+    SetUp("a secret without a password", lambda w: w.secret(username="app"), "credentials", "must be a JSON object with username and password as text", "see docs/authenticate.md"),
+    SetUp("a secret of another user", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_USER": "other"}, "credentials", "leave PLUNGEPOOL_USER unset", "see docs/authenticate.md"),
+    SetUp("no host, neither here nor in the secret", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_HOST": ""}, "credentials", "PLUNGEPOOL_HOST is missing, and the secret", "see docs/authenticate.md"),
+    # The login.
+    SetUp("a wrong password", lambda w: {"PLUNGEPOOL_PASSWORD": "wrong"}, "authentication", "password authentication failed", "(1) the password is not that of 'app'"),
+    SetUp("a password with a copied blank", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD} "}, "authentication", "password authentication failed", "(1) the password begins or ends with a blank"),
+    SetUp("a role that does not exist", lambda w: {"PLUNGEPOOL_USER": "nobody"}, "authentication", "password authentication failed", "(1) the password is not that of 'nobody': correct it; (2) there is no role 'nobody'"),
+    SetUp("a role without a password", lambda w: {"PLUNGEPOOL_USER": "no_password"}, "authentication", "password authentication failed", "(1) the password is not that of 'no_password': correct it; (2) there is no role 'no_password', or it has no password"),
+    SetUp("a password that is over", lambda w: {"PLUNGEPOOL_USER": "too_old"}, "authentication", "password authentication failed", "(1) the password is not that of 'too_old': correct it; (2) there is no role 'too_old', or it has no password, or its VALID UNTIL is over"),
+    SetUp("a role that does not exist, where none is asked for a password", lambda w: {"PLUNGEPOOL_USER": "trusted_nobody"}, "authentication", "does not exist", "CREATE ROLE trusted_nobody LOGIN"),
+    SetUp("a role without LOGIN", lambda w: {"PLUNGEPOOL_USER": "no_login"}, "authentication", "is not permitted to log in", "ALTER ROLE no_login LOGIN"),
+    SetUp("an address that pg_hba.conf keeps out", lambda w: {"PLUNGEPOOL_USER": "kept_out"}, "authentication", "pg_hba.conf rejects connection", "let 'kept_out' into 'postgres' from this address in pg_hba.conf"),
+    SetUp("plain text to a server that wants TLS", lambda w: PLAIN | {"PLUNGEPOOL_USER": "tls_only"}, "authentication", "no encryption", "the server wants TLS: remove PLUNGEPOOL_TLS=disable"),
+    SetUp("a password for a role with rds_iam", lambda w: refused_login(w, "28000", "PAM authentication failed for user"), "authentication", "PAM authentication failed", "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a database that does not exist", lambda w: {"PLUNGEPOOL_DATABASE": "nowhere"}, "authentication", "does not exist", "create the database 'nowhere', or correct PLUNGEPOOL_DATABASE"),
+    SetUp("a role that may not connect to the database", lambda w: {"PLUNGEPOOL_DATABASE": "closed"}, "authentication", "permission denied", "GRANT CONNECT ON DATABASE closed TO app"),
+    SetUp("a role that is full", lambda w: {"PLUNGEPOOL_USER": "full_role"}, "authentication", "too many connections for role", "the role 'full_role' holds as many connections as its CONNECTION LIMIT allows"),
+    SetUp("a database that is full", lambda w: {"PLUNGEPOOL_DATABASE": "crowded"}, "authentication", "too many connections for database", "the database 'crowded' has a CONNECTION LIMIT of its own"),
+    SetUp("a server that is full", lambda w: refused_login(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "the server's max_connections are in use"),
+    SetUp("a server that is starting", lambda w: refused_login(w, "57P03", "the database system is starting up"), "authentication", "starting up", "the server is starting or stopping: try again in a minute"),
+    SetUp("another program at the port, and no TLS", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")) | PLAIN, "authentication", "broke the protocol", "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT"),
+    SetUp("a token for a role without rds_iam", lambda w: w.aws(), "authentication", "(1) the database user does not exist or lacks the role: GRANT rds_iam TO app", "see docs/authenticate.md"),
+    SetUp("a token, and no right to connect", lambda w: refused_token(w, "28000", "PAM authentication failed for user"), "authentication", "(1) the function's role is not allowed rds-db:connect", "see docs/authenticate.md"),
+    SetUp("a proxy that wants IAM, and a password", lambda w: w.proxy()[1] | {"PLUNGEPOOL_AUTH": "password", "PLUNGEPOOL_PASSWORD": PASSWORD}, "authentication", "IAM authentication failed", "(1) the proxy asks for IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a proxy that wants a password, and a token", lambda w: w.proxy(auth="scram", users={"app": "other"})[1], "authentication", "(1) the proxy does not ask for IAM (IAMAuth: REQUIRED)", "see docs/authenticate.md"),
+    SetUp("a proxy without a secret for the user", lambda w: w.proxy(users={"other": "x"})[1], "authentication", "(1) the proxy has neither a secret for this user nor IAM to the database itself", "see docs/authenticate.md"),
+    SetUp("a proxy, and another region", lambda w: w.proxy()[1] | {"PLUNGEPOOL_REGION": "us-east-2"}, "authentication", "(2) PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or the endpoint is not in us-east-2", "see docs/authenticate.md"),
+    # What is there.
+    SetUp("a proxy, and PLUNGEPOOL_ENDPOINT=direct", lambda w: w.proxy()[1] | {"PLUNGEPOOL_ENDPOINT": "direct"}, "endpoint", "a pooler stands between, and PLUNGEPOOL_ENDPOINT says direct", "set PLUNGEPOOL_ENDPOINT=proxy", "warning"),
+    SetUp("a database, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: {"PLUNGEPOOL_ENDPOINT": "proxy"}, "endpoint", "this looks like the database itself, and PLUNGEPOOL_ENDPOINT says proxy", "name the proxy's endpoint in PLUNGEPOOL_HOST", "warning"),
+    SetUp("a clock that is wrong", lambda w: with_clock(w, 3600), "server", "this machine's clock is 3600 s ahead of that of the server", "set this machine's clock", "warning"),
+    SetUp("a role without a limit", lambda w: {"PLUNGEPOOL_USER": "bare"}, "role", "bare has no connection limit", "ALTER ROLE bare CONNECTION LIMIT n", "warning"),
+    SetUp("a superuser", lambda w: {"PLUNGEPOOL_USER": "boss"}, "role", "boss is a superuser", "give the application a role of its own", "warning"),
+    SetUp("a role whose last connection this is", lambda w: {"PLUNGEPOOL_USER": "last_one"}, "role", "1 of the role's 1 connections are in use", "the next connect fails", "warning"),
+    SetUp("a role without time-outs", lambda w: {"PLUNGEPOOL_USER": "bare"}, "time-outs", "statement_timeout off", "ALTER ROLE bare SET", "warning"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.what)
+def test_set_up_leads_to_its_cure(environ: dict[str, str], world: World, set_up: SetUp) -> None:
+    """Whatever is wrong is said by the step that it belongs to, with its cause and cure first; nothing before it is wrong."""
+    checks = examine({name: value for name, value in (environ | set_up.changes(world)).items() if value})
+    at = next((number for number, check in enumerate(checks) if (check.name, check.state) == (set_up.step, set_up.state) and set_up.says in check.found), None)  # fmt: skip
+    assert at is not None, checks
+    assert set_up.cure in checks[at].cure
+    assert set_up.state == "warning" or checks[-1] is checks[at]
+    assert "failed" not in [check.state for check in checks[:at]]
+
+
+def test_page_shows_every_set_up() -> None:
+    """docs/doctor.md has each set-up of the list above, in order, with its step and how cause and cure begin."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `([a-zA-Z-]+)` \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    assert rows == [(one.what, one.step, one.says, one.cure) for one in SET_UPS]
 
 
 def test_every_wrong_setting_is_named() -> None:
@@ -151,50 +484,6 @@ def test_little_head_room_is_a_warning(server: Postgres, environ: dict[str, str]
             connection.close()
     assert room.state == "warning"
     assert "of 20 connections are in use, 3 are reserved" in room.found
-
-
-@pytest.fixture
-def listen() -> Iterator[Callable[[bytes | None], int]]:
-    """Listeners that answer the request for TLS with these bytes; None keeps silent."""
-    over, sockets, threads = threading.Event(), [], []
-
-    def start(answer: bytes | None) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
-        listener.settimeout(0.05)
-        sockets.append(listener)
-
-        def serve() -> None:
-            clients = []
-            while not over.is_set():
-                with suppress(OSError):
-                    client, _ = listener.accept()
-                    clients.append(client)
-                    if answer is not None:
-                        client.sendall(answer)
-            for client in clients:
-                client.close()
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return int(listener.getsockname()[1])
-
-    yield start
-    over.set()
-    for thread, listener in zip(threads, sockets, strict=True):
-        thread.join()
-        listener.close()
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"), [(b"N", "does not offer TLS"), (b"HTTP", "does not offer TLS"), (None, "ended the handshake")]
-)
-def test_server_without_tls_fails_that_step(
-    environ: dict[str, str], listen: Callable[[bytes | None], int], answer: bytes | None, found: str
-) -> None:
-    """Plain text, another protocol, silence: the step TLS fails and no password is sent."""
-    *_, last = examine(environ | {"PLUNGEPOOL_PORT": str(listen(answer)), "PLUNGEPOOL_CONNECT_TIMEOUT_S": "0.3"})
-    assert (last.name, last.state) == ("TLS", "failed")
-    assert found in last.found
 
 
 def test_plain_text_is_ok_to_this_machine_only(postgres: Postgres) -> None:
@@ -272,17 +561,38 @@ def test_iam_through_a_proxy_says_who_signs(proxy: tuple[RdsProxy, dict[str, str
     assert running.counters.pinned.total() == 0
 
 
-def test_refused_token_names_the_causes(
-    proxy: tuple[RdsProxy, dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A signature that the proxy does not take ends with the usual causes, in order."""
-    _, environ = proxy
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another/unmistakable-password")
-    with mock_aws(config={"core": {"mock_credentials": False}}):
-        *_, last = examine(environ)
-    assert (last.name, last.state) == ("authentication", "failed")
-    assert "Usual causes" in last.found
-    assert "rds-db:connect" in last.found
+def test_doubts_come_before_the_causes(environ: dict[str, str], world: World) -> None:
+    """What was doubtful on the way, such as credentials that AWS does not take, is the first thing to look at."""
+    changes = refused_token(world, "28000", "PAM authentication failed for user")
+    world.aws_refuses("ExpiredToken")
+    *_, last = examine({name: value for name, value in (environ | changes).items() if value})
+    assert last.name == "authentication"
+    assert last.cure.startswith("first of all, of the warnings above: identity: renew them")
+
+
+@pytest.mark.parametrize(("date_s", "state"), [(0, "ok"), (-3600, "warning"), (3600, "warning")])
+def test_clock_is_compared_with_that_of_aws(environ: dict[str, str], world: World, date_s: float, state: str) -> None:
+    """Before a token is refused for it: the date of AWS's answer tells whether this machine's clock is right."""
+    changes = refused_token(world, "28000", "PAM authentication failed for user")
+
+    def answer(_client: object, _operation: str, _parameters: object) -> dict[str, Any]:
+        date = formatdate(time.time() + date_s, usegmt=True)
+        return {"Arn": "arn:aws:sts::1:assumed-role/r/f", "ResponseMetadata": {"HTTPHeaders": {"date": date}}}
+
+    world.patch.setattr(botocore.client.BaseClient, "_make_api_call", answer)
+    checks = examine({name: value for name, value in (environ | changes).items() if value})
+    (identity,) = [check for check in checks if check.name == "identity"]
+    assert identity.state == state
+    assert ("clock" in identity.found) == (state == "warning")
+
+
+def test_german_server_leads_to_all_causes(environ: dict[str, str], world: World) -> None:
+    """Words only order the causes: where the server speaks another language all of them are named."""
+    changes = refused_login(world, "53300", "zu viele Verbindungen")
+    *_, last = examine({name: value for name, value in (environ | changes).items() if value})
+    assert "(1) the server's max_connections are in use" in last.cure
+    assert "(2) the role 'app'" in last.cure
+    assert "(3) the database 'postgres'" in last.cure
 
 
 @pytest.mark.parametrize(
@@ -302,7 +612,7 @@ def test_names_give_wrong_settings_away(
 ) -> None:
     """A proxy taken for a database, another region and a name of one's own are seen from the host's name."""
     # Names of AWS's do not resolve here, and must not be asked for: this machine's own address stands in.
-    monkeypatch.setattr("plungepool_toolkit.checks._resolve", lambda *_: ["192.0.2.1"])
+    monkeypatch.setattr("plungepool_toolkit.checks._resolve", lambda _way: Check("name", "ok", ""))
     checks = examine(
         {
             "PLUNGEPOOL_HOST": host,
@@ -329,7 +639,7 @@ def test_command_prints_each_step_and_exits_by_them(environ: dict[str, str]) -> 
     bad = run_command(environ | {"PLUNGEPOOL_PASSWORD": "wrong"})
     assert bad.exit_code == 1
     assert "✗ authentication" in bad.output
-    assert "→ correct the password of 'app'" in bad.output
+    assert "→ (1) the password is not that of 'app'" in bad.output
     assert PASSWORD not in good.output + bad.output
 
 

@@ -45,10 +45,8 @@ def trusted_by(context: ssl.SSLContext) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def forget_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test starts as a process does: without contexts, and without having warned."""
+    """Each test starts as a process does: without contexts."""
     monkeypatch.setattr(tls, "_contexts", {})
-    monkeypatch.setattr(tls, "_warned", set())
-    monkeypatch.setattr(tls, "_hosts_of_other_curves", set())
 
 
 def test_no_shipped_authority_expires_within_half_a_year() -> None:
@@ -134,23 +132,152 @@ def test_useless_ca_file_names_its_setting(tmp_path: Path, content: bytes | None
     assert str(path) in str(caught.value)
 
 
+def test_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    """A context is kept as long as the file it was made from is the same, and no longer."""
+    path = tmp_path / "ca.pem"
+    path.write_bytes((FOLDER / "eu-west-1.pem").read_bytes())
+    settings = make_settings(ca_file=str(path))
+    first = tls.client_context(settings)
+    assert first is tls.client_context(settings)
+    path.write_bytes((FOLDER / "eu-west-2.pem").read_bytes() + b"\n")
+    second = tls.client_context(settings)
+    assert second is not None
+    assert trusted_by(second) == digests(SHIPPED["eu-west-2"])
+    path.unlink()
+    with pytest.raises(SettingsError, match="cannot be read"):
+        tls.client_context(settings)
+
+
+class Server:
+    """Answers an attempt to connect by what it offers: one curve or every; remembers which was offered."""
+
+    def __init__(self, usual: bool, every: bool) -> None:
+        self.usual, self.every = usual, every
+        self.failure: Exception = refusal()
+        self.offered: list[str] = []
+
+    def __call__(self, context: ssl.SSLContext | None) -> str:
+        every = context is tls.client_context(make_settings(), every_curve=True)
+        self.offered.append("every" if every else "usual")
+        if self.every if every else self.usual:
+            return "a connection"
+        raise self.failure
+
+
+def refusal() -> Exception:
+    """What a driver raises for a handshake that the server refuses."""
+    error, cause = RuntimeError("lost"), ssl.SSLError(1, "handshake failure")
+    cause.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE"
+    error.__cause__ = cause
+    return error
+
+
+def tries(handshakes: tls.Handshakes, server: Server) -> list[str]:
+    """Connect once; return what was offered, in order, and whether it failed."""
+    server.offered = []
+    try:
+        handshakes.connect(server)
+    except RuntimeError:
+        server.offered.append("failed")
+    return server.offered
+
+
+def test_server_of_another_curve_is_known_from_the_second_connect() -> None:
+    """The first connect finds out, the next ones offer every curve at once."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    assert tries(handshakes, server) == ["usual", "every"]
+    assert tries(handshakes, server) == ["every"]
+    assert tries(handshakes, server) == ["every"]
+
+
+def test_host_whose_handshake_always_fails_is_tried_once_a_connect() -> None:
+    """Where no curve helps, each connect after the first is one attempt; nothing is asked of the server twice."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=False)
+    assert tries(handshakes, server) == ["usual", "every", "failed"]
+    assert tries(handshakes, server) == ["every", "failed"]
+    assert tries(handshakes, server) == ["every", "failed"]
+
+
+def test_what_was_learnt_of_a_failing_server_ends_with_the_failure() -> None:
+    """Once it lets anybody in, the usual curve, which saves a round trip, is offered again."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=False)
+    tries(handshakes, server)
+    server.usual = server.every = True
+    assert tries(handshakes, server) == ["every"]
+    assert tries(handshakes, server) == ["usual"]
+
+
+def test_server_that_begins_to_refuse_is_asked_anew() -> None:
+    """A server that wanted another curve and now refuses every one is no longer known."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    tries(handshakes, server)
+    server.every = False
+    assert tries(handshakes, server) == ["every", "failed"]
+    server.usual = server.every = True
+    assert [tries(handshakes, server), tries(handshakes, server)] == [["every"], ["usual"]]
+
+
+def test_other_failures_teach_nothing() -> None:
+    """A wrong certificate or a lost network is raised at once, and the next connect offers the usual curve."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    server.failure = RuntimeError("lost")
+    assert [tries(handshakes, server), tries(handshakes, server)] == [["usual", "failed"]] * 2
+
+
+def test_engines_learn_apart_and_forget() -> None:
+    """What one engine has learnt another does not know, and a snapshot keeps nothing of it."""
+    server = Server(usual=False, every=True)
+    first, second = tls.Handshakes(make_settings()), tls.Handshakes(make_settings())
+    tries(first, server)
+    assert tries(second, server) == ["usual", "every"]
+    first.forget()
+    assert tries(first, server) == ["usual", "every"]
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "LOCALHOST.", "db.localhost"])
 def test_plain_text_to_this_machine_is_quiet(host: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing leaves the machine, so nothing is said."""
-    assert tls.client_context(make_settings(host=host, tls="disable")) is None
+    assert tls.Handshakes(make_settings(host=host, tls="disable")).connect(lambda context: context) is None
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost.example", "2001:db8::1"])
 def test_plain_text_elsewhere_is_loud_once(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The first connect in plain text over a network logs one warning with the setting, the host and no password."""
+    """An engine's first connect in plain text over a network logs one warning with the setting, the host and no password."""
+    handshakes = tls.Handshakes(make_settings(host=host, tls="disable", password="unmistakable"))
     for _ in range(3):
-        assert tls.client_context(make_settings(host=host, tls="disable", password="unmistakable")) is None
+        assert handshakes.connect(lambda context: context) is None
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("plungepool", logging.WARNING)
     assert "PLUNGEPOOL_TLS=disable" in record.getMessage()
     assert host in record.getMessage()
     assert "unmistakable" not in caplog.text
+
+
+def test_asking_for_a_context_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A question does not act: no warning, and every curve for one caller is not every curve for the next."""
+    assert tls.client_context(make_settings(tls="disable")) is None
+    assert caplog.records == []
+    usual = tls.client_context(make_settings())
+    assert tls.client_context(make_settings(), every_curve=True) is not usual
+    assert tls.client_context(make_settings()) is usual
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    """What is raised for a certificate of an authority that is not trusted."""
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = 20, "unable to get local issuer certificate"
+    return error
+
+
+def test_own_authorities_are_named_when_they_are_not_the_servers() -> None:
+    """With a file of one's own the text is about that file; without one it is about the region and the shipped ones."""
+    path = str(FOLDER / "eu-west-2.pem")
+    own = tls.explain(untrusted(), "db:5432", tls.client_context(make_settings(ca_file=path)))
+    assert f"PLUNGEPOOL_CA_FILE names {path!r}, and nothing else is trusted" in own
+    assert "Amazon" not in own
+    shipped = tls.explain(untrusted(), "db:5432", tls.client_context(make_settings()))
+    assert "Amazon RDS in PLUNGEPOOL_REGION" in shipped
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from plungepool import CredentialsError, Settings, SettingsError, build_engine, credentials, tls
+from plungepool.settings import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,13 +74,32 @@ def check_environment(environ: Mapping[str, str]) -> Iterator[Check]:
 
 def check_settings(settings: Settings) -> Iterator[Check]:
     """Check what follows from settings that are right in themselves; see `check_environment`."""
+    doubts: list[Check] = []
     try:
-        yield from _check_settings(settings)
+        for check in _check_settings(settings, doubts):
+            if check.state == "warning":
+                doubts.append(check)
+            yield check
     except _Failure as failure:
         yield failure.check
 
 
-def _check_settings(settings: Settings) -> Iterator[Check]:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Whom the certificate and the token are for, and where that is dialled."""
+
+    host: str
+    port: int
+    address: str
+    address_port: int
+
+    def __str__(self) -> str:
+        to = f"{self.host}:{self.port}"
+        dialled = f"{self.address}:{self.address_port}"
+        return to if to == dialled else f"{dialled} (PLUNGEPOOL_ADDRESS, for {to})"
+
+
+def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
     host, port = settings.host, settings.port
     login = None
     if not host:
@@ -87,11 +107,11 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
         login, check = _login(settings)
         yield check
         host, port = login.host, login.port
-    addresses = _resolve(host, port)
-    yield Check("name", "ok", f"{host} is {', '.join(addresses)}")
+    way = _Way(host, port, *(split_address(settings.address, port) if settings.address else (host, port)))
+    yield _resolve(way)
     yield from _endpoint(settings, host)
-    yield _reach(settings, host, port)
-    yield _secure(settings, host, port)
+    yield _reach(settings, way)
+    yield _secure(settings, way)
     if login is None:
         login, check = _login(settings)
         yield check
@@ -103,7 +123,7 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
         try:
             connection = engine.connect()
         except (DBAPIError, CredentialsError, SettingsError) as error:
-            raise _refusal(login, error) from error
+            raise _refusal(settings, login, error, doubts) from error
         with connection:
             taken_ms = (time.time() - started) * 1000
             yield Check(
@@ -118,16 +138,26 @@ def _check_settings(settings: Settings) -> Iterator[Check]:
         engine.dispose()
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolve(way: _Way) -> Check:
+    given = "PLUNGEPOOL_HOST" if way.address == way.host else "PLUNGEPOOL_ADDRESS"
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(way.address, way.address_port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise _Failure(
-            "name",
-            f"{host} cannot be resolved: {error.strerror}",
-            "copy the endpoint's name into PLUNGEPOOL_HOST; for a private name the VPC needs DNS support and DNS host names",
-        ) from error
-    return sorted({str(address[0]) for *_, address in found})
+        cure = (
+            "copy the endpoint's name into PLUNGEPOOL_HOST; for a private name the VPC needs DNS support and DNS host names"
+            if given == "PLUNGEPOOL_HOST"
+            else "name the tunnel's own end in PLUNGEPOOL_ADDRESS, such as localhost:15432"
+        )
+        raise _Failure("name", f"{way.address} ({given}) cannot be resolved: {error.strerror}", cure) from error
+    where = ", ".join(sorted({str(address[0]) for *_, address in found}))
+    if given == "PLUNGEPOOL_HOST" and way.port == way.address_port:
+        return Check("name", "ok", f"{way.host} is {where}")
+    # The name itself is not asked for: behind a tunnel it need not resolve here.
+    return Check(
+        "name",
+        "ok",
+        f"{way.address} is {where}, dialled at port {way.address_port}; certificate and token are for {way.host}:{way.port}",
+    )
 
 
 def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
@@ -150,63 +180,115 @@ def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
         yield Check("region", "warning", f"{host} is no name that AWS gives", cure)
 
 
-def _reach(settings: Settings, host: str, port: int) -> Check:
+def _reach(settings: Settings, way: _Way) -> Check:
     started = time.time()
     try:
-        with socket.create_connection((host, port), timeout=settings.connect_timeout_s) as sock:
+        with socket.create_connection((way.address, way.address_port), timeout=settings.connect_timeout_s) as sock:
             peer = sock.getpeername()[0]
     except TimeoutError as error:
         raise _Failure(
             "TCP",
-            f"{host}:{port} did not answer within {settings.connect_timeout_s:g} s",
+            f"{way} did not answer within {settings.connect_timeout_s:g} s",
             "let the function's security group into the database's (inbound, this port); check that both are in the same VPC "
             "or have a route, and that no network ACL is in the way",
         ) from error
+    except ConnectionRefusedError as error:
+        cure = (
+            "check that the tunnel is up, and PLUNGEPOOL_ADDRESS"
+            if settings.address
+            else "check PLUNGEPOOL_PORT, and that the server is running and listens on this address"
+        )
+        raise _Failure("TCP", f"{way} cannot be reached: nothing listens there (connection refused)", cure) from error
     except OSError as error:
         raise _Failure(
             "TCP",
-            f"{host}:{port} cannot be reached: {error.strerror or error}",
-            "check PLUNGEPOOL_PORT, and that the server is running and listens on this address",
+            f"{way} cannot be reached: {error.strerror or error}",
+            "this machine has no way there: check the subnet's routes (or the VPN), and that the address family is one that it has",
         ) from error
-    return Check("TCP", "ok", f"{peer} port {port} answers after {(time.time() - started) * 1000:.0f} ms")
+    return Check("TCP", "ok", f"{peer} port {way.address_port} answers after {(time.time() - started) * 1000:.0f} ms")
 
 
-def _secure(settings: Settings, host: str, port: int) -> Check:
+def _secure(settings: Settings, way: _Way) -> Check:
     if settings.tls == "disable":
-        if tls.is_loopback(host):
+        if tls.is_loopback(way.host):
             return Check("TLS", "ok", "disabled, to this machine only")
         cure = "remove PLUNGEPOOL_TLS; name an authority of your own in PLUNGEPOOL_CA_FILE"
-        return Check("TLS", "warning", f"disabled: passwords and rows travel to {host} in plain text", cure)
+        return Check("TLS", "warning", f"disabled: passwords and rows travel to {way.host} in plain text", cure)
+    made: list[ssl.SSLContext] = []
+
+    def shake_hands(context: ssl.SSLContext | None) -> tuple[dict[str, Any], str | None]:
+        if context is None:
+            raise TypeError("asked for with TLS only")
+        made.append(context)
+        with socket.create_connection((way.address, way.address_port), timeout=settings.connect_timeout_s) as sock:
+            _ask_for_tls(sock, way)
+            with context.wrap_socket(sock, server_hostname=way.host) as secured:
+                return secured.getpeercert() or {}, secured.version()
+
     try:
-        context = tls.client_context(settings)
+        certificate, version = tls.Handshakes(settings).connect(shake_hands)
     except SettingsError as error:
         raise _Failure("TLS", str(error), "correct PLUNGEPOOL_CA_FILE, or leave it unset") from error
-    try:
-        with socket.create_connection((host, port), timeout=settings.connect_timeout_s) as sock:
-            sock.sendall(_TLS_REQUEST)
-            answer = sock.recv(1)
-            if answer != b"S" or context is None:
-                raise _Failure(
-                    "TLS",
-                    f"{host}:{port} does not offer TLS (it answers {answer!r})",
-                    "turn TLS on at the server (RDS has it on), or check that PostgreSQL listens on this port",
-                )
-            with context.wrap_socket(sock, server_hostname=host) as secured:
-                certificate, version = secured.getpeercert() or {}, secured.version()
     except ssl.SSLError as error:
-        if tls.offer_every_curve(error, settings):
-            return _secure(settings, host, port)
-        raise _Failure("TLS", tls.explain(error, host), "until this is mended nothing secret is sent") from error
+        cure = "until this is corrected no password, token or statement is sent"
+        raise _Failure("TLS", tls.explain(error, way.host, made[-1]), cure) from error
+    except TimeoutError as error:
+        raise _Failure(
+            "TLS", f"{way} began TLS and went silent", "look into the server's log, and at what is between"
+        ) from error
     except OSError as error:
         raise _Failure(
-            "TLS", f"{host}:{port} ended the handshake: {error}", "check that PostgreSQL listens there"
+            "TLS",
+            f"{way} broke off the handshake: {error.strerror or error}",
+            "look into the server's log, and at what is between",
         ) from error
     until = ssl.cert_time_to_seconds(str(certificate.get("notAfter")))
     days = int((until - time.time()) / 86400)
-    found = f"{version}, {host} verified, issued by {_common_name(certificate.get('issuer'))}, {days} days left"
+    found = f"{version}, {way.host} verified, issued by {_common_name(certificate.get('issuer'))}, {days} days left"
     if days < 14:
         return Check("TLS", "warning", found, "RDS renews its certificates by itself; renew this one if it is your own")
     return Check("TLS", "ok", found)
+
+
+def _ask_for_tls(sock: socket.socket, way: _Way) -> None:
+    behind = (
+        "the tunnel's far end, or a load balancer's target, may be down"
+        if way.address != way.host
+        else "a load balancer's target may be down"
+    )
+    try:
+        sock.sendall(_TLS_REQUEST)
+        answer = sock.recv(1)
+        # A server that is full may refuse before TLS begins, and says why in plain text.
+        if answer == b"E":
+            answer += sock.recv(1000)
+    except TimeoutError as error:
+        raise _Failure(
+            "TLS",
+            f"{way} accepts connections and never answers",
+            f"check that PostgreSQL, and no other program, listens there, and that it is not stopped; {behind}",
+        ) from error
+    except OSError as error:
+        raise _Failure(
+            "TLS",
+            f"{way} accepts connections and drops them: {error.strerror or error}",
+            f"{behind}; or something else than PostgreSQL listens there",
+        ) from error
+    if answer == b"S":
+        return
+    if not answer:
+        raise _Failure(
+            "TLS",
+            f"{way} accepts connections and closes them without an answer",
+            f"{behind}; or something else than PostgreSQL listens there",
+        )
+    if answer == b"N":
+        raise _Failure(
+            "TLS", f"{way} is PostgreSQL, and does not offer TLS", "turn TLS on at the server (ssl = on; RDS has it on)"
+        )
+    if answer[:1] == b"E" and (found := re.search(rb"(?:\0|^)M([^\0]+)", answer[5:])):
+        raise _Failure("TLS", f"{way} refuses before TLS: {found[1].decode(errors='replace')}", "the server is full, starting or stopping: try again, and see docs/troubleshoot.md")  # fmt: skip
+    raise _Failure("TLS", f"{way} does not speak PostgreSQL's protocol (it answers {answer[:1]!r} to the request for TLS)", "check PLUNGEPOOL_PORT: something else listens there")  # fmt: skip
 
 
 def _common_name(name: Any) -> str:
@@ -245,35 +327,133 @@ def _identity(settings: Settings) -> Check:
     action = "dsql:DbConnect" if settings.auth == "dsql" else "rds-db:connect"
     config = Config(region_name=settings.region, connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1})
     try:
-        arn = boto3.session.Session().client("sts", config=config).get_caller_identity()["Arn"]
+        answer = boto3.session.Session().client("sts", config=config).get_caller_identity()
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
-        return Check("identity", "warning", f"AWS does not know these credentials ({code})", "renew them: aws sso login, or the role")  # fmt: skip
+        return Check("identity", "warning", f"AWS does not take these credentials ({code})", "renew them: aws sso login, or the role; and check this machine's clock")  # fmt: skip
     except BotoCoreError as error:
         return Check("identity", "warning", f"AWS STS cannot be asked from here ({type(error).__name__})", f"no harm: signing needs no network; {action} is what the function's role needs")  # fmt: skip
-    return Check("identity", "ok", f"{arn} signs; its policies must allow {action}")
+    found = f"{answer['Arn']} signs; its policies must allow {action}"
+    ahead_s = _ahead_of(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
+    if abs(ahead_s) > _CLOCK_SKEW_S:
+        return Check("identity", "warning", f"{found}; {_skew('AWS', ahead_s)}", _CLOCK)
+    return Check("identity", "ok", found)
 
 
-def _refusal(login: credentials.Login, error: Exception) -> _Failure:
-    """Say why a connect failed whose host, port and TLS are well."""
+_CLOCK_SKEW_S = 60
+_CLOCK = "set this machine's clock: tokens and certificates depend on it"
+
+
+def _ahead_of(date: str | None) -> float:
+    """Return by how much this machine's clock is ahead of the one that wrote an HTTP date, in seconds."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return time.time() - parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _skew(whose: str, ahead_s: float) -> str:
+    return f"this machine's clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {whose}"
+
+
+def _refusal(settings: Settings, login: credentials.Login, error: Exception, doubts: list[Check]) -> _Failure:
+    """Say why a connect failed whose host, port and TLS are well; what was doubtful on the way comes first."""
     if isinstance(error, (CredentialsError, SettingsError)):
-        return _Failure("authentication", str(error), "see docs/authenticate.md")
+        earlier = [
+            f"{check.name}: {check.cure}" for check in doubts if check.name in ("region", "identity", "endpoint")
+        ]
+        cure = f"first of all, of the warnings above: {'; '.join(earlier)}" if earlier else "see docs/authenticate.md"
+        return _Failure("authentication", str(error), cure)
     original = getattr(error, "orig", None) or error
+    said = str(original)
     sqlstate = getattr(original, "sqlstate", None)
-    cures = {
-        "28P01": f"correct the password of {login.user!r}: nothing else is wrong",
-        "28000": f"check that {login.user!r} exists and has LOGIN, and that pg_hba.conf lets this address in with TLS",
-        "3D000": f"create the database {login.database!r}, or correct PLUNGEPOOL_DATABASE",
-        "42501": f"GRANT CONNECT ON DATABASE {login.database} TO {login.user}",
-        "53300": "the server or the role has no connection left: see docs/troubleshoot.md, and set a limit for each role",
-        "57P03": "the server is starting or stopping: try again in a minute",
-    }
-    return _Failure("authentication", str(original), cures.get(sqlstate or "", "see docs/troubleshoot.md"))
+    if sqlstate == "28P01":
+        cure = _wrong_password(settings, login, said)
+    elif sqlstate == "28000":
+        cure = _not_let_in(settings, login, said)
+    elif sqlstate == "53300":
+        cure = _full(login, said)
+    elif sqlstate is None:
+        cure = "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT, and look into the server's log"
+    else:
+        cure = {
+            "3D000": f"create the database {login.database!r}, or correct PLUNGEPOOL_DATABASE",
+            "42501": f"GRANT CONNECT ON DATABASE {login.database} TO {login.user}",
+            "57P03": "the server is starting or stopping: try again in a minute",
+        }.get(sqlstate, "see docs/troubleshoot.md for its SQLSTATE")
+    return _Failure("authentication", said, cure)
+
+
+# The server says less than it knows, on purpose: of a wrong password and of a role that does not exist it says the same. What
+# else it says is in the language of its lc_messages; so words only order the causes, and all of them are named.
+
+
+def _in_order(*causes: str) -> str:
+    return "; ".join(f"({number}) {cause}" for number, cause in enumerate(causes, 1)) if len(causes) > 1 else causes[0]
+
+
+def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> str:
+    user = login.user
+    copied = "the password begins or ends with a blank or a line break, as a copied value does: correct it"
+    wrong = f"the password is not that of {user!r}: correct it"
+    missing = f"there is no role {user!r}, or it has no password, or its VALID UNTIL is over: the server says the same of all these"
+    iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
+    causes = [copied] if login.password != login.password.strip() else []
+    if settings.endpoint == "proxy":
+        proxy_iam = "the proxy asks for IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"
+        secret = f"the proxy has no secret for {user!r}, or another password in it"
+        causes += [proxy_iam, wrong, secret] if "IAM" in said else [wrong, secret, proxy_iam]
+    else:
+        causes += [wrong, missing, iam]
+    return _in_order(*causes)
+
+
+def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
+    user = login.user
+    role = f"CREATE ROLE {user} LOGIN, or correct PLUNGEPOOL_USER"
+    may = f"ALTER ROLE {user} LOGIN"
+    entry = f"let {user!r} into {login.database!r} from this address in pg_hba.conf"
+    plain = "the server wants TLS: remove PLUNGEPOOL_TLS=disable"
+    iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
+    causes = [role, may, entry, iam]
+    first = (
+        iam
+        if "PAM" in said
+        else role
+        if "does not exist" in said
+        else may
+        if "not permitted to log in" in said
+        else entry
+        if "pg_hba.conf" in said
+        else None
+    )
+    if settings.tls == "disable":
+        causes.append(plain)
+        # PostgreSQL 14 and newer say "no encryption", older ones "SSL off", RDS Proxy "requires TLS".
+        if "no encryption" in said or "SSL" in said or "TLS" in said:
+            first = plain
+    return first or _in_order(*causes)
+
+
+def _full(login: credentials.Login, said: str) -> str:
+    functions = "reserved concurrency x PLUNGEPOOL_POOL_SIZE, summed over the functions"
+    role = f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below it, or raise it"
+    database = f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it, or lower {functions}"
+    server = f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or put RDS Proxy before it"
+    if "for role" in said:
+        return role
+    if "for database" in said:
+        return database
+    if "slots" in said or "clients" in said:
+        return server
+    return _in_order(server, role, database)
 
 
 _SERVER = text("""
     SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS replica,
-           extract(epoch FROM clock_timestamp())::float8 AS now
+           extract(epoch FROM clock_timestamp())::float8 AS now, pg_backend_pid() AS process
 """)
 _ROLE = text("""
     SELECT rolconnlimit AS connection_limit, rolsuper AS superuser,
@@ -302,16 +482,11 @@ def _server(settings: Settings, user: str, connection: Connection) -> Iterator[C
     server = connection.execute(_SERVER).one()
     ahead_s = time.time() - server.now
     found = f"PostgreSQL {server.version}{', a read-only replica' if server.replica else ''}"
-    if abs(ahead_s) > 60:
-        cure = "set this machine's clock: tokens and certificates depend on it"
-        yield Check(
-            "server",
-            "warning",
-            f"{found}; its clock is {abs(ahead_s):.0f} s {'behind' if ahead_s > 0 else 'ahead'}",
-            cure,
-        )
+    if abs(ahead_s) > _CLOCK_SKEW_S:
+        yield Check("server", "warning", f"{found}; {_skew('the server', ahead_s)}", _CLOCK)
     else:
         yield Check("server", "ok", found)
+    yield from _between(settings, connection, server.process)
     role = connection.execute(_ROLE).one()
     yield _role(user, role)
     yield _timeouts(user, {row.name: row.ms for row in connection.execute(_TIMEOUTS)})
@@ -320,6 +495,32 @@ def _server(settings: Settings, user: str, connection: Connection) -> Iterator[C
     connection.commit()
     if settings.endpoint == "proxy":
         yield _pinning(settings)
+
+
+def _between(settings: Settings, connection: Connection, process: int) -> Iterator[Check]:
+    """
+    Say whether something stands between that PLUNGEPOOL_ENDPOINT does not say, or the other way round.
+
+    A server announces at the start the process that will serve (the key for a cancel request); a pooler has to announce
+    something before it has chosen a server's connection, so what it announces is not the process that answers.
+    """
+    announced = getattr(connection.connection.dbapi_connection, "backend_pid", None)
+    if settings.endpoint == "direct" and announced != process:
+        found = f"process {process} serves, and {announced} was announced at the start: a pooler stands between, and PLUNGEPOOL_ENDPOINT says direct"
+        yield Check(
+            "endpoint",
+            "warning",
+            found,
+            "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins, or name the database's own endpoint",
+        )
+    if settings.endpoint == "proxy" and announced == process:
+        found = "the process that was announced at the start serves: this looks like the database itself, and PLUNGEPOOL_ENDPOINT says proxy"
+        yield Check(
+            "endpoint",
+            "warning",
+            found,
+            "name the proxy's endpoint in PLUNGEPOOL_HOST, or set PLUNGEPOOL_ENDPOINT=direct",
+        )
 
 
 def _role(user: str, role: Any) -> Check:

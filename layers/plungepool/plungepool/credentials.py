@@ -292,37 +292,41 @@ class _Token:
             ]
         else:
             proxy = settings.endpoint == "proxy"
+            allowed = (
+                "the function's role is not allowed rds-db:connect on arn:aws:rds-db:"
+                f"{settings.region}:<account>:dbuser:<{'prx-' if proxy else 'db- or cluster-'} id>/{settings.user}"
+                " (the resource id, not the name)"
+            )
+            named = (
+                "PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or "
+                f"the endpoint is not in {settings.region} (PLUNGEPOOL_REGION)"
+            )
+            asked = "the proxy does not ask for IAM (IAMAuth: REQUIRED)"
+            known = "the proxy has neither a secret for this user nor IAM to the database itself"
+            granted = (
+                f"the database user does not exist or lacks the role: GRANT rds_iam TO {settings.user} (a server that "
+                "is neither RDS nor Aurora has no such role, and takes no token)"
+            )
+            enabled = (
+                "IAM authentication is not enabled on the instance or cluster: aws rds modify-db-instance, or "
+                "modify-db-cluster, --enable-iam-database-authentication"
+            )
+            said = str(error)
             if proxy:
-                causes = [
-                    (
-                        "the proxy does not ask for IAM (IAMAuth: REQUIRED), or has neither a secret for this user nor IAM to "
-                        "the database itself"
-                    )
-                ]
+                # Its texts (RDS User Guide, "Troubleshooting for RDS Proxy") tell which step it was at; all stay possible.
+                causes = (
+                    [known, allowed, named, clock, asked]
+                    if "no credentials" in said
+                    else [allowed, named, clock, known, asked]
+                    if "IAM" in said
+                    else [asked, known, allowed, named, clock]
+                )
+            elif _sqlstate(error) == "28000" and "PAM" in said:
+                # PAM is whom RDS asks about a user that has rds_iam; a user without it is asked for a password.
+                causes = [allowed, enabled, named, clock, granted]
             else:
-                causes = [
-                    (
-                        f"the database user does not exist or lacks the role: GRANT rds_iam TO {settings.user} (a server that "
-                        "is neither RDS nor Aurora has no such role, and takes no token)"
-                    ),
-                    (
-                        "IAM authentication is not enabled on the instance or cluster: aws rds modify-db-instance, or "
-                        "modify-db-cluster, --enable-iam-database-authentication"
-                    ),
-                ]
-            causes += [
-                (
-                    "the function's role is not allowed rds-db:connect on arn:aws:rds-db:"
-                    f"{settings.region}:<account>:dbuser:<{'prx-' if proxy else 'db- or cluster-'} id>/{settings.user}"
-                    " (the resource id, not the name)"
-                ),
-                (
-                    "PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or "
-                    f"the endpoint is not in {settings.region} (PLUNGEPOOL_REGION)"
-                ),
-                clock,
-                "TLS is off somewhere on the way: IAM is for encrypted connections only",
-            ]
+                causes = [granted, enabled, allowed, named, clock]
+            causes.append("TLS is off somewhere on the way: IAM is for encrypted connections only")
         return f"{what}. Usual causes, the most frequent first: " + "; ".join(
             f"({number}) {cause}" for number, cause in enumerate(causes, 1)
         )

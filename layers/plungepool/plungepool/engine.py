@@ -14,6 +14,8 @@ from .pool import build_pool
 from .settings import Settings
 
 if TYPE_CHECKING:
+    import ssl
+
     from sqlalchemy import Engine
 
     from .credentials import Login
@@ -52,20 +54,21 @@ def build_engine(settings: Settings) -> Engine:
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
     """
     source = credentials.source(settings)
+    handshakes = tls.Handshakes(settings)
     proxy = settings.endpoint == "proxy"
     startup = {}
     if settings.statement_timeout_s:
         startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
     name = application_name(os.environ)
 
-    def connect(login: Login, timeout_s: float) -> wire.Connection:
+    def connect(login: Login, timeout_s: float, context: ssl.SSLContext | None) -> wire.Connection:
         return wire.connect(
             user=login.user,
             password=login.password,
             host=login.host,
             port=login.port,
             database=login.database,
-            ssl_context=tls.client_context(settings),
+            ssl_context=context,
             application_name=name,
             connect_timeout_s=timeout_s,
             dead_peer_timeout_s=settings.dead_peer_timeout_s,
@@ -75,12 +78,8 @@ def build_engine(settings: Settings) -> Engine:
 
     def open_connection(login: Login) -> wire.Connection:
         deadline = time.time() + login.timeout_s
-        try:
-            return connect(login, login.timeout_s)
-        except wire.OperationalError as error:
-            if not tls.offer_every_curve(error.__cause__, settings):
-                raise
-        return connect(login, max(0.05, deadline - time.time()))
+        # In hundredths: an error says how long it was waited.
+        return handshakes.connect(lambda context: connect(login, max(0.05, round(deadline - time.time(), 2)), context))
 
     def is_alive(connection: wire.Connection, idle_s: float) -> bool:
         # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a
@@ -113,7 +112,12 @@ def build_engine(settings: Settings) -> Engine:
     )
     if proxy:
         observe.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
-    lifecycle.follow(engine, source.forget)
+
+    def forget() -> None:
+        source.forget()
+        handshakes.forget()
+
+    lifecycle.follow(engine, forget)
     return engine
 
 

@@ -11,53 +11,103 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import SettingsError
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from .settings import Settings
+
+Connection = TypeVar("Connection")
 
 _CERTIFICATES = os.path.join(os.path.dirname(__file__), "certificates")
 _AMAZON_ROOTS = "amazon-roots.pem"
 
 _logger = logging.getLogger("plungepool")
-_contexts: dict[tuple[str | None, str | None, bool], ssl.SSLContext] = {}
-_hosts_of_other_curves: set[str] = set()
-_warned: set[str] = set()
+# What is trusted -> the state that the file was in, and the context made from it.
+_contexts: dict[tuple[str | None, str | None, bool], tuple[object, ssl.SSLContext]] = {}
 
 
-def client_context(settings: Settings) -> ssl.SSLContext | None:
+def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLContext | None:
     """
     Return the process-wide verifying context for these settings, made on first use; None where TLS is disabled.
 
-    Args: settings: ``tls``, ``ca_file`` and ``region`` decide; ``host`` only whether plain text is worth a warning.
-    Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate.
+    Args: settings: ``tls``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL does; else the one curve that
+        saves a round trip with most servers.
+    Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate; one that was
+        written anew is read anew.
     Threads, forks: safe; two threads that come first make two contexts, of which one is kept.
     """
     if settings.tls == "disable":
-        _warn_of_plain_text(settings.host)
         return None
-    key = (settings.ca_file, None if settings.ca_file else settings.region, settings.host in _hosts_of_other_curves)
-    context = _contexts.get(key)
-    if context is None:
-        context = _contexts.setdefault(key, _make_context(*key))
+    key = (settings.ca_file, None if settings.ca_file else settings.region, every_curve)
+    state = _state_of(settings.ca_file)
+    known, context = _contexts.get(key, (None, None))
+    if context is None or known != state:
+        context = _make_context(*key)
+        _contexts[key] = state, context
     return context
 
 
-def offer_every_curve(error: BaseException | None, settings: Settings) -> bool:
+class Handshakes:
     """
-    Say whether a failed handshake is worth another attempt, in which `client_context` will offer every curve.
+    How one engine shakes hands with its server: with the curve that saves a round trip, or with every curve.
 
-    The usual context offers the one curve that saves a round trip. A server that was told to know others only (P-384,
-    as some rules ask for) answers with a plain "handshake failure"; it is remembered for the process's life.
+    A server that was told to know other curves only (P-384, as some rules ask for) answers the first with a plain
+    "handshake failure", as it answers much else; so the same connect is tried with every curve. What that showed holds for the
+    next connects, and no longer than it shows: where every curve failed, too, the next tries every curve alone, and the first
+    success goes back to the usual one. At worst, on a server that has changed meanwhile, a connect waits once more.
+    Threads: safe; each decides by what it saw last.
     """
-    if getattr(error, "reason", None) != "SSLV3_ALERT_HANDSHAKE_FAILURE" or settings.host in _hosts_of_other_curves:
-        return False
-    _hosts_of_other_curves.add(settings.host)
-    return True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.forget()
+
+    def forget(self) -> None:
+        """Start as if nothing were known of the server: after a snapshot it may be another one."""
+        self._needs_every_curve: bool | None = False
+        self._warned = False
+
+    def connect(self, attempt: Callable[[ssl.SSLContext | None], Connection]) -> Connection:
+        """Return what `attempt` returns for a context; a second attempt follows where another curve may be the cure."""
+        if self._settings.tls == "disable":
+            self._warn_of_plain_text()
+        needs = self._needs_every_curve
+        if needs is False:
+            try:
+                return attempt(client_context(self._settings))
+            except Exception as error:
+                if not _may_want_another_curve(error):
+                    raise
+        try:
+            connection = attempt(client_context(self._settings, every_curve=True))
+        except Exception as error:
+            if needs is False or _may_want_another_curve(error):
+                self._needs_every_curve = None  # not to be known: neither way leads in
+            raise
+        # Where the usual curve had just failed, every curve is what helped; after a doubt the usual one is tried again.
+        self._needs_every_curve = needs is not None
+        return connection
+
+    def _warn_of_plain_text(self) -> None:
+        host = self._settings.host
+        if is_loopback(host) or self._warned:
+            return
+        self._warned = True
+        _logger.warning(
+            "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
+            "answers there. Remove the setting; a certificate of your own authority is trusted with PLUNGEPOOL_CA_FILE.",
+            host,
+        )
+
+
+def _may_want_another_curve(error: Exception) -> bool:
+    """Say whether a handshake failed in the way in which a server refuses the only curve that it was offered."""
+    return any(getattr(one, "reason", None) == "SSLV3_ALERT_HANDSHAKE_FAILURE" for one in (error, error.__cause__))
 
 
 def shipped_authorities(region: str | None) -> list[str]:
@@ -82,17 +132,19 @@ def is_loopback(host: str | None) -> bool:
         return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
 
 
-def explain(error: BaseException, host: str) -> str:
+def explain(error: BaseException, host: str, context: ssl.SSLContext | None = None) -> str:
     """
     Return one sentence of cause and cure for a TLS handshake that failed, with the setting to change.
 
-    Args: error: what `ssl` raised. host: whom the client asked for.
+    Args: error: what `ssl` raised. host: whom the client asked for. context: one of `client_context`'s, which knows what
+        it trusts.
     """
     code = getattr(error, "verify_code", None)
     if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
         return (
             f"the server shows a certificate for another name than {host}: PLUNGEPOOL_HOST must be the endpoint's own name "
-            "as AWS gives it, not an address or a name of your own"
+            "as AWS gives it, not an address or a name of your own; where a tunnel has another address, that is "
+            "PLUNGEPOOL_ADDRESS"
         )
     if code in (_EXPIRED, _NOT_YET_VALID):
         return (
@@ -100,11 +152,16 @@ def explain(error: BaseException, host: str) -> str:
             "renew it at the server, and check this machine's clock"
         )
     if code is not None:
-        return (
-            f"the certificate of {host} comes from an authority that is not trusted here ({getattr(error, 'verify_message', '')}): "
-            "unless PLUNGEPOOL_CA_FILE names others, those of Amazon RDS in PLUNGEPOOL_REGION are, as far as this version "
-            "ships them; name a PEM file with the server's authority in PLUNGEPOOL_CA_FILE"
+        own = getattr(context, "ca_file", None)
+        cure = (
+            f"PLUNGEPOOL_CA_FILE names {own!r}, and nothing else is trusted: put the certificate of the authority that issued the "
+            "server's into that file, or leave the setting unset for a server of AWS's"
+            if own
+            else "trusted are the authorities of Amazon RDS in PLUNGEPOOL_REGION, as far as this version ships them, unless "
+            "PLUNGEPOOL_CA_FILE names a PEM file with others"
         )
+        message = getattr(error, "verify_message", "")
+        return f"the certificate of {host} comes from an authority that is not trusted here ({message}): {cure}"
     return (
         f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS 1.2 or "
         "newer; PLUNGEPOOL_TLS=disable is for a database on this machine only"
@@ -116,6 +173,15 @@ _NOT_YET_VALID = 9
 _EXPIRED = 10
 _HOSTNAME_MISMATCH = 62
 _ADDRESS_MISMATCH = 64
+
+
+def _state_of(ca_file: str | None) -> object:
+    """Return what changes when a file is written anew; a file that is away is for the one who reads it to say."""
+    try:
+        found = os.stat(ca_file) if ca_file else None
+    except (OSError, ValueError):
+        return None
+    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _make_context(ca_file: str | None, region: str | None, every_curve: bool) -> ssl.SSLContext:
@@ -133,6 +199,7 @@ def _make_context(ca_file: str | None, region: str | None, every_curve: bool) ->
         for path in shipped_authorities(region):
             context.load_verify_locations(cafile=path)
         return context
+    context.ca_file = ca_file  # type: ignore[attr-defined]  # for `explain`
     try:
         context.load_verify_locations(cafile=ca_file)
     except ssl.SSLError as error:
@@ -145,14 +212,3 @@ def _make_context(ca_file: str | None, region: str | None, every_curve: bool) ->
         )
         raise SettingsError([problem]) from error
     return context
-
-
-def _warn_of_plain_text(host: str | None) -> None:
-    if is_loopback(host) or host in _warned:
-        return
-    _warned.add(str(host))
-    _logger.warning(
-        "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
-        "answers there. Remove the setting; a certificate of your own authority is trusted with PLUNGEPOOL_CA_FILE.",
-        host,
-    )

@@ -1239,7 +1239,7 @@ class Connection:
         try:
             secured = self._ssl_context.wrap_socket(sock, server_hostname=self.host)
         except ssl.SSLError as error:
-            raise OperationalError(explain(error, f"{self.host}:{self.port}")) from error
+            raise OperationalError(explain(error, f"{self.host}:{self.port}", self._ssl_context)) from error
         self._sock = secured
         self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
         return secured

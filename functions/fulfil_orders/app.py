@@ -1,5 +1,7 @@
 """Orders from a queue: fulfil each once, each in its own transaction; what fails comes again, and it alone."""
 
+from uuid import UUID
+
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from sqlalchemy import Connection, text
@@ -40,8 +42,9 @@ def handler(event: dict, context: object) -> dict:
     failed, fulfilled = [], 0
     for position, record in enumerate(records):
         try:
+            order_id = str(UUID(record.json_body["order_id"]))
             with engine.begin() as connection:
-                fulfilled += fulfil_order(connection, record.json_body["order_id"])
+                fulfilled += fulfil_order(connection, order_id)
         except (CredentialsError, InterfaceError, OperationalError, PoolExhausted) as error:
             cause = getattr(error, "orig", None) or error
             sqlstate = getattr(cause, "sqlstate", None)

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
@@ -11,6 +12,9 @@ from sqlalchemy import Connection, text
 
 SKU = re.compile(r"[A-Z0-9-]{1,40}")
 LINES_AT_MOST, QUANTITY_AT_MOST, PAGE_AT_MOST = 50, 1000, 100
+TOTAL_AT_MOST = Decimal("999999999999.99")  # of numeric(14, 2)
+# Always UTC. With Z, because the plus sign of +00:00 means a space in an address.
+CURSOR_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 # The cursor of the first page: it comes after every order.
 NEWEST = "infinity~ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -66,8 +70,8 @@ def read_page(parameters: dict[str, str]) -> Page:
         raise BadRequestError(f"limit must be a whole number from 1 to {PAGE_AT_MOST}")
     placed_at, _, order_id = cursor.partition("~")
     try:
-        if cursor != NEWEST:
-            placed_at = datetime.fromisoformat(placed_at).isoformat()
+        if cursor != NEWEST:  # exactly the form that next_cursor has: Python reads offsets that PostgreSQL does not
+            placed_at = f"{datetime.strptime(placed_at, CURSOR_TIME).isoformat()}Z"
         return Page(int(limit), placed_at, str(UUID(order_id)))
     except ValueError:
         raise BadRequestError("cursor must be next_cursor of the page before") from None
@@ -108,8 +112,8 @@ def list_orders(connection: Connection, page: Page) -> dict:
     found = [row._asdict() for row in connection.execute(LIST, page._asdict() | {"limit": page.limit + 1})]
     shown = found[: page.limit]
     cursor = None
-    if len(found) > len(shown):  # with Z: the plus sign of +00:00 means a space in an address
-        cursor = f"{shown[-1]['placed_at'].astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}~{shown[-1]['id']}"
+    if len(found) > len(shown):
+        cursor = f"{shown[-1]['placed_at'].astimezone(UTC).strftime(CURSOR_TIME)}~{shown[-1]['id']}"
     return {"orders": shown, "next_cursor": cursor}
 
 
@@ -134,8 +138,8 @@ def place_order(connection: Connection, wanted: WantedOrder) -> dict:
     """
     Take the products from the stock and return the new order; four round trips, the transaction's own included.
 
-    Raises: NotFoundError for an unknown product or customer, ServiceError 409 where the stock does not suffice; the
-        caller's transaction is then to be rolled back.
+    Raises: NotFoundError for an unknown product or customer, ServiceError 409 where the stock does not suffice,
+        BadRequestError for a total that no order can have; the caller's transaction is then to be rolled back.
     """
     skus = sorted(wanted.quantities)
     products = {row.sku: row for row in connection.execute(LOCK, {"skus": skus})}
@@ -144,6 +148,8 @@ def place_order(connection: Connection, wanted: WantedOrder) -> dict:
     if short := [sku for sku in skus if products[sku].stock < wanted.quantities[sku]]:
         raise ServiceError(409, f"Not enough in stock of {', '.join(short)}")
     total = sum(products[sku].price * wanted.quantities[sku] for sku in skus)
+    if total > TOTAL_AT_MOST:
+        raise BadRequestError(f"An order may cost {TOTAL_AT_MOST} at most")
     order_id = connection.execute(PLACE, {"customer_id": wanted.customer_id, "total": total}).scalar()
     if order_id is None:
         raise NotFoundError(f"There is no customer {wanted.customer_id}")

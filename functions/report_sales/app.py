@@ -31,16 +31,25 @@ def report_sales(connection: Connection, since: datetime, until: datetime) -> li
 
 
 def day_before(moment: str) -> tuple[datetime, datetime]:
-    """Return midnight to midnight UTC of the day before: the schedule's own time, so that a retry reports the same."""
-    until = datetime.fromisoformat(moment).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return until - timedelta(days=1), until
+    """
+    Return midnight to midnight UTC of the day before: the schedule's own time, so that a retry reports the same.
+
+    Raises: ValueError for what is no time, or has no day before.
+    """
+    try:
+        parsed = datetime.fromisoformat(moment)
+        moment_utc = parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+        until = moment_utc.replace(hour=0, minute=0, second=0, microsecond=0)
+        return until - timedelta(days=1), until
+    except (OverflowError, TypeError, ValueError):
+        raise ValueError("time must be the schedule's, like 2026-01-15T06:00:00Z") from None
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict, context: object) -> dict:
-    since, until = day_before(EventBridgeEvent(event).time)
+    since, until = day_before(EventBridgeEvent(event).get("time"))
     with engine.begin() as connection:
         products = report_sales(connection, since, until)
     report = {"day": since.date().isoformat(), "products": products}

@@ -75,6 +75,9 @@ def test_a_wrong_page_is_a_bad_request(call):
     """Limits and cursors that make no sense are answered with 400 that says what is right."""
     limits = ["0", "101", "-1", "five", "\N{ARABIC-INDIC DIGIT FIVE}", "", "5 ", "1e1"]
     cursors = ["x", "", "2026-01-14T08:00:00Z~x", f"infinity~{ADA}", "'; DROP TABLE shop.orders~", "2026-01-14T08:00Z"]
+    # What Python reads as a time and PostgreSQL does not, or what is none of ours.
+    offsets = ["+16:00", "-23:59", "+00:00:00.5", "+01:00", "", "+00:00"]
+    cursors += [f"2026-01-14T08:00:00.000000{offset}~{ADA}" for offset in offsets]
     for name, values in {"limit": limits, "cursor": cursors}.items():
         for value in values:
             status, body = call("GET", "/orders", {name: value})

@@ -474,6 +474,8 @@ def probe_prepare() -> dict[str, Any]:
         with engine.begin() as connection:
             quoted = engine.dialect.identifier_preparer.quote(role)
             for statement in (
+                # An administrator's names are PostgreSQL's own, whatever others have created (CVE-2018-1058).
+                "SET LOCAL search_path = pg_catalog, pg_temp",
                 f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}",
                 f"CREATE TABLE IF NOT EXISTS {_SCHEMA}.numbered (id bigint GENERATED ALWAYS AS IDENTITY, note text)",
                 f"CREATE SEQUENCE IF NOT EXISTS {_SCHEMA}.counter",

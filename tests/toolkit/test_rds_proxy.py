@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import select
 import signal
@@ -656,7 +657,7 @@ def test_what_ends_with_the_transaction_does_not_pin(rds_proxy: Start) -> None:
 class Raw:
     """A client of the protocol that sends just the bytes it is told to."""
 
-    def __init__(self, proxy: RdsProxy) -> None:
+    def __init__(self, proxy: RdsProxy, password: bytes = b"p\0\0\0\x09hush\0") -> None:
         sock = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
         sock.sendall(struct.pack("!ii", 8, 80877103))
         assert sock.recv(1) == b"S"
@@ -665,7 +666,7 @@ class Raw:
         fields = b"user\0proxied\0database\0postgres\0\0"
         self.sock.sendall(struct.pack("!ii", len(fields) + 8, 196608) + fields)
         assert self.message()[0] == "R"
-        self.sock.sendall(message("p", b"hush\0"))
+        self.sock.sendall(password)
         self.until_ready()
 
     def message(self) -> tuple[str, bytes]:
@@ -677,6 +678,9 @@ class Raw:
         while times:
             got.append(self.message())
             times -= got[-1][0] == "Z"
+            if got[-1][0] == "E" and b"VFATAL" in got[-1][1]:
+                self.close()
+                raise psycopg.OperationalError(got[-1][1].decode())
         return got
 
     def exchange(self, flight: bytes, times: int) -> list[tuple[str, bytes]]:
@@ -730,6 +734,107 @@ def raw(rds_proxy: Start) -> Iterator[tuple[RdsProxy, Raw]]:
     one = Raw(proxy)
     yield proxy, one
     one.close()
+
+
+LENGTHS = [-(2**31), -5, -4, -2, -1, 0, 3, 2**30, 2**31 - 1]
+
+
+@pytest.mark.parametrize("kind", ["Q", "P", "B", "D", "E", "S", "X", "d", "c", "f", "p", "F", "H", "C", "?", "\0"])
+def test_a_message_of_no_possible_length_ends_its_client_alone(raw: tuple[RdsProxy, Raw], kind: str) -> None:
+    """Negative, shorter than itself or longer than PostgreSQL takes: 08P01 and good-bye, in and out of a transaction."""
+    proxy, one = raw
+    for length in LENGTHS:
+        for first in (b"", query("BEGIN")):
+            bad = Raw(proxy)
+            bad.sock.sendall(first + kind.encode() + struct.pack("!i", length) + b"\0" * 8)
+            said = bad.file.read()
+            assert (length, b"08P01" in said, b"invalid message length" in said) == (length, True, True)
+            bad.close()
+            one.sock.sendall(query("SELECT 1"))
+            assert one.kinds() == "TDCZ"
+    assert proxy.counters.refused == {"malformed": 2 * len(LENGTHS)}
+
+
+@pytest.mark.parametrize("length", [*LENGTHS, 65536])
+def test_a_password_of_no_possible_length_is_refused(raw: tuple[RdsProxy, Raw], length: int) -> None:
+    """Before a client is known it is given no room: a token has some 2 KB, and 64 KB are what PostgreSQL reads."""
+    proxy, one = raw
+    with pytest.raises(psycopg.OperationalError) as raised:
+        Raw(proxy, b"p" + struct.pack("!i", length) + b"\0" * 8)
+    assert "08P01" in str(raised.value)
+    one.sock.sendall(query("SELECT 1"))
+    assert one.kinds() == "TDCZ"
+
+
+def test_whatever_a_client_sends_the_others_are_answered(raw: tuple[RdsProxy, Raw]) -> None:
+    """Generated messages, well framed and not, cut off and not: no task fails, and the client beside goes on."""
+    proxy, one = raw
+    failures: list[Any] = []
+    assert proxy._loop is not None
+    proxy._loop.set_exception_handler(lambda loop, context: failures.append(context))
+    kinds = st.sampled_from(list(b"QPBDESXdcfpFHC")).map(lambda kind: bytes([kind])) | st.binary(min_size=1, max_size=1)
+    bodies = st.binary(max_size=30) | st.sampled_from(
+        [
+            b"\0",
+            b"SELECT 1\0",
+            b"\0SELECT $1::int\0\0\0",
+            b"\0\0\0\0\0\0\0\0",
+            b"S\0",
+            b"\0\0\0\0\0",
+            b"COPY proxied_rows FROM STDIN\0",
+        ]
+    )
+    framed = st.builds(lambda kind, body: kind + struct.pack("!i", len(body) + 4) + body, kinds, bodies)
+    lying = st.builds(
+        lambda kind, length, body: kind + struct.pack("!i", length) + body, kinds, st.integers(-9, 40), bodies
+    )
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(st.lists(framed | lying, min_size=1, max_size=6).map(b"".join), st.integers(0, 3))
+    def send(flight: bytes, cut: int) -> None:
+        bad = Raw(proxy)
+        bad.sock.sendall(flight[: len(flight) - cut])
+        one.sock.sendall(query("SELECT 1"))
+        assert one.kinds() == "TDCZ"
+        bad.close()
+
+    send()
+    one.sock.sendall(query("SELECT 1"))
+    assert one.kinds() == "TDCZ"
+    gc.collect()  # a task that failed says so when it is forgotten
+    assert [str(context) for context in failures] == []
+
+
+def test_start_up_messages_of_any_kind_leave_the_others_alone(raw: tuple[RdsProxy, Raw]) -> None:
+    """Generated ones, before TLS and after it."""
+    proxy, one = raw
+    failures: list[Any] = []
+    assert proxy._loop is not None
+    proxy._loop.set_exception_handler(lambda loop, context: failures.append(context))
+    codes = st.sampled_from([196608, 196610, 80877102, 80877103, 80877104, 0, -1])
+    fields = st.binary(max_size=30) | st.lists(st.sampled_from(["user", "proxied", "database", "\0", "é", ""])).map(
+        lambda parts: "\0".join(parts).encode() + b"\0\0"
+    )
+    lengths = st.none() | st.integers(-9, 12_000)
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(codes, fields, lengths, st.booleans())
+    def send(code: int, body: bytes, length: int | None, secure: bool) -> None:
+        startup = struct.pack("!ii", len(body) + 8 if length is None else length, code) + body
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=30))
+            if secure:
+                sock.sendall(struct.pack("!ii", 8, 80877103))
+                assert sock.recv(1) == b"S"
+                context = ssl.create_default_context(cafile=str(proxy.ca_file))
+                sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+            sock.sendall(startup)
+            one.sock.sendall(query("SELECT 1"))
+            assert one.kinds() == "TDCZ"
+
+    send()
+    gc.collect()
+    assert [str(context) for context in failures] == []
 
 
 def test_several_syncs_in_one_write(raw: tuple[RdsProxy, Raw]) -> None:

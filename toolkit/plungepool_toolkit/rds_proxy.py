@@ -53,6 +53,9 @@ _STATEMENT_LIMIT = 16 * 1024
 _TOKEN_LIFE_S = 900
 _TOKEN_SKEW_S = 300
 _LONGEST_BUFFER = 1 << 20
+# What PostgreSQL reads: of a client that it does not know yet (PG_MAX_AUTH_TOKEN_LENGTH), and of anybody
+# (PQ_LARGE_MESSAGE_LIMIT).
+_LONGEST_PASSWORD, _LONGEST_MESSAGE = 65535, (1 << 30) - 1
 
 # Aurora User Guide, "Considerations for connecting to PostgreSQL": what a start-up message may set. Names of settings
 # are not case-sensitive.
@@ -449,6 +452,10 @@ def _field(message: bytes, name: bytes) -> str:
     return ""
 
 
+class _Malformed(ConnectionError):
+    """The other side has sent a length that no message has; where the next one begins is not known any more."""
+
+
 class _Peer(asyncio.Protocol):
     """
     One side of a conversation: whole messages out of what has arrived, and an event that is set when anything changes.
@@ -462,6 +469,7 @@ class _Peer(asyncio.Protocol):
         self.closed = False
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_gone: Callable[[], None] | None = None
+        self.longest = _LONGEST_MESSAGE
         self.transport: asyncio.Transport
         self._connected = connected
         self._buffer = bytearray()
@@ -474,7 +482,7 @@ class _Peer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if len(self._buffer) > _LONGEST_BUFFER and not self._reading_paused and self._length() is not None:
+        if len(self._buffer) > _LONGEST_BUFFER and not self._reading_paused and self._complete():
             self.transport.pause_reading()
             self._reading_paused = True
         self.wake.set()
@@ -511,7 +519,7 @@ class _Peer(asyncio.Protocol):
             self.transport.write(data)
 
     def take(self) -> bytes | None:
-        """Return the next whole message with its header, or None if it has not arrived yet."""
+        """Return the next whole message with its header, or None if it has not arrived yet. Raises: _Malformed."""
         length = self._length()
         if length is None:
             if self._reading_paused and not self.transport.is_closing():
@@ -561,8 +569,17 @@ class _Peer(asyncio.Protocol):
     def _length(self) -> int | None:
         if len(self._buffer) < 5:
             return None
-        length: int = struct.unpack_from("!i", self._buffer, 1)[0] + 1
-        return length if len(self._buffer) >= length else None
+        length: int = struct.unpack_from("!i", self._buffer, 1)[0]
+        if not 4 <= length <= self.longest:
+            raise _Malformed("invalid message length")
+        return length + 1 if len(self._buffer) > length else None
+
+    def _complete(self) -> bool:
+        """Tell whether there is no need to read on before somebody takes what is there."""
+        try:
+            return self._length() is not None
+        except _Malformed:
+            return True
 
 
 class _Refused(Exception):
@@ -868,6 +885,7 @@ class _Session:
     def __init__(self, proxy: RdsProxy, peer: _Peer) -> None:
         self.proxy, self.peer = proxy, peer
         self.born = self.active = proxy.now()
+        peer.longest = _LONGEST_PASSWORD
         self.expiry: _Refused | None = None
         self.ready = False
         self.user = self.database = ""
@@ -887,6 +905,7 @@ class _Session:
             await self._start()
             counts["accepted"] += 1
             self.ready = True
+            self.peer.longest = _LONGEST_MESSAGE
             await self._relay()
         except _Refused as refused:
             if refused.reason is not None:
@@ -899,6 +918,9 @@ class _Session:
         except _BorrowTimeout:
             counts["borrow_timeouts"] += 1
             self.peer.write(_error("08000", "Timed-out waiting to acquire database connection."))
+        except _Malformed as malformed:
+            self.proxy._refused["malformed"] += 1
+            self.peer.write(_error("08P01", str(malformed)))
         except (OSError, ssl.SSLError):
             pass  # the client went away
         finally:
@@ -1126,9 +1148,8 @@ class _Session:
                     self._pin("named statement")
                 else:
                     self._unnamed_is_ours = True
-            elif (kind == b"D" and message[5:7] == b"S\0") or (
-                kind == b"B" and message[message.index(b"\0", 5) + 1] == 0
-            ):
+            # A Bind names a portal, then a statement; one that does not is for the server to refuse.
+            elif message[5:7] == b"S\0" if kind == b"D" else kind == b"B" and message[5:].split(b"\0", 2)[1:2] == [b""]:
                 self._count_unnamed()
         server.peer.write(message)
 

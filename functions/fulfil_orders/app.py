@@ -21,8 +21,7 @@ FULFIL = text("""
     INSERT INTO shop.shipments (order_id) SELECT id FROM fulfilled RETURNING order_id
 """)
 KNOWN = text("SELECT true FROM shop.orders WHERE id = CAST(:id AS uuid)")
-# Serialization failure, deadlock, lock and statement time-out: the trouble of one record, not of the database.
-OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}
+OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}  # serialization failure, deadlock, lock and statement time-out
 
 
 def fulfil_order(connection: Connection, order_id: str) -> bool:
@@ -38,9 +37,8 @@ def fulfil_order(connection: Connection, order_id: str) -> bool:
 @tracer.capture_lambda_handler
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict, context: object) -> dict:
-    records = list(SQSEvent(event).records)
     failed, fulfilled = [], 0
-    for position, record in enumerate(records):
+    for position, record in enumerate(records := list(SQSEvent(event).records)):
         try:
             order_id = str(UUID(record.json_body["order_id"]))
             with engine.begin() as connection:

@@ -23,6 +23,7 @@ from datetime import date, datetime, time
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from .settings import split_address
 from .tls import explain
 from .values import Column, styled_readers, to_text
 
@@ -342,6 +343,7 @@ def connect(
     user: str,
     host: str = "localhost",
     port: int = 5432,
+    address: str | None = None,
     database: str | None = None,
     password: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
@@ -353,11 +355,12 @@ def connect(
 ) -> Connection:
     """Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
 
-    Args: ssl_context: TLS with this context, or an error; None means plain text. connect_timeout_s: TCP, TLS and
-        authentication together; reading later has no time-out of its own. dead_peer_timeout_s: how long a network may
-        swallow everything until waiting for it ends with an error. startup_params: settings of the server that hold from
-        the start; poolers refuse most. cancel_on_abandon: ask the server to stop a statement whose reply is not waited
-        for any more; of no use behind a proxy.
+    Args: address: what to dial in place of `host` and `port` (the end of a tunnel): a host, or host:port; TLS verifies
+        `host` all the same, and CancelRequests go there too. ssl_context: TLS with this context, or an error; None means
+        plain text. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
+        dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
+        startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
+        server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
     Raises: OperationalError when the server cannot be reached, refuses, or is too slow.
     Threads, forks: a connection is for one thread at a time; a forked child may only close it.
     """
@@ -365,6 +368,7 @@ def connect(
         user=user,
         host=host,
         port=port,
+        address=address,
         database=database,
         password=password,
         ssl_context=ssl_context,
@@ -385,6 +389,7 @@ class Connection:
         user: str,
         host: str,
         port: int,
+        address: str | None,
         database: str | None,
         password: str | None,
         ssl_context: ssl.SSLContext | None,
@@ -395,6 +400,12 @@ class Connection:
         cancel_on_abandon: bool,
     ) -> None:
         self.host, self.port, self.user = host, port, user
+        try:
+            self._dialled = split_address(address, port) if address else (host, port)
+        except ValueError:
+            raise ProgrammingError(f"address: {address!r} is neither a host nor host:port") from None
+        # For errors and the repr: where the connection goes, and whom it should reach there.
+        self._place = f"{address} (for {host}:{port})" if address else f"{host}:{port}"
         #: what the server reported: server_version, TimeZone, in_hot_standby and more
         self.parameter_statuses: dict[str, str] = {}
         #: the last 100 notices, each the server's fields by name
@@ -439,7 +450,7 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"process {self.backend_pid}"
-        return f"<plungepool.wire.Connection to {self.host}:{self.port}, {state}>"
+        return f"<plungepool.wire.Connection to {self._place}, {state}>"
 
     # ---- state
 
@@ -715,7 +726,7 @@ class Connection:
             self._discard("a flight was torn")
         sock = self._sock
         if sock is None:
-            error = InterfaceError(f"the connection to {self.host}:{self.port} is closed: {self._lost}")
+            error = InterfaceError(f"the connection to {self._place} is closed: {self._lost}")
             error.disconnected = True
             raise error
         if self._process != os.getpid():
@@ -1045,17 +1056,17 @@ class Connection:
         """Close the connection since `error` stopped a flight, and raise what the user is to see."""
         said = reply.error if reply is not None else None
         if isinstance(error, _EndOfStream):
-            seen: BaseException = said or OperationalError(f"the server {self.host}:{self.port} closed the connection")
+            seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
         elif isinstance(error, TimeoutError) and error.errno is None and _is_ours(error):
             self._discard("the deadline passed", cancel=True)
             seen = DeadlinePassed(
-                f"the server {self.host}:{self.port} had not answered at the deadline; the connection is closed"
+                f"the server {self._place} had not answered at the deadline; the connection is closed"
             )
         elif isinstance(error, OSError) and _is_ours(error):
             seen = (
                 said
                 or self._last_words()
-                or OperationalError(f"the connection to {self.host}:{self.port} was lost: {error.strerror or error}")
+                or OperationalError(f"the connection to {self._place} was lost: {error.strerror or error}")
             )
         elif isinstance(error, (struct.error, ValueError, IndexError)) and _is_ours(error):
             seen = _violation(f"a malformed message ({error})")
@@ -1175,7 +1186,7 @@ class Connection:
                 if error.errno is not None or not _is_ours(error):
                     raise
                 raise OperationalError(
-                    f"no connection to {self.host}:{self.port} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
+                    f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
                 ) from None
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self.deadline = None
@@ -1187,10 +1198,11 @@ class Connection:
     def _dial(self) -> socket.socket:
         """Try each address of the host, each with its share of the time that is left."""
         try:
-            addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(*self._dialled, type=socket.SOCK_STREAM)
         except OSError as error:
+            place = "" if self._dialled == (self.host, self.port) else f", to reach {self._place}"
             raise OperationalError(
-                f"the host name {self.host} cannot be resolved: {error.strerror or error}"
+                f"the host name {self._dialled[0]} cannot be resolved{place}: {error.strerror or error}"
             ) from error
         assert self.deadline is not None  # noqa: S101 - `_open` sets it
         failure: OSError = TimeoutError()
@@ -1213,7 +1225,7 @@ class Connection:
             return sock
         if isinstance(failure, TimeoutError) and failure.errno is None:
             raise failure
-        raise OperationalError(f"{self.host}:{self.port} cannot be reached: {failure.strerror or failure}") from failure
+        raise OperationalError(f"{self._place} cannot be reached: {failure.strerror or failure}") from failure
 
     def _secure(self, sock: socket.socket) -> socket.socket:
         import ssl
@@ -1225,21 +1237,21 @@ class Connection:
         answer = sock.recv(1)
         if answer == b"N":
             raise OperationalError(
-                f"{self.host}:{self.port} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"
+                f"{self._place} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"
             )
         if answer != b"S":
             raise (
-                OperationalError(f"{self.host}:{self.port} did not answer the request for TLS")
+                OperationalError(f"{self._place} did not answer the request for TLS")
                 if answer != b"E"
                 else OperationalError(
-                    f"{self.host}:{self.port} refused the connection before TLS began (too many connections, or it is starting up)"
+                    f"{self._place} refused the connection before TLS began (too many connections, or it is starting up)"
                 )
             )
         self._set_timeout(sock)
         try:
             secured = self._ssl_context.wrap_socket(sock, server_hostname=self.host)
         except ssl.SSLError as error:
-            raise OperationalError(explain(error, f"{self.host}:{self.port}", self._ssl_context)) from error
+            raise OperationalError(explain(error, f"{self._place}", self._ssl_context)) from error
         self._sock = secured
         self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
         return secured

@@ -1,10 +1,13 @@
 """Errors: classed by SQLSTATE, with the server's fields, without values, and right about whether the connection is lost."""
 
 import gc
+import os
 import socket
 import ssl
+import tempfile
 import threading
 import traceback
+from pathlib import Path
 
 import psycopg.errors
 import pytest
@@ -385,23 +388,31 @@ def test_idle_connection_that_died_is_never_handed_out(database, engine, caplog)
         ("SET TRANSACTION READ ONLY", False),
         ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", False),
         ("SET transaction_read_only = on", False),
+        ("SET default_transaction_read_only TO on", False),
+        ("SET default_transaction_read_only TO off", True),
+        ("SET application_name TO 'the only session'", True),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; RESET default_transaction_read_only", True),
     ],
 )
 def test_read_only_server_is_a_disconnect_unless_asked_for(database, connection, asked, disconnected):
     """25006 on a connection that should write means that the writer has moved; not so where READ ONLY was asked for."""
     database.execute("CREATE TABLE written (a int)")
-    if asked is None:
+    if disconnected:  # what a server that may not write any more looks like; the role could have it as well
         database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
         connection = wire.connect(user="postgres", host=connection.host, port=connection.port, database=database.name)
-    elif asked == "option":
+    if asked == "option":
         connection.readonly = True
-    else:
+    elif asked is not None:
         connection.cursor().execute(asked)
-        if "SESSION" in asked:
+        if not asked.startswith(("SET TRANSACTION", "SET transaction")):
             connection.commit()
+        if "off" in asked or "RESET" in asked:
+            connection.cursor().execute("SELECT set_config('transaction_read_only', 'on', true)")
     error = failing(connection, "INSERT INTO written VALUES ($1)", 1)
     assert (error.sqlstate, error.disconnected) == ("25006", disconnected)
     assert DIALECT.is_disconnect(error, None, None) == disconnected
+    connection.rollback()
+    assert not connection.closed
     connection.close()
 
 
@@ -412,6 +423,32 @@ def test_read_only_transaction_is_forgotten(connection):
     connection.cursor().execute("SELECT 1")
     connection.cursor().execute("SELECT set_config('transaction_read_only', 'on', true)")
     assert failing(connection, "CREATE TABLE x (a int)").disconnected
+
+
+@pytest.fixture(scope="module")
+def standby():
+    """A server that is told to follow another one, and so may not write."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # the server is another user's
+        data = Path(folder) / "data"
+        with Postgres(data_folder=data):
+            (data / "standby.signal").write_text("")
+        with Postgres(data_folder=data) as server:
+            yield server
+
+
+@pytest.mark.parametrize("reports", [True, False], ids=["reported", "not reported"])
+def test_standby_is_recognized_whatever_was_set(standby, reports):
+    """A SET in each transaction hides no failed-over writer: it reports itself, or the rollback asks it."""
+    connection = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
+    if not reports:  # PostgreSQL 13, or a pooler that keeps the report to itself
+        del connection.parameter_statuses["in_hot_standby"]
+    connection.cursor().execute("SET LOCAL lock_timeout = '1s'")
+    error = failing(connection, "CREATE TABLE x (a int)")
+    assert (error.sqlstate, error.disconnected) == ("25006", reports)
+    connection.rollback()
+    assert connection.closed is not reports
+    connection.close()
 
 
 # ---- TLS

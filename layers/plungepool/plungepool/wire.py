@@ -196,6 +196,8 @@ _FIELDS = {
     "n": "constraint_name",
 }
 _READ_ONLY = "25006"
+# The command tags of statements that can ask for READ ONLY.
+_MAY_ASK = frozenset((b"SET", b"BEGIN", b"START TRANSACTION"))
 _RETRYABLE = frozenset(("40001", "40P01", "OC000", "OC001", "53300", "57P03"))
 # RDS Proxy's text; its SQLSTATE (08000 is reported) says no more than that something is wrong with the connection.
 _BORROW_TIMEOUT = "Timed-out waiting to acquire database connection"
@@ -300,7 +302,17 @@ def _bind(values: Sequence[Any], encoding: str) -> bytes:
 class _Reply:
     """What one flight brought back."""
 
-    __slots__ = ("columns", "description", "error", "failure", "rowcount", "rows", "stream", "tag")
+    __slots__ = (
+        "columns",
+        "description",
+        "error",
+        "failure",
+        "may_have_asked",
+        "rowcount",
+        "rows",
+        "stream",
+        "tag",
+    )
 
     def __init__(self, stream: Any = None) -> None:
         self.description: list[tuple[Any, ...]] | None = None
@@ -310,6 +322,7 @@ class _Reply:
         self.tag = b""
         self.error: DatabaseError | None = None
         self.failure: BaseException | None = None
+        self.may_have_asked = False
         self.stream = stream
 
     def convert(self, values: list[bytes | None]) -> None:
@@ -439,7 +452,11 @@ class Connection:
         self._isolation_level: str | None = None
         self._readonly: bool | None = None
         self._deferrable: bool | None = None
-        self._read_only_asked = ""  # for this "transaction" or for the "session"
+        # A statement of the user's own that may have asked for READ ONLY was executed in the open transaction.
+        self._may_have_asked = False
+        # SET has turned default_transaction_read_only on, for the session.
+        self._session_read_only = False
+        self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
         self._xid: str | None = None
         self._prepared = False
         self._adapters: dict[int, Callable[[str], Any]] = {}
@@ -558,7 +575,13 @@ class Connection:
     def rollback(self) -> None:
         """Roll back; no round trip when nothing was sent since the last one."""
         if self._sock is None or self._flying or self._status != 73:
-            self._query("ROLLBACK")
+            if not self._in_doubt:
+                self._query("ROLLBACK")
+                return
+            self._in_doubt = False
+            reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
+            if reply.rows == [(True,)]:
+                self._discard("it reaches a server that may not write any more: has the writer moved?")
 
     def close(self) -> None:
         """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
@@ -690,7 +713,6 @@ class Connection:
         parts.append(_SYNC)
         reply = _Reply()
         self._fly(parts, reply, len(first), times)
-        self._note_read_only(reply, statement)
         return reply
 
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> _Reply:
@@ -704,20 +726,12 @@ class Connection:
         """One flight by the simple protocol; `shift` characters at the front are not the user's."""
         reply = _Reply(stream)
         try:
-            self._fly([_message(b"Q", _encoded(statement, self._encoding) + b"\0")], reply, 0, _SEVERAL)
+            self._fly([_message(b"Q", _encoded(statement, self._encoding) + b"\0")], reply, 1 if shift else 0, _SEVERAL)
         except Error as error:
             if error.position is not None:
                 error.position -= shift
             raise
-        self._note_read_only(reply, statement)
         return reply
-
-    def _note_read_only(self, reply: _Reply, statement: str) -> None:
-        """Remember that the user asked for READ ONLY by a statement: its 25006 is then no sign of a failed-over writer."""
-        if reply.tag in (b"SET", b"BEGIN", b"START TRANSACTION"):
-            words = statement.lower()
-            if "only" in words:
-                self._read_only_asked = "session" if "session" in words or "default" in words else "transaction"
 
     # ---- flights
 
@@ -738,13 +752,16 @@ class Connection:
         return sock
 
     def _fly(self, parts: list[bytes], reply: _Reply, before: int, times: int) -> None:
-        """Send one flight and read its reply: of `before` statements without rows, and of one that was executed `times`."""
+        """
+        Send one flight and read its reply: of `before` statements without rows, and of one that was executed `times`.
+
+        By the simple protocol (`_SEVERAL`) `before` is 1 where our BEGIN stands in front.
+        """
         sock = self._usable()
         data = b"".join(parts)
-        if self._status == 73 and self._read_only_asked == "transaction":
-            self._read_only_asked = ""
         if self.deadline is not None and self.deadline <= clock.time():
             raise DeadlinePassed("the deadline has passed: nothing was sent")
+        read_only_before = self.parameter_statuses.get("default_transaction_read_only")
         self._flying = True
         self.flights += 1
         try:
@@ -760,19 +777,41 @@ class Connection:
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, reply)
         self._flying = False
+        if reply.may_have_asked:
+            self._may_have_asked = True
+            if self.parameter_statuses.get("default_transaction_read_only") != read_only_before:
+                self._session_read_only = read_only_before == "off"
         # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
         if reply.error is not None and (reply.failure is None or reply.error.sqlstate != "57014"):
             self._judge(reply.error)
+            if self._status == 73:
+                self._may_have_asked = False
             raise reply.error
+        if self._status == 73:
+            self._may_have_asked = False
         if reply.failure is not None:
             if isinstance(reply.failure, (ValueError, TypeError, ArithmeticError, LookupError)):
                 raise DataError("a value that the server sent cannot be converted") from reply.failure
             raise reply.failure
 
     def _judge(self, error: DatabaseError) -> None:
-        if error.sqlstate == _READ_ONLY and self._readonly is not True and not self._read_only_asked:
-            error.disconnected = True
-            error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
+        """
+        Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
+
+        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds a
+        statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback asks
+        the server whether it is a standby.
+        """
+        if error.sqlstate != _READ_ONLY or self._readonly is True:
+            return
+        reported = self.parameter_statuses
+        standby = reported.get("in_hot_standby") == "on"
+        if not standby and (self._session_read_only or reported.get("default_transaction_read_only") != "on"):
+            self._in_doubt = self._may_have_asked
+            if self._session_read_only or self._may_have_asked:
+                return
+        error.disconnected = True
+        error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
 
     def _set_timeout(self, sock: socket.socket) -> None:
         if self.deadline is None:
@@ -895,6 +934,8 @@ class Connection:
             if code == 67:  # C: CommandComplete
                 executed += 1
                 reply.tag = body[:-1]
+                if executed > before and reply.tag in _MAY_ASK:
+                    reply.may_have_asked = True
                 word = body[body.rfind(b" ") + 1 : -1]
                 if word.isdigit():
                     reply.rowcount = int(word) if simple or reply.rowcount < 0 else reply.rowcount + int(word)

@@ -1,5 +1,6 @@
 """`plungepool demo`, as a user runs it: what it shows, how it ends, what it leaves."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -39,8 +40,15 @@ def test_every_function_answers_over_one_connection(machine):
     assert '"statusCode": 200' in result.stdout
     # The rest run again through the stand-in for RDS Proxy: 51 invocations of 4 environments.
     shown = " ".join(result.stdout.split())
-    assert "204 invocations of 4 environments in turns" in shown
-    assert " 0 pinned, 3 clients kept while frozen" in shown
+    assert "204 invocations of 4 environments, one at a time and in turns" in shown
+    total, shares = re.search(r"(\d+) transactions: (.+?) clients of the proxy: 3, kept", shown).groups()
+    numbers = dict(share.rsplit(" ", 1) for share in shares.split(", "))
+    assert set(numbers) == FUNCTIONS - {"prepare_database"}
+    assert sum(map(int, numbers.values())) == int(total)
+    assert "at most, of 2 allowed" in shown
+    assert "kept by the frozen environments; pinned: 0" in shown
+    assert len(re.findall(r"backends that held them, over all 51 invocations: 1 \(process \d+\)", shown)) == count - 1
+    assert "the cold start in README is the layer's alone" in shown
     assert machine.left_behind() == []
 
 

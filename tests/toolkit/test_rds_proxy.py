@@ -6,6 +6,7 @@ import contextlib
 import gc
 import re
 import select
+import shlex
 import signal
 import socket
 import ssl
@@ -1146,22 +1147,37 @@ def test_the_documented_test_passes(machine: Any, tmp_path: Path) -> None:
     assert machine.left_behind(2) == []
 
 
-def test_the_command_says_what_pinned(machine: Any, read_until: Callable[..., str], tmp_path: Path) -> None:
-    """`plungepool proxy` prints what a function needs; Ctrl-C ends it, with a report."""
-    with machine.start(
-        "-m", "plungepool_toolkit", "proxy", "--auth", "scram", "--user", "app:hush", "--port", "0"
-    ) as command:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_what_pinned(machine: Any, read_until: Callable[..., str], number: signal.Signals) -> None:
+    """
+    `plungepool proxy`, started in the background as a shell does it: prints what a function needs, as a shell takes it, and
+    where the database itself is; each of the two signals ends it with a report, in which one is one.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = machine.start(
+            "-m", "plungepool_toolkit", "proxy", "--auth", "scram", "--user", "app:hush", "--port", "0"
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process as command:
         lines = read_until(command.stdout, "PLUNGEPOOL_PASSWORD").splitlines()
-        variables = dict(line.split("=", 1) for line in lines)
+        assert [line.split(" ")[0] for line in lines] == ["export"] * len(lines)
+        variables = {name: value for line in lines for name, value in [shlex.split(line)[1].split("=", 1)]}
         url = variables["PLUNGEPOOL_URL"]
         with psycopg.connect(
             url, password="hush", sslmode="verify-full", sslrootcert=variables["PLUNGEPOOL_CA_FILE"]
         ) as connection:
-            connection.execute("SET application_name = 'x'")
+            for _ in range(5):
+                connection.execute("SET application_name = 'x'")
         connection.close()
-        command.send_signal(signal.SIGINT)
+        command.send_signal(number)
         _output, report = command.communicate(timeout=30)
     assert command.returncode == 0
-    assert "1 clients, 1 transactions over at most 1 database connections" in report
-    assert "pinned 1 times: SET" in report
+    assert "1 client, 1 transaction; at most 1 connection to the database at a time, of 5 allowed" in report
+    assert "pinned 1 client: SET\n" in report
+    assert "each client counts once" in report
+    at = re.search(r"The database itself is at (127\.0\.0\.1:\d+), without TLS; its superuser is 'postgres'", report)
+    assert at is not None
+    assert at[1] not in url
     assert machine.left_behind(5) == []

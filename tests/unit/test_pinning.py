@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import threading
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from plungepool.errors import PlungepoolError
@@ -301,6 +305,24 @@ def test_warning_is_one_line_for_each_shape(caplog: pytest.LogCaptureFixture) ->
     assert [record.name for record in caplog.records] == ["plungepool", "plungepool"]
     assert "temporary object" in caplog.text
     assert "hush0" not in caplog.text
+    engine.dispose()
+
+
+def test_warning_names_the_line_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever way a statement went through SQLAlchemy, the line that is named is of the program that wants changing."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    guard_pinning(engine, "warn")
+    with caplog.at_level(logging.WARNING, logger="plungepool"):
+        with engine.begin() as connection, suppress(OperationalError):
+            connection.execute(text("SET a = 1"))
+        with Session(engine) as session, suppress(OperationalError):
+            session.execute(text("SET b = 1"))
+    lines = [record.getMessage() for record in caplog.records]
+    first = test_warning_names_the_line_of_the_program.__code__.co_firstlineno
+    found = [
+        re.search(rf"executed at {re.escape(__file__)}:(\d+) in test_warning_names_the_line", line) for line in lines
+    ]
+    assert [int(match[1]) - first for match in found if match is not None] == [6, 8]
     engine.dispose()
 
 

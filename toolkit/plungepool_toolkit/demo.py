@@ -1,5 +1,5 @@
 """
-`plungepool demo`: every sample function answers from a real PostgreSQL, over one connection an environment.
+`plungepool demo`: every sample function answers from a real PostgreSQL, over one connection per environment.
 
 The functions run in Lambda environments around the real runtime client and are frozen between invocations. After every
 invocation the database itself is asked how many connections the environment holds, and by which backends. Then those
@@ -112,6 +112,8 @@ def demo(
             f"[red]There is no {escape(str(missing[0]))}[/]: run this in Plungepool's repository, or give --folder."
         )
         raise typer.Exit(2)
+    # A shell starts what it puts in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.perf_counter()
     try:
@@ -167,7 +169,9 @@ def _run(folder: Path, warm: int, console: Console) -> tuple[list[Outcome], str 
 def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, console: Console) -> str | None:
     """Run the application's functions through the stand-in for RDS Proxy, in turns; return what is wrong, or None."""
     samples = [sample for sample in SAMPLES if sample.role != server.superuser]
-    console.print(f"\n[bold]The same through RDS Proxy's stand-in[/], with IAM, over {_PROXY_CONNECTIONS} connections")
+    console.print(
+        f"\n[bold]The same through RDS Proxy's stand-in[/], with IAM, over {_PROXY_CONNECTIONS} connections at most"
+    )
     users = {sample.role: password for sample in samples}
     with (
         RdsProxy(server, users=users, max_database_connections=_PROXY_CONNECTIONS) as proxy,
@@ -181,19 +185,24 @@ def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, con
                 environments.append(fleet.enter_context(environment))
             except InitError as error:
                 return f"{sample.name} could not be initialised behind the proxy: {error}"
+        transactions = dict.fromkeys((sample.name for sample in samples), 0)
         for number in range(warm + 1):
             for sample, environment in zip(samples, environments, strict=True):
+                before = proxy.counters.transactions
                 event = json.loads((folder / "events" / f"{sample.name}.json").read_text())
                 invocation = environment.invoke(event)
                 problem = problem_of(invocation.error, invocation.payload)
                 if problem:
                     return f"{sample.name} behind the proxy: {problem} (invocation {number + 1})"
+                transactions[sample.name] += proxy.counters.transactions - before
         counters = proxy.counters
         kept = sum(sample.connections for sample in samples)
+        shares = ", ".join(f"{name} {number}" for name, number in transactions.items())
         console.print(
-            f"  {len(environments) * (warm + 1)} invocations of {len(environments)} environments in turns: "
-            f"{counters.transactions} transactions, connections to the database at once: {counters.database_connections_peak}, "
-            f"{counters.pinned.total()} pinned, {counters.clients} clients kept while frozen",
+            f"  {len(environments) * (warm + 1)} invocations of {len(environments)} environments, one at a time and in turns\n"
+            f"  {counters.transactions} transactions: {shares}\n"
+            f"  clients of the proxy: {counters.clients}, kept by the frozen environments; pinned: {counters.pinned.total()}\n"
+            f"  its connections to the database at a time: {counters.database_connections_peak} at most, of {_PROXY_CONNECTIONS} allowed",
             highlight=False,
         )
         if counters.pinned:
@@ -245,10 +254,11 @@ def _try_function(
                 return
             progress.advance(bar)
     _show_response(outcome.response, console)
-    seen = ", ".join(map(str, sorted(outcome.backends))) or "none"
+    processes = f" (process {', '.join(map(str, sorted(outcome.backends)))})" if outcome.backends else ""
     console.print(
         f"  cold start {outcome.cold_s:.3f} s, warm {_milliseconds(outcome.warm_s)} ms (median of {warm})\n"
-        f"  connections at once: {outcome.most_connections}; backends in all: {seen}",
+        f"  connections kept between invocations: {outcome.most_connections}\n"
+        f"  backends that held them, over all {warm + 1} invocations: {len(outcome.backends)}{processes}",
         highlight=False,
     )
     if not outcome.most_connections == len(outcome.backends) == sample.connections:
@@ -322,6 +332,15 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
     for sample in SAMPLES[len(outcomes) :]:
         table.add_row(sample.name, "", "", "", "", "[yellow]not run[/]")
     console.print(table)
+    # What a reader would compare, and must not.
+    console.print(
+        "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its like); the\n"
+        "cold start in README is the layer's alone, from a process to its first row. warm: the median. connections: the most that an\n"
+        "environment held between invocations, as the database counts them. backends: the server's processes that held them in all.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -20,6 +20,8 @@ import hmac
 import logging
 import os
 import secrets
+import shlex
+import signal
 import ssl
 import struct
 import threading
@@ -1524,7 +1526,7 @@ def proxy_command(
     borrow_timeout_s: Annotated[float, typer.Option(help="How long a transaction waits for one of them.")] = 120.0,
     idle_client_timeout_s: Annotated[float, typer.Option(help="How long a client may be idle.")] = 1800.0,
 ) -> None:
-    """Run a stand-in for RDS Proxy until Ctrl-C, and say what would have pinned it."""
+    """Run a stand-in for RDS Proxy until Ctrl-C (or SIGINT or SIGTERM), and say what would have pinned it."""
     from rich.console import Console
 
     from plungepool_toolkit.postgres import Postgres
@@ -1536,6 +1538,9 @@ def proxy_command(
         name, _colon, password = one.partition(":")
         users[name] = password or (secrets.token_urlsafe(12) if auth == "scram" else None)
     out, console = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    # A shell starts what it puts in the background with SIGINT ignored; both signals end the stand-in, with its report.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         address: Database
         if database:
@@ -1560,30 +1565,45 @@ def proxy_command(
                 idle_client_timeout_s=idle_client_timeout_s,
             )
         )
+        trust = "; its superuser is 'postgres', who needs no password from this machine" if not database else ""
+        console.print(f"The database itself is at {address.host}:{address.port}, without TLS{trust}.")
+        console.print(
+            f"The stand-in is at {host}:{proxy.port} (process {os.getpid()}); Ctrl-C, SIGINT or SIGTERM ends it."
+        )
         for name in users:
-            console.print(f"[bold]{name}[/bold]: give a function these variables (Ctrl-C ends the stand-in)")
+            console.print(f"[bold]{name}[/bold]: give a function these variables")
             for variable, value in proxy.variables(name).items():
-                out.print(f"{variable}={value}", markup=False)
+                out.print(f"export {variable}={shlex.quote(value)}", markup=False)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        _report(proxy.counters, console)
+        _report(proxy.counters, connections, console)
 
 
-def _report(counters: Counters, console: Console) -> None:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _report(counters: Counters, connections: int, console: Console) -> None:
     """Print what happened, what pinned first of all."""
     console.print(
-        f"{counters.accepted} clients, {counters.transactions} transactions over at most "
-        f"{counters.database_connections_peak} database connections"
+        f"{_count(counters.accepted, 'client')}, {_count(counters.transactions, 'transaction')}; at most "
+        f"{_count(counters.database_connections_peak, 'connection')} to the database at a time, of {connections} allowed"
     )
     for why, number in counters.pinned.most_common():
-        console.print(f"[bold red]pinned[/bold red] {number} times: {why}")
+        console.print(f"[bold red]pinned[/bold red] {_count(number, 'client')}: {why}")
+    if counters.pinned:
+        console.print(
+            "(each client counts once, by its first statement that pins: what follows finds it pinned already)"
+        )
     for why, number in counters.refused.most_common():
-        console.print(f"[bold red]refused[/bold red] {number} times: {why}")
+        console.print(f"[bold red]refused[/bold red] {_count(number, 'time')}: {why}")
     if counters.borrow_timeouts:
-        console.print(f"[bold red]timed out[/bold red] {counters.borrow_timeouts} times waiting for a connection")
+        console.print(
+            f"[bold red]timed out[/bold red] {_count(counters.borrow_timeouts, 'time')} waiting for a connection"
+        )
     if counters.unnamed_statement_outlived:
         console.print(
-            f"[bold red]unsafe[/bold red] {counters.unnamed_statement_outlived} times: an unnamed statement was used "
+            f"[bold red]unsafe[/bold red] {_count(counters.unnamed_statement_outlived, 'time')}: an unnamed statement was used "
             "after the connection it was parsed on had been given back"
         )
     if not counters.pinned:

@@ -67,6 +67,7 @@ def build_engine(settings: Settings) -> Engine:
             password=login.password,
             host=login.host,
             port=login.port,
+            address=settings.address,
             database=login.database,
             ssl_context=context,
             application_name=name,

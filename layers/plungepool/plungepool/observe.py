@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from plungepool.errors import PlungepoolError
@@ -42,17 +43,17 @@ class PinningRefused(PlungepoolError):
     """
     A statement would pin the proxy, and PLUNGEPOOL_PINNING is `refuse`; nothing was sent.
 
-    `shape` is the statement without its literals and comments.
+    `shape` is the statement without its literals and comments, `where` the line of the program that executed it.
     """
 
-    def __init__(self, reason: Reason, shape: str) -> None:
-        self.reason, self.shape = reason, shape
-        super().__init__(reason, shape)
+    def __init__(self, reason: Reason, shape: str, where: str) -> None:
+        self.reason, self.shape, self.where = reason, shape, where
+        super().__init__(reason, shape, where)
 
     def __str__(self) -> str:
         return (
             f"{self.reason.kind} would pin the proxy: {self.reason.why}. Instead: {self.reason.instead}. Nothing was sent, "
-            f"because PLUNGEPOOL_PINNING=refuse. The statement: {self.shape}"
+            f"because PLUNGEPOOL_PINNING=refuse. The statement, executed at {self.where}: {self.shape}"
         )
 
 
@@ -76,8 +77,8 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
     """
     Look at every statement of an engine before it is sent.
 
-    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most); `refuse` raises
-    PinningRefused out of the call that executes the statement.
+    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most), with the line of the
+    program that executed it first; `refuse` raises PinningRefused out of the call that executes the statement.
     Threads: safe.
     """
     from sqlalchemy import event
@@ -95,7 +96,7 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
             return
         shape = statement_shape(statement)
         if mode == "refuse":
-            raise PinningRefused(reason, shape)
+            raise PinningRefused(reason, shape, _where())
         if len(warned) > _MOST_SHAPES:
             return
         # setdefault is atomic: of several threads with one shape, one finds its own object and logs.
@@ -106,10 +107,26 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
             _log.warning("More than %d shapes of statements pin the proxy; others are not reported.", _MOST_SHAPES)
         else:
             _log.warning(
-                "%s pins the proxy: %s. Instead: %s. The statement: %s", reason.kind, reason.why, reason.instead, shape
+                "%s pins the proxy: %s. Instead: %s. The statement, executed at %s: %s",
+                reason.kind,
+                reason.why,
+                reason.instead,
+                _where(),
+                shape,
             )
 
     event.listen(engine, "before_cursor_execute", look)
+
+
+def _where() -> str:
+    """Return `file:line in function` of the nearest frame that is neither SQLAlchemy's, nor ours, nor Python's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+_NOT_THE_USERS = ("contextlib", "pandas", "plungepool", "sqlalchemy", "sqlmodel")
 
 
 def statement_shape(statement: str) -> str:

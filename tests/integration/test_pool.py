@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -267,3 +268,94 @@ def test_table_metadata_and_core_insert(engine: Engine) -> None:
         connection.execute(table.insert(), [{"name": f"n{n}"} for n in range(250)])
         ids = connection.execute(table.insert().returning(table.c.id), [{"name": "a"}, {"name": "b"}]).scalars().all()
     assert ids == [251, 252]
+
+
+def test_exhaustion_names_the_users_line(make_engine: Callable[..., Engine]) -> None:
+    """`with engine.begin()`, a Session and a generator of one: the line of the user, never one of a library's."""
+    engine = make_engine(checkout_timeout_s=0.05)
+
+    def by_begin() -> str:
+        with engine.begin(), pytest.raises(PoolExhausted) as caught, engine.begin():
+            pytest.fail("the pool gave a second connection")
+        return str(caught.value)
+
+    def by_session() -> str:
+        with Session(engine) as session:
+            session.execute(text("SELECT 1"))
+            with pytest.raises(PoolExhausted) as caught:
+                engine.connect()
+        return str(caught.value)
+
+    for attempt in (by_begin, by_session):
+        message = attempt()
+        assert f"test_pool.py:{attempt.__code__.co_firstlineno + (1 if attempt is by_begin else 2)} in" in message
+        assert "contextlib" not in message
+        assert "sqlalchemy" not in message
+        assert "This thread holds one of them itself" in message
+
+
+def test_waiting_is_first_come_first_served(make_engine: Callable[..., Engine]) -> None:
+    """Threads in tight loops take their turns: nobody is served twice while another waits, and nobody times out."""
+    engine = make_engine(pool_size=2, checkout_timeout_s=60)
+    served: list[int] = []
+    problems: list[BaseException] = []
+    ready = threading.Barrier(16)
+
+    def work(thread: int) -> None:
+        try:
+            ready.wait()
+            for _ in range(10):
+                with engine.connect() as connection:
+                    connection.execute(text("SELECT pg_sleep(0.001)"))
+                    served.append(thread)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    # While all are at it, everyone's next turn comes before anyone's turn after that; two are served at a time.
+    for thread in range(16):
+        turns = [place for place, who in enumerate(served[:96]) if who == thread]
+        assert max((later - earlier for earlier, later in pairwise(turns)), default=16) <= 20
+        assert len(turns) >= 4
+
+
+def test_exhaustion_under_contention_accuses_nobody(make_engine: Callable[..., Engine]) -> None:
+    """Where other threads are simply busy, the text says so, and how many were waiting."""
+    engine = make_engine(pool_size=1, checkout_timeout_s=0.3)
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine.connect():
+            taken.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    try:
+        with pytest.raises(PoolExhausted, match=r"Other threads use them.*raise PLUNGEPOOL_POOL_SIZE") as caught:
+            engine.connect()
+    finally:
+        done.set()
+        holder.join()
+    assert "in hold" in str(caught.value)
+    assert "0 more checkouts were waiting" in str(caught.value)
+
+
+def test_new_connection_is_not_pinged(make_engine: Callable[..., Engine], postgres: Postgres) -> None:
+    """Only a connection that was returned can have been idle: PLUNGEPOOL_PING_AFTER_IDLE_S=0 asks no new one."""
+    trips = {}
+    with ChaosProxy(postgres.host, postgres.port) as network:
+        for ping_after_idle_s in (30, 0):
+            engine = make_engine(port=network.port, ping_after_idle_s=ping_after_idle_s)
+            network.round_trips = 0
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+            trips[ping_after_idle_s] = network.round_trips
+            engine.dispose()
+    assert trips[0] == trips[30]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, exc
@@ -143,16 +143,15 @@ def test_application_name_tells_function_and_version(environ: dict[str, str], ex
     assert len(expected.encode()) <= 63
 
 
-@pytest.mark.parametrize(("name", "kind"), [("tiny", pool.TinyPool), ("null", pool.NullPool)])
-def test_pool_follows_the_settings(name: str, kind: type[Any]) -> None:
-    """Size, time-out and age are the settings'; there is no overflow."""
+@pytest.mark.parametrize(("name", "keeps"), [("tiny", True), ("null", False)])
+def test_pool_follows_the_settings(name: str, keeps: bool) -> None:
+    """Size, time-out, age and policy are the settings', also after dispose(); there is no overflow."""
     settings = Settings(host="h", user="u", password="p", pool=name, pool_size=3, checkout_timeout_s=2, max_age_s=60)
     built = engine.build_engine(settings).pool
-    assert type(built) is kind
-    assert (built.size(), built.timeout(), built._max_overflow, built._recycle) == (3, 2, 0, 60)
-    again = built.recreate()
-    assert type(again) is kind
-    assert (again.size(), again.timeout(), again._max_overflow, again._recycle) == (3, 2, 0, 60)
+    assert isinstance(built, pool.BoundedPool)
+    for one in (built, built.recreate()):
+        assert (one.size(), one.timeout(), one.overflow(), one._recycle) == (3, 2, 0, 60)
+        assert one._keep(object()) is keeps
 
 
 def test_pool_exhausted_is_sqlalchemys_timeout_too() -> None:

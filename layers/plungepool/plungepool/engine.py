@@ -90,9 +90,10 @@ def build_engine(settings: Settings) -> Engine:
         try:
             connection.deadline = time.time() + settings.connect_timeout_s
             connection.ping()
-            connection.deadline = None
         except wire.Error:
             return False
+        finally:
+            connection.deadline = None
         return True
 
     url = URL.create(
@@ -105,7 +106,7 @@ def build_engine(settings: Settings) -> Engine:
     )
     engine = create_engine(
         url,
-        pool=build_pool(settings, lambda: source.connect(open_connection), is_alive),
+        pool=build_pool(settings, lambda _record: source.connect(open_connection), is_alive),
         hide_parameters=True,
         # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
         # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.

@@ -1,52 +1,128 @@
 """
-What to keep, what to close, and when to ask whether a connection still lives.
+One bounded pool: how many connections, who waits, what to keep, and when to ask whether a connection still lives.
 
-Both pools are SQLAlchemy's QueuePool with no overflow: LIFO, so that what was used last, which is the likeliest to
-live, is used next. Nothing runs in the background: an environment is frozen when it is idle, so every decision is
-taken at checkout or at return, by the wall clock.
+A policy says at each return whether to keep the connection (`tiny`: always; `null`: never). Kept connections are handed
+out LIFO, so that what was used last, which is the likeliest to live, is used next. Nothing runs in the background: an
+environment is frozen when it is idle, so every decision is taken at checkout or at return, by the wall clock.
+
+**State by evidence.** An exception can strike between any two lines: a signal handler's, another thread's, a time-out's.
+So no number is kept that somebody must remember to put back, and there is no lock that somebody must remember to release.
+The pool has a fixed tuple of places. Whoever has a place has it by a *checkout*, which ends once (returned or lost) and
+passes the place on once, to one heir; both are a single `dict.setdefault`, which no exception can cut in two. A checkout
+that did not end is over all the same when nobody holds it: no object refers to the connection that was handed out, and no
+frame on any thread's stack is at work with it. Looking at the stacks is for the one who would else have to wait.
+What is left of a lost checkout costs its connection, never its place.
+
+Waiting is first come, first served. Threads: safe; signal handlers and finalizers may use the pool while it is in use.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
+import threading
 import time
+import weakref
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool import base as _sqlalchemys
 
 from .errors import PlungepoolError
 from .settings import Settings, variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType, FrameType
 
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+# How a checkout ends.
+_RETURNED, _LOST = "returned", "lost"
+# A ring of the bell can be lost with the thread that owed it, so whoever waits looks for himself now and then.
+_LOOK_AGAIN_S = 0.1
+# Frames that are remembered of each checkout, nearest first: enough to get past a framework's own to the user's line.
+_FRAMES_KEPT = 16
+_NOTE = "plungepool_checkout"
 
 
 class PoolExhausted(PlungepoolError, exc.TimeoutError):
-    """Every connection of the pool stayed checked out for the whole checkout time-out; says where each was taken."""
+    """No connection became free within the checkout time-out; says where those in use were taken."""
 
 
-class TinyPool(QueuePool):
-    """Keep a returned connection for the next invocation; hand it out again only while it seems to live."""
+class _Checkout:
+    """The use of one place, from the moment that it is asked for to its end."""
 
-    def __init__(self, creator: Any, *, is_alive: Callable[[Any, float], bool], **arguments: Any) -> None:
-        """Take QueuePool's arguments and `is_alive(connection, idle_s)`, which says whether to hand it out again."""
+    __slots__ = ("bell", "delivered", "fate", "parked", "record", "returned_at", "since", "thread", "trace")
+
+    def __init__(self, trace: list[tuple[CodeType, int, str]]) -> None:
+        self.trace, self.since, self.thread = trace, time.time(), threading.get_ident()
+        # "end": how it ended; "heir": the checkout that has its place now. Written by setdefault only: the first wins.
+        self.fate: dict[str, Any] = {}
+        self.record: Callable[[], Any] = _nothing
+        # True when the caller of `connect` has it, and not only SQLAlchemy's code on the way there.
+        self.delivered = False
+        self.parked: ConnectionPoolEntry | None = None
+        self.returned_at = 0.0
+        self.bell: Any = None
+
+
+class _Place:
+    """Room for one connection."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known = _Checkout([])
+        self._known.fate["end"] = _RETURNED
+
+    def last(self) -> _Checkout:
+        """Return the checkout that has the place, or had it last."""
+        checkout = self._known
+        while heir := checkout.fate.get("heir"):
+            checkout = heir
+        self._known = checkout  # an older one, written late by another thread, leads here all the same
+        return checkout
+
+
+class BoundedPool(Pool):
+    """At most `size` connections, each handed out again only while it seems to live."""
+
+    def __init__(
+        self,
+        creator: Any,
+        *,
+        size: int,
+        timeout_s: float,
+        keep: Callable[[Any], bool],
+        is_alive: Callable[[Any, float], bool],
+        **arguments: Any,
+    ) -> None:
+        """
+        Take `sqlalchemy.pool.Pool`'s arguments and these.
+
+        Args: keep(connection): asked at each return; False closes it. is_alive(connection, idle_s): whether a kept
+            connection may be handed out again.
+        Units: seconds of wall clock.
+        """
         super().__init__(creator, **arguments)
-        self._is_alive = is_alive
-        # What is checked out: the record's id -> (where, when). Changed under the GIL by single operations only.
-        self._taken: dict[int, tuple[str, float]] = {}
+        self._timeout_s, self._keep, self._is_alive = timeout_s, keep, is_alive
+        self._places = tuple(_Place() for _ in range(size))
+        self._line: deque[_Checkout] = deque()
+        self._disposed = False
 
-    def recreate(self) -> TinyPool:
+    def recreate(self) -> BoundedPool:
         """Make an empty pool of the same kind, as Engine.dispose() asks for."""
         return type(self)(
             self._creator,
+            size=self.size(),
+            timeout_s=self._timeout_s,
+            keep=self._keep,
             is_alive=self._is_alive,
-            pool_size=self._pool.maxsize,
-            max_overflow=self._max_overflow,
-            timeout=self._timeout,
-            use_lifo=self._pool.use_lifo,
             recycle=self._recycle,
             echo=self.echo,
             logging_name=self._orig_logging_name,
@@ -55,73 +131,323 @@ class TinyPool(QueuePool):
             dialect=self._dialect,
         )
 
-    def _do_get(self) -> ConnectionPoolEntry:
-        try:
-            record = super()._do_get()
-        except exc.TimeoutError:
-            raise self._exhausted() from None
-        try:
-            connection = record.dbapi_connection
-            if connection is not None:
-                idle_s = time.time() - record.info.get("plungepool.returned_at", 0.0)
-                if not self._is_alive(connection, idle_s):
-                    # The record connects anew when it is asked for its connection, which is the next thing to happen.
+    def dispose(self) -> None:
+        """Close what is kept; what is out is closed at its return."""
+        self._disposed = True
+        nobody = _Checkout([])
+        nobody.fate["end"] = _RETURNED
+        for place in self._places:
+            last = place.last()
+            if "end" in last.fate and last.fate.setdefault("heir", nobody) is nobody:
+                if (record := last.parked) is not None:
                     record.close()
+                nobody = _Checkout([])
+                nobody.fate["end"] = _RETURNED
+
+    # ---- what SQLAlchemy's pools tell of themselves
+
+    def size(self) -> int:
+        """Return how many connections there may be."""
+        return len(self._places)
+
+    def timeout(self) -> float:
+        """Return the seconds that a checkout waits."""
+        return self._timeout_s
+
+    def checkedout(self) -> int:
+        """Return how many connections are in use."""
+        return sum("end" not in place.last().fate for place in self._places)
+
+    def checkedin(self) -> int:
+        """Return how many connections are kept for the next checkout."""
+        parked = (place.last().parked for place in self._places)
+        return sum(record is not None and record.dbapi_connection is not None for record in parked)
+
+    def overflow(self) -> int:
+        """Return 0: there are never more than `size` connections."""
+        return 0
+
+    def status(self) -> str:
+        """Return the numbers in a sentence."""
+        return f"{self.size()} connections at most: {self.checkedout()} in use, {self.checkedin()} kept"
+
+    # ---- checkout
+
+    def connect(self) -> PoolProxiedConnection:
+        """
+        Check a connection out; blocks for the checkout time-out at most, and for a connect where none is kept.
+
+        Raises: PoolExhausted; whatever a connect raises.
+        """
+        checkout = _Checkout(_trace(sys._getframe(1)))
+        try:
+            fairy = super().connect()
+            checkout.delivered = True
+            return fairy
         except BaseException:
-            super()._do_return_conn(record)
+            # Nobody will ever get it. Its end comes last: whoever finds none does all of this again.
+            if "end" not in checkout.fate:
+                _abandon(checkout)
+                checkout.fate.setdefault("end", _LOST)
+                self._ring()
             raise
-        self._taken[id(record)] = (_caller(), time.time())
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        checkout = _asking(sys._getframe(1))
+        before = self._inherit(checkout, look_closely=False) if not self._line else None
+        if before is None:
+            before = self._wait(checkout)
+        record = None
+        if before.fate["end"] is _RETURNED:
+            record, before.parked = before.parked, None
+        if record is None:
+            record = self._create_connection()
+            checkout.record = weakref.ref(record)
+        else:
+            checkout.record = weakref.ref(record)
+            connection = record.dbapi_connection
+            if connection is not None and not self._is_alive(connection, time.time() - before.returned_at):
+                record.close()  # the record connects anew when it is asked for its connection, which is next
+        _notes(record)[_NOTE] = checkout
         return record
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        self._taken.pop(id(record), None)
-        record.info["plungepool.returned_at"] = time.time()
-        super()._do_return_conn(record)
+    def _inherit(self, checkout: _Checkout, *, look_closely: bool) -> _Checkout | None:
+        """Take over a place whose last checkout is over, and return that one; None where every place is in use."""
+        over = []
+        for place in self._places:
+            last = place.last()
+            if "end" not in last.fate and look_closely and _is_lost(last):
+                _abandon(last)
+                last.fate.setdefault("end", _LOST)
+            if "end" in last.fate:
+                over.append(last)
+        for last in sorted(over, key=lambda one: one.returned_at, reverse=True):
+            if last.fate.setdefault("heir", checkout) is checkout:
+                return last
+        return None
+
+    def _wait(self, checkout: _Checkout) -> _Checkout:
+        checkout.bell = bell = threading.Lock()
+        bell.acquire()
+        deadline = checkout.since + self._timeout_s
+        generations = [2, 1]
+        self._line.append(checkout)
+        try:
+            rung = False
+            while True:
+                if self._is_first(checkout, look_closely=not rung):
+                    before = self._inherit(checkout, look_closely=not rung)
+                    if before is not None:
+                        return before
+                now = time.time()
+                if generations and self._is_worth_collecting(
+                    generations[-1], late=now > deadline - self._timeout_s / 2
+                ):
+                    gc.collect(generations.pop())
+                    continue
+                if now >= deadline:
+                    raise self._exhausted()
+                rung = bell.acquire(timeout=max(0.0, min(deadline - now, _LOOK_AGAIN_S)))
+        finally:
+            with suppress(ValueError):
+                self._line.remove(checkout)
+            self._ring()
+
+    def _is_first(self, checkout: _Checkout, *, look_closely: bool) -> bool:
+        while True:
+            try:
+                head = self._line[0]
+            except IndexError:
+                return True
+            if head is checkout:
+                return True
+            if not look_closely or _in_hands(head, None):
+                return False
+            with suppress(ValueError):
+                self._line.remove(head)
+
+    def _is_worth_collecting(self, generation: int, *, late: bool) -> bool:
+        """
+        Say whether places may be held by garbage that the collector has not seen.
+
+        A holder that nothing refers to, except itself in a circle, is none: SQLAlchemy's connection and its transaction
+        are such a circle. One that this thread was struck out of a moment ago is young, and found at little cost; a
+        whole collection is for when nobody else could return a connection, or half of the time is over.
+        """
+        me, living = threading.get_ident(), sys._current_frames()
+        lasts = (place.last() for place in self._places)
+        mine = [last.thread == me or last.thread not in living for last in lasts if "end" not in last.fate]
+        return late or (any(mine) if generation == 1 else all(mine))
+
+    def _ring(self) -> None:
+        """Let the first in the line look for a place."""
+        with suppress(IndexError, RuntimeError):  # nobody waits, or the bell has been rung
+            self._line[0].bell.release()
 
     def _exhausted(self) -> PoolExhausted:
-        now = time.time()
-        held = "; ".join(f"{where} ({now - since:.1f} s ago)" for where, since in list(self._taken.values()))
+        now, me = time.time(), threading.get_ident()
+        held = [last for last in (place.last() for place in self._places) if "end" not in last.fate]
+        where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
+        waiting = len(self._line) - 1
+        if any(last.thread == me for last in held):
+            advice = "This thread holds one of them itself: return it before taking another (use `with engine.begin() as connection:`)"  # fmt: skip
+        else:
+            advice = "Other threads use them; make their transactions shorter"
         return PoolExhausted(
-            f"no connection within {self._timeout:g} s ({variable('checkout_timeout_s')}): all {self.size()} of the "
-            f"pool are checked out, taken at {held or 'an unknown place'}. Return each before taking another (use "
-            f"`with engine.begin() as connection:`), or raise {variable('pool_size')}"
+            f"no connection became free within {self._timeout_s:g} s ({variable('checkout_timeout_s')}): the pool has "
+            f"{self.size()} ({variable('pool_size')}), taken at {where}; {waiting} more "
+            f"{'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or raise {variable('pool_size')}"
         )
 
-
-class NullPool(TinyPool):
-    """Close a connection when it is returned; no more than the pool's size at a time all the same."""
+    # ---- return
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        try:
+        checkout = _notes(record).pop(_NOTE, None)
+        connection = record.dbapi_connection
+        if checkout is None or self._disposed or (connection is not None and not self._keep(connection)):
             record.close()
-        finally:
-            super()._do_return_conn(record)
+        if checkout is None:
+            return
+        checkout.returned_at = time.time()
+        checkout.parked = record
+        if checkout.fate.setdefault("end", _RETURNED) is not _RETURNED:
+            # Somebody found that nobody had it, and the place is another's.
+            checkout.parked = None
+            record.close()
+        self._ring()
 
 
-def build_pool(settings: Settings, creator: Callable[[], Any], is_alive: Callable[[Any, float], bool]) -> TinyPool:
+def build_pool(
+    settings: Settings, creator: Callable[[Any], Any], is_alive: Callable[[Any, float], bool]
+) -> BoundedPool:
     """
     Return the pool that the settings ask for; nothing is connected yet.
 
-    Args: creator: opens a connection. is_alive(connection, idle_s): whether a kept connection may be handed out again.
+    Args: creator(record): opens a connection. is_alive(connection, idle_s): whether a kept connection may be handed out
+        again.
     """
-    return {"tiny": TinyPool, "null": NullPool}[settings.pool](
+    return BoundedPool(
         creator,
+        size=settings.pool_size,
+        timeout_s=settings.checkout_timeout_s,
+        keep={"tiny": _always, "null": _never}[settings.pool],
         is_alive=is_alive,
-        pool_size=settings.pool_size,
-        max_overflow=0,
-        timeout=settings.checkout_timeout_s,
         recycle=settings.max_age_s,
-        use_lifo=True,
     )
 
 
-def _caller() -> str:
-    """Return `file:line in function` of the nearest frame that is neither SQLAlchemy's nor ours; cheap, no source read."""
-    frame = sys._getframe(1)
-    outer = frame
-    while outer is not None and outer.f_globals.get("__name__", "").partition(".")[0] in ("sqlalchemy", "plungepool"):
-        if outer.f_back is None:
-            break
-        outer = outer.f_back
-    code = outer.f_code
-    return f"{code.co_filename}:{outer.f_lineno} in {code.co_name}"
+def caller() -> str:
+    """Return `file:line in function` of the nearest frame that is the user's: no library's and not Python's own."""
+    return _where(_trace(sys._getframe(1)))
+
+
+def _nothing() -> None:
+    """Stand for the weak reference to a record that was not there yet."""
+
+
+def _always(_connection: Any) -> bool:
+    return True
+
+
+def _never(_connection: Any) -> bool:
+    return False
+
+
+def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:
+    # SQLAlchemy's own dictionary of the record, which lives as long as the record does.
+    return record.record_info  # type: ignore[return-value]  # None for a detached connection only, which has no record
+
+
+# ---- evidence
+
+
+def _asking(frame: FrameType | None) -> _Checkout:
+    """Return the checkout that is being made: by the frame of `connect`, since a signal handler may be making another."""
+    while frame is not None:
+        if frame.f_code is _CONNECT:
+            checkout: _Checkout = frame.f_locals["checkout"]
+            return checkout
+        frame = frame.f_back
+    return _Checkout([])
+
+
+def _is_lost(checkout: _Checkout) -> bool:
+    """Say whether nobody has what was checked out; the caller has looked that it did not end."""
+    record = checkout.record()
+    if checkout.delivered:
+        if record is None:
+            return True
+        fairy = record.fairy_ref and record.fairy_ref()
+        # A connection that was torn and closed is nobody's use of the server, whoever refers to it.
+        if fairy is not None and not getattr(record.dbapi_connection, "gone", True):
+            return False
+        del fairy
+    return not _in_hands(checkout, record)
+
+
+def _in_hands(checkout: _Checkout, record: Any) -> bool:
+    """Say whether a frame on any thread's stack, of this pool or of SQLAlchemy's, is at work with it."""
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code is _CONNECT or frame.f_code is _RETURN or frame.f_globals is _SQLALCHEMYS:
+                for value in list(frame.f_locals.values()):
+                    if value is checkout or (record is not None and value is record):
+                        return True
+            frame = frame.f_back
+    return False
+
+
+_CONNECT, _RETURN = BoundedPool.connect.__code__, BoundedPool._do_return_conn.__code__
+_SQLALCHEMYS = vars(_sqlalchemys)
+
+
+def _abandon(checkout: _Checkout) -> None:
+    """End the connection of a lost checkout. Its finalizer may be about to run in another thread: that finds it closed."""
+    record = checkout.record()
+    if record is not None:
+        record.fairy_ref = None
+        connection, record.dbapi_connection = record.dbapi_connection, None
+        if connection is not None:
+            connection.abandon()
+
+
+# ---- where it was taken
+
+
+def _trace(frame: FrameType | None) -> list[tuple[CodeType, int, str]]:
+    """Return code, line and module of the nearest frames outside SQLAlchemy and this package; cheap, no source is read."""
+    trace: list[tuple[CodeType, int, str]] = []
+    while frame is not None and len(trace) < _FRAMES_KEPT:
+        module = frame.f_globals.get("__name__") or ""
+        if not module.startswith(("sqlalchemy.", "plungepool.")):
+            trace.append((frame.f_code, frame.f_lineno, module))
+        frame = frame.f_back
+    return trace
+
+
+def _where(trace: list[tuple[CodeType, int, str]]) -> str:
+    if not trace:
+        return "an unknown place"
+    code, line, _ = next((one for one in trace if not _is_library(one[0].co_filename, one[2])), trace[0])
+    return f"{code.co_filename}:{line} in {code.co_name}"
+
+
+_PYTHONS_OWN = os.path.dirname(os.__file__) + os.sep
+
+
+def _is_library(path: str, module: str) -> bool:
+    """Say whether a file belongs to Python, a layer or an installed distribution; sam build puts those beside the handler."""
+    if path.startswith((_PYTHONS_OWN, "/opt/python/", "/var/runtime/", "<")):
+        return True
+    if "/site-packages/" in path or "/dist-packages/" in path:
+        return True
+    package = module.partition(".")[0]
+    folder = os.path.dirname(path)
+    while os.path.basename(folder) and f"{os.sep}{package}{os.sep}" in f"{folder}{os.sep}":
+        folder = os.path.dirname(folder)
+    with suppress(OSError):
+        for name in os.listdir(folder or "."):
+            if name.endswith(".dist-info") and name.partition("-")[0].lower() == package.lower():
+                return True
+    return False

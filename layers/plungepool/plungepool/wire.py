@@ -477,6 +477,11 @@ class Connection:
         return self._sock is None or self._flying
 
     @property
+    def gone(self) -> bool:
+        """True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it."""
+        return self._sock is None
+
+    @property
     def in_transaction(self) -> bool:
         """True when a transaction is open on the server, failed or not."""
         return self._status != 73  # I
@@ -596,6 +601,24 @@ class Connection:
             except OSError:
                 pass
         self._discard("it was closed by this program")
+
+    def abandon(self) -> None:
+        """End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
+
+        The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must read
+        an end, and not what another connection receives on a descriptor of the same number.
+        """
+        sock, self._flying = self._sock, True
+        self._lost = self._lost or "its holder was gone"
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the socket's own, also under TLS
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105 - without a name of a module: at the interpreter's end they may be gone
+            self.close()
+        except Exception:  # noqa: BLE001, S110 - at the interpreter's end the modules that it needs may be gone
+            pass
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from plungepool import cold_start
 
 
 def run(source: str) -> str:
@@ -94,3 +100,64 @@ def test_garbage_collection_goes_on_afterwards() -> None:
     """The collector is as it was before the import, running or not."""
     assert run("import plungepool, gc; print(gc.isenabled())") == "True"
     assert run("import gc; gc.disable(); import plungepool; print(gc.isenabled())") == "False"
+
+
+def bundle(folder: Path, name: str, version: str, *, metadata: bool = True) -> None:
+    """Make a package of a version, as a function may bring it."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(f"__version__ = {version!r}")
+    if metadata:
+        (folder / f"{name}-{version}.dist-info").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("sqlalchemy", "2.0.49"),
+        ("sqlalchemy", "2.2.0"),
+        ("pg8000", "1.31.4"),
+        ("pg8000", "1.32.0"),
+        ("scramp", "1.4.4"),
+        ("scramp", "2.0"),
+    ],
+)
+def test_another_version_in_the_functions_own_packages_is_refused(tmp_path: Path, name: str, version: str) -> None:
+    """They come before the layer's on the path: the error names what was found where, and what to do."""
+    bundle(tmp_path, name, version)
+    source = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import plungepool"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (last,) = done.stderr.splitlines()[-1:]
+    assert last.startswith(f"ImportError: plungepool needs {name}>=")
+    assert f"and found {version} in {tmp_path}" in last
+
+
+def test_version_that_fits_is_taken_wherever_it_lies(tmp_path: Path) -> None:
+    """A function may bring a driver of its own that this package was made for."""
+    bundle(tmp_path, "scramp", "1.4.9")
+    assert run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import plungepool; print('taken')") == "taken"
+
+
+def test_version_without_metadata_is_read_from_the_package() -> None:
+    """Bundles are slimmed by leaving the metadata out; SQLAlchemy says its version itself, also where it came first."""
+    source = """
+import sqlalchemy
+sqlalchemy.__version__ = "2.0.49"
+try:
+    import plungepool
+except ImportError as error:
+    print(error)
+"""
+    assert "needs sqlalchemy>=2.1,<2.2 and found 2.0.49" in run(source)
+
+
+def test_versions_are_those_that_are_declared() -> None:
+    """What is checked at import is what pyproject.toml and the layer's requirements ask for."""
+    layer = Path(__file__).parents[2] / "layers" / "plungepool"
+    declared = tomllib.loads((layer / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = {
+        f"{name}>={'.'.join(map(str, lowest))},<{'.'.join(map(str, below))}"
+        for name, (lowest, below) in cold_start._MADE_FOR.items()
+    }
+    assert wanted == set(declared) - {"python-dateutil<3"}
+    assert wanted <= set((layer / "requirements.in").read_text().splitlines())

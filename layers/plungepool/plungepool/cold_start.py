@@ -7,6 +7,9 @@ asked for anything; so whoever makes an asynchronous engine all the same gets wh
 SQLAlchemy ever holds a proxy: `sys.modules` has the real module, or none, as soon as the import is over. Where a module,
 or SQLAlchemy, has been imported before, nothing is done.
 
+A function's own packages come before a layer's: one that brings another SQLAlchemy or driver is told so here, once, and not by
+whatever breaks first.
+
 The garbage collector rests meanwhile: it would walk the same new objects again and again, and none of them is garbage.
 
 Measured by `bench/cold_start.py`.
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.machinery
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -59,5 +64,43 @@ def _import_sqlalchemy() -> None:
                 del sys.modules[proxy.__name__]
 
 
+# As pyproject.toml asks for them: from this version on, and below that one.
+_MADE_FOR = {"sqlalchemy": ((2, 1), (2, 2)), "pg8000": ((1, 31, 5), (1, 32)), "scramp": ((1, 4, 5), (2,))}
+
+
+def _refuse_other_versions() -> None:
+    """
+    Raise ImportError for a package of another version than this one was made for, before it is imported.
+
+    What lies beside this package was installed with it. Of anything else the folder of its metadata tells the version by
+    its name; importlib.metadata would do no better, for a tenth of a cold start.
+    """
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for name in _MADE_FOR:
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        folder = os.path.dirname(os.path.dirname(spec.origin)) if spec and spec.origin else ours
+        if folder == ours or not os.path.isdir(folder):
+            continue
+        for entry in os.listdir(folder):
+            package, _, version = entry.removesuffix(".dist-info").partition("-")
+            if entry.endswith(".dist-info") and package.lower() == name:
+                _refuse_unless_made_for(name, version, folder)
+
+
+def _refuse_unless_made_for(name: str, version: str, folder: str) -> None:
+    found = tuple(int(part) for part in version.split(".") if part.isdecimal())
+    lowest, below = _MADE_FOR[name]
+    if not lowest <= found < below:
+        wanted = f"{name}>={'.'.join(map(str, lowest))},<{'.'.join(map(str, below))}"
+        raise ImportError(
+            f"plungepool needs {wanted} and found {version} in {folder}: a function's own packages come before a layer's; "
+            f"leave {name} out of the function's requirements, or ask for {wanted} there",
+            name=name,
+        )
+
+
+_refuse_other_versions()
 if "sqlalchemy" not in sys.modules:
     _import_sqlalchemy()
+# Where the metadata was left out of a package.
+_refuse_unless_made_for("sqlalchemy", sys.modules["sqlalchemy"].__version__, str(sys.modules["sqlalchemy"].__path__[0]))

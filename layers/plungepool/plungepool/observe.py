@@ -15,10 +15,10 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from plungepool.errors import PlungepoolError
+from plungepool.pool import caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
             return
         shape = statement_shape(statement)
         if mode == "refuse":
-            raise PinningRefused(reason, shape, _where())
+            raise PinningRefused(reason, shape, caller())
         if len(warned) > _MOST_SHAPES:
             return
         # setdefault is atomic: of several threads with one shape, one finds its own object and logs.
@@ -111,22 +111,11 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
                 reason.kind,
                 reason.why,
                 reason.instead,
-                _where(),
+                caller(),
                 shape,
             )
 
     event.listen(engine, "before_cursor_execute", look)
-
-
-def _where() -> str:
-    """Return `file:line in function` of the nearest frame that is neither SQLAlchemy's, nor ours, nor Python's own."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-
-
-_NOT_THE_USERS = ("contextlib", "pandas", "plungepool", "sqlalchemy", "sqlmodel")
 
 
 def statement_shape(statement: str) -> str:

@@ -79,7 +79,7 @@ def test_deadline_of_an_earlier_flight_is_gone(address):
 def test_interrupted_statement_is_cancelled(postgres, address):
     """An exception in the middle of a flight closes the connection, and the server stops what it was doing for it."""
 
-    class Interrupted(Exception):
+    class Interrupted(BaseException):
         pass
 
     class Stream:

@@ -265,16 +265,21 @@ def test_records_bounds_and_vectors(cursor):
 
 
 def test_database_in_another_encoding(database, address):
-    """The session speaks UTF-8 whatever the database holds, and follows when a user changes that."""
+    """The session speaks UTF-8 whatever the database holds; who changes that hears of it at once, and loses the connection."""
     database.execute(
         f"CREATE DATABASE {database.name}_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )
     try:
-        with wire.connect(**{**address, "database": f"{database.name}_latin"}) as connection:
+        for encoding in ("LATIN1", "ISO_8859_5", "KOI8R", "EUC_JP", "SQL_ASCII"):
+            of_latin = {**address, "database": f"{database.name}_latin"}
+            connection = wire.connect(**(of_latin if encoding == "LATIN1" else address))
             cursor = connection.cursor()
             assert cursor.execute("SELECT $1::text", ("é",)).fetchone() == ("é",)
-            cursor.execute("SET client_encoding = 'LATIN1'")
-            assert cursor.execute("SELECT $1::text, 'ü'::text", ("é",)).fetchone() == ("é", "ü")
+            cursor.execute("SET client_encoding = 'UTF-8'")
+            with pytest.raises(wire.NotSupportedError, match=f"client_encoding was set to {encoding}") as raised:
+                cursor.execute(f"SET client_encoding = '{encoding}'")
+            assert raised.value.disconnected
+            assert connection.closed
     finally:
         database.server.execute(f"DROP DATABASE {database.name}_latin WITH (FORCE)")
 
@@ -282,7 +287,7 @@ def test_database_in_another_encoding(database, address):
 def test_converter_that_fails_costs_no_connection(connection, cursor):
     """A reader of the user's own that raises: the reply was read to its end, so the next statement is answered right."""
     connection.register_in_adapter(25, lambda value: 1 / 0)
-    with pytest.raises(wire.DataError):
+    with pytest.raises(ZeroDivisionError):
         cursor.execute("SELECT 'x'::text FROM generate_series(1, 10000)")
     assert cursor.execute("SELECT 7").fetchone() == (7,)
     connection.register_in_adapter(25, str.upper)
@@ -357,9 +362,8 @@ def test_copy_both_ways(connection, cursor):
         raise KeyError("mine")
 
     connection.commit()
-    with pytest.raises(wire.DataError) as raised:
+    with pytest.raises(KeyError, match="mine"):
         cursor.execute("COPY t FROM STDIN", stream=broken())
-    assert isinstance(raised.value.__cause__, KeyError)
     connection.rollback()
     with pytest.raises(wire.DataError, match="invalid input syntax"):
         cursor.execute("COPY t FROM STDIN", stream=["not a number\tx\n"])

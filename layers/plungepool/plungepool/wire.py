@@ -13,6 +13,7 @@ Times are seconds; moments are wall-clock (`time.time()`), so that the time an e
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -232,8 +233,29 @@ def _server_error(body: bytes) -> DatabaseError:
     return error
 
 
+# What ends a flight, raised where it is known and nowhere else: `_give_up` takes any other exception for somebody else's.
+
+
 class _EndOfStream(Exception):
     """The server closed the connection where a message was due."""
+
+
+class _Lost(Exception):
+    """A call to the socket failed."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+class _TooLate(Exception):
+    """The deadline passed."""
+
+
+def _lost(error: OSError) -> Exception:
+    """Turn what an own call to the socket raised into what ends a flight."""
+    # No call to the system fails without a number, and no socket here has a time-out of its own: what has none was raised
+    # at that line by somebody else (a signal handler), and stays what it is. The socket's frames may hold what was sent.
+    return error if error.errno is None else _Lost(error.with_traceback(None))
 
 
 def _violation(what: str) -> OperationalError:
@@ -259,6 +281,7 @@ _CANCEL_CODE = 80877102
 _PIECE = 65536  # bytes of one read, and of one piece of a long write
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
 _CANCEL_TIMEOUT_S = 0.5
+_DEAD_PEER_AT_MOST_S = 80_000  # TCP_KEEPIDLE has 15 bits
 _LONG = b"TDdENA"  # only these messages may be longer than 30,000 bytes; more is a server gone mad
 _SHAPES_KEPT = 256
 _SEVERAL = -1  # the simple protocol: as many statements as the text holds
@@ -306,8 +329,9 @@ class _Reply:
         "columns",
         "description",
         "error",
-        "failure",
         "may_have_asked",
+        "own",
+        "refused",
         "rowcount",
         "rows",
         "stream",
@@ -321,7 +345,10 @@ class _Reply:
         self.rowcount = -1
         self.tag = b""
         self.error: DatabaseError | None = None
-        self.failure: BaseException | None = None
+        #: what the user's own stream raised, or its misuse
+        self.own: Exception | None = None
+        #: what stopped a conversion, and the column's description if it was a value of that column
+        self.refused: tuple[Exception, tuple[Any, ...] | None] | None = None
         self.may_have_asked = False
         self.stream = stream
 
@@ -344,8 +371,19 @@ class _Reply:
                     *[column.convert(values[index::width]) for index, column in enumerate(columns)], strict=True
                 )
         except Exception as error:  # noqa: BLE001 - raised by `_fly` once the reply is read
-            self.failure = self.failure or error
+            self.refused = self.refused or self._culprit(values, error)
         values.clear()
+
+    def _culprit(self, values: list[bytes | None], error: Exception) -> tuple[Exception, tuple[Any, ...] | None]:
+        """Find the value that stopped a conversion by converting once more: what no value stops came from elsewhere."""
+        width = len(self.columns)
+        for index, value in enumerate(values):
+            try:
+                if value is not None:
+                    self.columns[index % width].one(value)
+            except Exception as again:  # noqa: BLE001 - a reader may raise anything
+                return again, self.description[index % width] if self.description else None
+        return error, None
 
 
 # ---- the connection -------------------------------------------------------------------------------------------------
@@ -412,6 +450,12 @@ class Connection:
         startup_params: Mapping[str, str],
         cancel_on_abandon: bool,
     ) -> None:
+        if not connect_timeout_s > 0:
+            raise ProgrammingError("connect_timeout_s must be more than 0 seconds")
+        if not 0 < dead_peer_timeout_s <= _DEAD_PEER_AT_MOST_S:
+            raise ProgrammingError(
+                f"dead_peer_timeout_s must be more than 0 and at most {_DEAD_PEER_AT_MOST_S} seconds"
+            )
         self.host, self.port, self.user = host, port, user
         try:
             self._dialled = split_address(address, port) if address else (host, port)
@@ -436,6 +480,8 @@ class Connection:
         self._address: Any = None
         self._family = socket.AF_INET
         self._ssl_context = ssl_context
+        self._poller = select.poll()
+        self._secured = False
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
         self._dead_peer_timeout_s = dead_peer_timeout_s
         self._secret = b""
@@ -443,7 +489,6 @@ class Connection:
         self._encoding = "utf-8"
         # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
         self._flying = False
-        self._timed = False  # the socket has a time-out
         self._buffer, self._position = b"", 0
         self._incoming: list[bytes] = []  # read while a long flight was still being written
         self._status = b"I"[0]
@@ -595,11 +640,8 @@ class Connection:
             return
         # A child of fork() shares the parent's connection: it lets go of it without a word to the server.
         if not self._flying and self._process == os.getpid():
-            try:
-                sock.settimeout(0)
+            with contextlib.suppress(OSError):  # whoever closes does not care whether somebody still listens
                 sock.send(_TERMINATE)
-            except OSError:
-                pass
         self._discard("it was closed by this program")
 
     def abandon(self) -> None:
@@ -686,17 +728,13 @@ class Connection:
         try:
             self._sort_out_leftovers()
             if self._readable(sock):
-                sock.settimeout(0)
-                try:
-                    while chunk := sock.recv(_PIECE):
-                        self._buffer += chunk
-                    ended = True
-                except self._would_block:
-                    ended = False
+                ended = False
+                while not ended and (chunk := self._take(sock, _PIECE)) is not None:
+                    self._buffer += chunk
+                    ended = not chunk
                 self._sort_out_leftovers()
                 if ended:
                     raise _EndOfStream
-                sock.settimeout(None)
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, None)
         self._flying = False
@@ -790,12 +828,7 @@ class Connection:
         try:
             if self._buffer:
                 self._sort_out_leftovers()
-            if self._timed or self.deadline is not None:
-                self._set_timeout(sock)
-            if len(data) <= _SHORT_FLIGHT:
-                sock.sendall(data)
-            else:
-                self._send_long(sock, data)
+            self._send(sock, data)
             self._read_reply(sock, reply, before, times)
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, reply)
@@ -805,17 +838,23 @@ class Connection:
             if self.parameter_statuses.get("default_transaction_read_only") != read_only_before:
                 self._session_read_only = read_only_before == "off"
         # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
-        if reply.error is not None and (reply.failure is None or reply.error.sqlstate != "57014"):
+        if reply.error is not None and (reply.own is None or reply.error.sqlstate != "57014"):
             self._judge(reply.error)
             if self._status == 73:
                 self._may_have_asked = False
             raise reply.error
         if self._status == 73:
             self._may_have_asked = False
-        if reply.failure is not None:
-            if isinstance(reply.failure, (ValueError, TypeError, ArithmeticError, LookupError)):
-                raise DataError("a value that the server sent cannot be converted") from reply.failure
-            raise reply.failure
+        if reply.own is not None:
+            raise reply.own
+        if reply.refused is not None:
+            failure, column = reply.refused
+            if column is None or column[1] in self._adapters:  # a reader that the user registered raises what it wants
+                raise failure
+            # Without a cause: the reader's error quotes the value.
+            raise DataError(
+                f"a value that the server sent cannot be converted: column {column[0]!r}, whose type has the oid {column[1]}"
+            )
 
     def _judge(self, error: DatabaseError) -> None:
         """
@@ -836,57 +875,75 @@ class Connection:
         error.disconnected = True
         error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
 
-    def _set_timeout(self, sock: socket.socket) -> None:
-        if self.deadline is None:
-            sock.settimeout(None)
-            self._timed = False
-        else:
-            left = self.deadline - clock.time()
+    def _wait(self, sock: socket.socket, events: int, until: float | None = None) -> None:
+        """Wait for `events` until `until`, the deadline or for ever; an error of the socket counts as an event."""
+        self._poller.register(sock, events)
+        if until is None:
+            until = self.deadline
+        if until is None:
+            self._poller.poll()
+            return
+        while True:
+            left = until - clock.time()
             if left <= 0:
-                raise TimeoutError
-            self._timed = True
-            sock.settimeout(left)
+                raise _TooLate
+            # A second at a time, since the clock of a frozen environment runs on and the poller's stands still.
+            if self._poller.poll(min(left, 1.0) * 1000):
+                return
 
-    def _receive(self, sock: socket.socket, wanted: int) -> bytes:
-        if self.deadline is not None:
-            self._set_timeout(sock)
-        chunk = sock.recv(min(max(_PIECE, wanted), 1 << 20))
-        if not chunk:
-            raise _EndOfStream
+    def _take(self, sock: Any, size: int) -> bytes | None:
+        """What can be read at once; None: nothing yet."""
+        try:
+            chunk: bytes = sock.recv(size)
+        except self._would_block:
+            return None
+        except OSError as error:
+            raise _lost(error) from None
         return chunk
 
-    def _readable(self, sock: socket.socket) -> bool:
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        return bool(getattr(sock, "pending", int)() or poller.poll(0))
+    def _receive(self, sock: Any, size: int) -> bytes:
+        while True:
+            if not self._secured or not sock.pending():
+                self._wait(sock, select.POLLIN)
+            chunk = self._take(sock, size)
+            if chunk:
+                return chunk
+            if chunk is not None:
+                raise _EndOfStream
 
-    def _send_long(self, sock: socket.socket, data: bytes) -> None:
+    def _send(self, sock: socket.socket, data: bytes | memoryview) -> None:
+        sent = 0
+        if len(data) <= _SHORT_FLIGHT:
+            try:
+                sent = sock.send(data)
+            except self._would_block:
+                pass
+            except OSError as error:
+                raise _lost(error) from None
+        if sent < len(data):
+            self._send_long(sock, memoryview(data)[sent:])
+
+    def _readable(self, sock: Any) -> bool:
+        self._poller.register(sock, select.POLLIN)
+        return bool((self._secured and sock.pending()) or self._poller.poll(0))
+
+    def _send_long(self, sock: socket.socket, view: memoryview) -> None:
         """Write a flight of any length, reading what comes meanwhile: else both sides could wait for the other to read."""
-        poller = select.poll()
-        poller.register(sock, select.POLLIN | select.POLLOUT)
-        view, sent = memoryview(data), 0
-        sock.settimeout(0)
-        self._timed = True
+        sent = 0
         while sent < len(view):
             try:
                 sent += sock.send(view[sent : sent + _SHORT_FLIGHT])
                 continue
             except self._would_block:
                 pass
-            left = None
-            if self.deadline is not None:
-                left = (self.deadline - clock.time()) * 1000
-                if left <= 0:
-                    raise TimeoutError
-            poller.poll(left)
-            try:
-                chunk = sock.recv(_PIECE)
-            except self._would_block:
-                continue
-            if not chunk:
+            except OSError as error:
+                raise _lost(error) from None
+            self._wait(sock, select.POLLIN | select.POLLOUT)
+            chunk = self._take(sock, _PIECE)
+            if chunk:
+                self._incoming.append(chunk)
+            elif chunk is not None:
                 raise _EndOfStream
-            self._incoming.append(chunk)
-        self._set_timeout(sock)
 
     def _fill(self, sock: socket.socket, buffer: bytes, position: int, wanted: int) -> bytes:
         """What is left of `buffer` and so much more that at least `wanted` bytes are there."""
@@ -894,10 +951,10 @@ class Connection:
             parts = [buffer[position:], *self._incoming]
             self._incoming = []
         else:
-            parts = [buffer[position:], self._receive(sock, wanted)]
+            parts = [buffer[position:], self._receive(sock, _size(wanted))]
         have = sum(map(len, parts))
         while have < wanted:
-            parts.append(self._receive(sock, wanted - have))
+            parts.append(self._receive(sock, _size(wanted - have)))
             have += len(parts[-1])
         return b"".join(parts)
 
@@ -960,7 +1017,7 @@ class Connection:
                 if executed > before and reply.tag in _MAY_ASK:
                     reply.may_have_asked = True
                 word = body[body.rfind(b" ") + 1 : -1]
-                if word.isdigit():
+                if word.isdigit() and len(word) < 20:
                     reply.rowcount = int(word) if simple or reply.rowcount < 0 else reply.rowcount + int(word)
                 if simple:
                     if values:
@@ -1003,12 +1060,12 @@ class Connection:
                 self._copy_in(sock, reply, simple)
             elif code == 72:  # H: CopyOutResponse
                 if reply.stream is None:
-                    reply.failure = reply.failure or ProgrammingError(
+                    reply.own = reply.own or ProgrammingError(
                         "COPY TO STDOUT needs a stream to write to: execute(…, stream=…)"
                     )
             elif code == 100:  # d: CopyData
-                if reply.stream is not None:
-                    reply.stream.write(body.decode(self._encoding) if _is_text(reply.stream) else body)
+                if reply.own is None:
+                    self._copy_out(reply, body)
             elif code not in (99, 115):  # c: CopyDone, s: PortalSuspended
                 self._aside(code, body)
 
@@ -1017,33 +1074,24 @@ class Connection:
         if code == 83:  # S: ParameterStatus
             name, _, value = body[:-1].partition(b"\0")
             self.parameter_statuses[name.decode("utf-8", "replace")] = text = value.decode("utf-8", "replace")
-            if name == b"client_encoding":
-                self._set_encoding(text)
-            elif name in (b"DateStyle", b"TimeZone"):
+            if name == b"client_encoding" and text.upper() not in ("UTF8", "UNICODE"):  # UNICODE: its old name
+                raise NotSupportedError(
+                    f"client_encoding was set to {text}, and plungepool speaks UTF8 only; the connection is closed"
+                )
+            if name in (b"DateStyle", b"TimeZone"):
                 style, zone = (self.parameter_statuses.get(key, "") for key in ("DateStyle", "TimeZone"))
                 self._styled = styled_readers(style or "ISO", zone)
                 self._shapes.clear()
         elif code == 78:  # N: NoticeResponse
             self.notices.append(_fields(body))
         elif code == 65:  # A: NotificationResponse
+            if len(body) < 4:
+                raise _violation("a notification that is too short")
             (process,) = _INT.unpack_from(body)
-            channel, _, payload = body[4:-1].partition(b"\0")
-            self.notifications.append((process, channel.decode(self._encoding), payload.decode(self._encoding)))
+            channel, payload = body[4:-1].decode("utf-8", "replace").partition("\0")[::2]
+            self.notifications.append((process, channel, payload))
         else:
             raise _violation(f"an unexpected message {chr(code)!r}")
-
-    def _set_encoding(self, name: str) -> None:
-        if name.upper() in ("UTF8", "UNICODE"):
-            encoding = "utf-8"
-        else:
-            from pg8000.converters import PG_PY_ENCODINGS
-
-            encoding = PG_PY_ENCODINGS.get(name.lower(), name.lower())
-            if encoding is None:
-                raise NotSupportedError(f"Python has no codec for client_encoding {name}")
-        if encoding != self._encoding:
-            self._encoding = encoding
-            self._shapes.clear()
 
     def _sort_out_leftovers(self, *, error_waits: bool = False) -> None:
         """
@@ -1072,18 +1120,16 @@ class Connection:
         shape = self._shapes.get(body)
         if shape is None:
             description, columns, position = [], [], 2
-            try:
-                for _ in range(_SHORT.unpack_from(body)[0]):
-                    end = body.index(0, position)
-                    _, _, oid, size, _, binary = _FIELD_DESCRIPTION.unpack_from(body, end + 1)
-                    if binary:
-                        raise _violation("a column in binary, which nobody asked for")
-                    name = body[position:end].decode(self._encoding)
-                    description.append((name, oid, None, size, None, None, None))
-                    columns.append(Column(oid, self._encoding, self._adapters.get(oid) or self._styled.get(oid)))
-                    position = end + 19
-            except (struct.error, ValueError) as error:
-                raise _violation("a malformed RowDescription") from error
+            for _ in range(_SHORT.unpack_from(body)[0] if len(body) >= 2 else 0):
+                end = body.find(b"\0", position)
+                if end < 0 or end + 19 > len(body):
+                    raise _violation("a malformed RowDescription")
+                _, _, oid, size, _, binary = _FIELD_DESCRIPTION.unpack_from(body, end + 1)
+                if binary:
+                    raise _violation("a column in binary, which nobody asked for")
+                description.append((body[position:end].decode("utf-8", "replace"), oid, None, size, None, None, None))
+                columns.append(Column(oid, self._encoding, self._adapters.get(oid) or self._styled.get(oid)))
+                position = end + 19
             if len(self._shapes) >= _SHAPES_KEPT:
                 self._shapes.clear()
             shape = self._shapes[body] = description, columns
@@ -1091,50 +1137,80 @@ class Connection:
 
     # ---- COPY
 
+    # What a stream raises is the user's, and known by where it is called. The server is told, and the connection lives.
+
     def _copy_in(self, sock: socket.socket, reply: _Reply, simple: bool) -> None:
-        try:
-            if reply.stream is None:
-                raise ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")
-            batch = bytearray()
-            for piece in _pieces(reply.stream):
-                data = piece.encode(self._encoding) if isinstance(piece, str) else piece
-                batch += b"d" + _INT.pack(len(data) + 4) + data
-                if len(batch) >= _PIECE:
-                    self._send_long(sock, bytes(batch))
-                    batch.clear()
-            last = bytes(batch) + _COPY_DONE
-        except OSError as error:
-            if _is_ours(error):
-                raise
-            reply.failure, last = error, _message(b"f", b"the client gave up\0")
-        except _EndOfStream:
-            raise
-        except Exception as error:  # noqa: BLE001 - the user's stream failed: the server is told, and the connection lives
-            reply.failure, last = error, _message(b"f", b"the client gave up\0")
+        if reply.stream is None:
+            reply.own = reply.own or ProgrammingError(
+                "COPY FROM STDIN needs a stream to read from: execute(…, stream=…)"
+            )
+        pieces = None
+        batch = bytearray()
+        while reply.own is None:
+            try:
+                pieces = pieces or _pieces(reply.stream)
+                piece = next(pieces, None)
+            except Exception as error:  # noqa: BLE001 - a stream may raise anything
+                reply.own = error
+                break
+            if piece is None:
+                break
+            try:
+                data = piece.encode(self._encoding) if isinstance(piece, str) else bytes(memoryview(piece))
+            except UnicodeEncodeError:
+                reply.own = DataError("COPY: the stream gave text that cannot be encoded as UTF-8")
+                break
+            except TypeError:
+                reply.own = ProgrammingError(f"COPY: the stream gave {type(piece).__name__}, neither text nor bytes")
+                break
+            batch += b"d" + _INT.pack(len(data) + 4) + data
+            if len(batch) >= _PIECE:
+                self._send(sock, bytes(batch))
+                batch.clear()
+        last = bytes(batch) + _COPY_DONE if reply.own is None else _message(b"f", b"the client gave up\0")
         # In the extended protocol the server has thrown the Sync of the flight away while it waited for data.
-        self._send_long(sock, last if simple else last + _SYNC)
+        self._send(sock, last if simple else last + _SYNC)
+
+    def _copy_out(self, reply: _Reply, body: bytes) -> None:
+        stream = reply.stream
+        try:
+            data = body.decode(self._encoding) if _is_text(stream) else body
+        except UnicodeDecodeError:
+            reply.own = DataError("COPY: what the server sent is no UTF-8: write to a stream of bytes")
+        else:
+            try:
+                stream.write(data)
+            except Exception as error:  # noqa: BLE001 - a stream may raise anything
+                reply.own = error
+        # The rest is read and thrown away; a request that may still be under way would stop the next statement instead.
+        if reply.own is not None and self.cancel_on_abandon and self._secret and not self._cancel():
+            raise reply.own
 
     # ---- the end of a connection
 
     def _give_up(self, error: BaseException, reply: _Reply | None) -> NoReturn:
         """Close the connection since `error` stopped a flight, and raise what the user is to see."""
         said = reply.error if reply is not None else None
+        cause: BaseException | None = None
         if isinstance(error, _EndOfStream):
             seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
-        elif isinstance(error, TimeoutError) and error.errno is None and _is_ours(error):
+        elif isinstance(error, _TooLate):
             self._discard("the deadline passed", cancel=True)
             seen = DeadlinePassed(
                 f"the server {self._place} had not answered at the deadline; the connection is closed"
             )
-        elif isinstance(error, OSError) and _is_ours(error):
+        elif isinstance(error, _Lost):
+            cause = error.error
             seen = (
                 said
+                # A stream that uses the connection that reads from it has closed it, and was told so.
+                or (reply.own if reply is not None and self._sock is None else None)
                 or self._last_words()
-                or OperationalError(f"the connection to {self._place} was lost: {error.strerror or error}")
+                or OperationalError(f"the connection to {self._place} was lost: {cause.strerror or cause}")
             )
-        elif isinstance(error, (struct.error, ValueError, IndexError)) and _is_ours(error):
-            seen = _violation(f"a malformed message ({error})")
         else:
+            # An error of ours that says what the server did wrong, or somebody else's exception: the server may then be
+            # at work still.
             self._discard(f"{type(error).__name__} stopped a flight", cancel=not isinstance(error, DatabaseError))
             seen = error
         if self._sock is not None:
@@ -1143,17 +1219,16 @@ class Connection:
             seen.disconnected = True
         if seen is error:
             raise error
-        raise seen from (None if isinstance(error, _EndOfStream) else error)
+        raise seen from cause
 
     def _last_words(self) -> DatabaseError | None:
         """The error that the server sent before it closed, when writing was what failed."""
-        try:
-            assert self._sock is not None  # noqa: S101 - only called with one
-            self._sock.settimeout(0)
-            while chunk := self._sock.recv(_PIECE):
+        sock = self._sock
+        if sock is None:
+            return None
+        with contextlib.suppress(_Lost):
+            while chunk := self._take(sock, _PIECE):
                 self._incoming.append(chunk)
-        except OSError:
-            pass
         buffer, position = self._buffer[self._position :] + b"".join(self._incoming), 0
         while len(buffer) - position >= 5:
             code, length = _HEADER.unpack_from(buffer, position)
@@ -1176,8 +1251,12 @@ class Connection:
         if cancel and self.cancel_on_abandon and self._secret:
             self._cancel()
 
-    def _cancel(self) -> None:
-        """Ask the server to stop what it does for us, so that its locks go; half a second at most, and no word if it fails."""
+    def _cancel(self) -> bool:
+        """
+        Ask the server to stop what it does for us, so that its locks go; half a second at most, and no word if it fails.
+
+        Returns: whether the server has closed after it, and so has passed the request on.
+        """
         until = clock.time() + _CANCEL_TIMEOUT_S
         try:
             with socket.socket(self._family, socket.SOCK_STREAM) as plain:
@@ -1187,7 +1266,7 @@ class Connection:
                 if self._ssl_context is not None:
                     plain.sendall(_TLS_REQUEST)
                     if plain.recv(1) != b"S":
-                        return
+                        return False
                     plain.settimeout(max(0.01, until - clock.time()))
                     sock = self._ssl_context.wrap_socket(plain, server_hostname=self.host)
                 with sock:
@@ -1198,9 +1277,10 @@ class Connection:
                         + _INT.pack(self.backend_pid)
                         + self._secret
                     )
-                    sock.recv(1)  # the server closes when it has passed the request on
+                    return not sock.recv(1)  # the server closes when it has passed the request on
+        # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way already.
         except OSError:
-            pass
+            return False
 
     # ---- the start of a connection
 
@@ -1221,11 +1301,16 @@ class Connection:
         }
         if clash := parameters.keys() & startup_params.keys():
             raise ProgrammingError(f"startup_params: {', '.join(sorted(clash))} cannot be set there")
-        packet = b"".join(
-            name.encode() + b"\0" + value.encode() + b"\0"
-            for name, value in {**parameters, **startup_params}.items()
-            if value is not None
-        )
+        try:
+            packet = b"".join(
+                name.encode() + b"\0" + value.encode() + b"\0"
+                for name, value in {**parameters, **startup_params}.items()
+                if value is not None
+            )
+        except UnicodeEncodeError:
+            raise ProgrammingError(
+                "user, database, application_name and startup_params must be text that UTF-8 can hold"
+            ) from None
         if packet.count(b"\0") != 2 * sum(value is not None for value in {**parameters, **startup_params}.values()):
             raise ProgrammingError(
                 "user, database, application_name and startup_params may not hold the character zero"
@@ -1241,14 +1326,10 @@ class Connection:
                     sock = self._secure(sock)
                 stage = "authentication"
                 body = _INT.pack(196608) + packet + b"\0"
-                self._set_timeout(sock)
-                sock.sendall(_INT.pack(len(body) + 4) + body)
+                self._send(sock, _INT.pack(len(body) + 4) + body)
                 self._authenticate(sock, password, reply)
                 self.deadline = None
-                self._set_timeout(sock)
-            except TimeoutError as error:
-                if error.errno is not None or not _is_ours(error):
-                    raise
+            except _TooLate:
                 raise OperationalError(
                     f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
                 ) from None
@@ -1263,42 +1344,56 @@ class Connection:
         """Try each address of the host, each with its share of the time that is left."""
         try:
             addresses = socket.getaddrinfo(*self._dialled, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+        ) as error:  # ValueError: no name at all (my..host), OverflowError: no port
+            if isinstance(error, OSError) and error.errno is None:  # as for `_lost`
+                raise
             place = "" if self._dialled == (self.host, self.port) else f", to reach {self._place}"
-            raise OperationalError(
-                f"the host name {self._dialled[0]} cannot be resolved{place}: {error.strerror or error}"
-            ) from error
+            reason = (error.strerror if isinstance(error, OSError) else "it is not a host's name with a port") or error
+            raise OperationalError(f"the host name {self._dialled[0]} cannot be resolved{place}: {reason}") from error
         assert self.deadline is not None  # noqa: S101 - `_open` sets it
-        failure: OSError = TimeoutError()
+        failure: OSError | None = None
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            left = self.deadline - clock.time()
-            if left <= 0:
-                break
-            sock = socket.socket(family, kind, protocol)
-            self._sock, self._family, self._address = sock, family, address
+            now = clock.time()
+            share = max(0.0, self.deadline - now) / (len(addresses) - index)
             try:
+                self._sock = sock = socket.socket(family, kind, protocol)
+                self._family, self._address, self._poller = family, address, select.poll()
+                sock.setblocking(False)
                 _tune(sock, self._dead_peer_timeout_s)
-                sock.settimeout(left / (len(addresses) - index))
-                sock.connect(address)
-            except OSError as error:
-                sock.close()
-                if not _is_ours(error):
+                number = sock.connect_ex(address)
+                if number == errno.EINPROGRESS:
+                    self._wait(sock, select.POLLOUT, now + share)
+                    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not number:
+                    return sock
+                failure = OSError(number, os.strerror(number))
+            except _TooLate:
+                failure = None
+            except OSError as error:  # no descriptor left, or a family that the machine does not have
+                if error.errno is None:  # as for `_lost`
                     raise
                 failure = error
-                continue
-            return sock
-        if isinstance(failure, TimeoutError) and failure.errno is None:
-            raise failure
+            if self._sock is not None:
+                self._sock.close()
+        if failure is None:
+            raise _TooLate
         raise OperationalError(f"{self._place} cannot be reached: {failure.strerror or failure}") from failure
 
     def _secure(self, sock: socket.socket) -> socket.socket:
         import ssl
 
-        assert self._ssl_context is not None  # noqa: S101 - asked for by the caller
-        self._set_timeout(sock)
-        sock.sendall(_TLS_REQUEST)
+        context = self._ssl_context
+        assert context is not None  # noqa: S101 - asked for by the caller
+        self._send(sock, _TLS_REQUEST)
         # One byte and no more: what came behind it in plain text would pass for the server's, read through TLS.
-        answer = sock.recv(1)
+        try:
+            answer = self._receive(sock, 1)
+        except _EndOfStream:
+            answer = b""
         if answer == b"N":
             raise OperationalError(
                 f"{self._place} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"
@@ -1311,14 +1406,30 @@ class Connection:
                     f"{self._place} refused the connection before TLS began (too many connections, or it is starting up)"
                 )
             )
-        self._set_timeout(sock)
         try:
-            secured = self._ssl_context.wrap_socket(sock, server_hostname=self.host)
+            try:
+                secured = context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+            except ssl.SSLError:
+                raise
+            except (
+                ValueError
+            ) as error:  # a host that can be no certificate's: with an address it was not looked up before
+                raise OperationalError(f"TLS cannot verify the name {self.host!r} of {self._place}: {error}") from error
+            self._sock, self._secured = secured, True
+            self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+            while True:
+                try:
+                    secured.do_handshake()
+                except ssl.SSLWantReadError:
+                    self._wait(secured, select.POLLIN)
+                except ssl.SSLWantWriteError:
+                    self._wait(secured, select.POLLOUT)
+                else:
+                    return secured
         except ssl.SSLError as error:
-            raise OperationalError(explain(error, f"{self._place}", self._ssl_context)) from error
-        self._sock = secured
-        self._would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-        return secured
+            raise OperationalError(explain(error, self._place, context)) from error
+        except OSError as error:
+            raise _lost(error) from None
 
     def _read_message(self, sock: socket.socket) -> tuple[int, bytes]:
         if len(self._buffer) < 5:
@@ -1381,8 +1492,7 @@ class Connection:
             else:
                 scram.verify(body[4:])
                 continue
-            self._set_timeout(sock)
-            sock.sendall(_message(b"p", answer))
+            self._send(sock, _message(b"p", answer))
 
 
 def _md5(user: str, password: str, salt: bytes) -> bytes:
@@ -1445,12 +1555,8 @@ def _tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _is_ours(error: Exception) -> bool:
-    """True when it was raised here or by a socket, and not a signal handler, a stream or anything else of the user's on top of us."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is None or traceback.tb_frame.f_globals.get("__name__") in (__name__, "ssl", "socket")
+def _size(wanted: int) -> int:
+    return min(max(_PIECE, wanted), 1 << 20)
 
 
 def _literal(text: str) -> str:

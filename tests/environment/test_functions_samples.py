@@ -32,7 +32,7 @@ def variables(name: str, server: Postgres, **others: str) -> dict[str, str]:
         "PLUNGEPOOL_HOST": server.host,
         "PLUNGEPOOL_PORT": str(server.port),
         "PLUNGEPOOL_USER": "postgres" if name == "prepare_database" else "plungepool_app",
-        "PLUNGEPOOL_PASSWORD": PASSWORD,
+        "PLUNGEPOOL_PASSWORD": (name == "prepare_database" and server.password) or PASSWORD,
         "PLUNGEPOOL_TLS": "disable",
         "APP_ROLE_PASSWORD": PASSWORD,
         "POWERTOOLS_SERVICE_NAME": "shop",
@@ -192,7 +192,9 @@ def test_a_full_database_is_told_apart(shop, start, name):
     with contextlib.ExitStack() as stack:
         with pytest.raises(pg8000.exceptions.DatabaseError) as raised:
             while True:
-                connection = pg8000.native.Connection("postgres", host=shop.host, port=shop.port)
+                connection = pg8000.native.Connection(
+                    "postgres", host=shop.host, port=shop.port, password=shop.password
+                )
                 stack.callback(connection.close)
         assert raised.value.args[0]["C"] == "53300"
         environment = start(name)

@@ -263,7 +263,7 @@ def test_the_password_works_and_never_reaches_the_server_as_text(load):
     """The role logs in by SCRAM with the password; the server's log of all statements does not hold it."""
     password = 'pool\'; "side" \N{LATIN SMALL LETTER U WITH DIAERESIS}ber'
     with Postgres({"log_statement": "all", "log_parameter_max_length": -1}, authentication="scram-sha-256") as server:
-        function = load("prepare_database", server.url("postgres", password="unused"))
+        function = load("prepare_database", server.url("postgres"))
         function.invoke({"role_password": password})
         assert server.execute("SELECT current_user::text", user="plungepool_app", password=password) == [
             ["plungepool_app"]
@@ -291,7 +291,7 @@ PASSWORDS = [
 def test_any_password_is_the_one_to_log_in_with(load):
     """Emoji, right-to-left letters with a digit, a line's end: whatever the role is given, libpq logs in with."""
     with Postgres(authentication="scram-sha-256") as server:
-        function = load("prepare_database", server.url("postgres", password="unused"))
+        function = load("prepare_database", server.url("postgres"))
         for password in PASSWORDS:
             function.invoke({"role_password": password})
             with psycopg.connect(server.url("plungepool_app"), password=password) as connection:

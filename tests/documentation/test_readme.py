@@ -25,15 +25,16 @@ def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url())
     monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "unused: the server trusts its own machine")
     monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
+    postgres.execute("CREATE TABLE orders (id bigint, status text); INSERT INTO orders VALUES (7, 'placed')")
     dispose_engine()
     names: dict[str, Any] = {}
     try:
         exec(compile(example, "README.md", "exec"), names)
-        answer = names["handler"]({"name": "pg_class%"}, None)
+        answer = names["handler"]({"order_id": 7}, None)
     finally:
         dispose_engine()
-    assert answer["statusCode"] == 200
-    assert json.loads(answer["body"])["count"] >= 1
+        postgres.execute("DROP TABLE orders")
+    assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"id": 7, "status": "placed"})
 
 
 def test_settings_table_is_what_settings_take() -> None:

@@ -37,4 +37,8 @@ class SettingsError(PlungepoolError, ValueError):
 
 
 class CredentialsError(PlungepoolError):
-    """No user and password could be had, or the server refused them; raised `from` what happened."""
+    """
+    No usable user and password, or the server refused them; raised `from` what happened.
+
+    Without a cause where that would quote a request that AWS refused, and with it a session token.
+    """

@@ -1,0 +1,177 @@
+"""docs/recipes.md: each block of code does on a real server what the page says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from plungepool import dispose_engine
+from plungepool.wire import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.postgres import Postgres
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- example: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture(autouse=True)
+def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
+    """Tables to use, a role that owns none of them, and the variables of a function that has that role."""
+    postgres.execute(
+        "CREATE ROLE recipes_app LOGIN; CREATE TABLE things (id bigint PRIMARY KEY, name text); CREATE TABLE counts (number bigint);"
+        "CREATE TABLE notes (tenant_id bigint, note text); INSERT INTO things VALUES (1, 'goggles'), (2, 'towel');"
+        "INSERT INTO notes VALUES (1, 'ours'), (2, 'theirs'); GRANT ALL ON things, counts, notes TO recipes_app"
+    )
+    monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url(user="recipes_app"))
+    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "unused: the server trusts its own machine")
+    monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
+    dispose_engine()
+    yield postgres
+    dispose_engine()
+    postgres.execute("DROP TABLE things, counts, notes; DROP OWNED BY recipes_app; DROP ROLE recipes_app")
+
+
+def run(name: str) -> dict[str, Any]:
+    """Run a block of the page; return the names that it defines."""
+    names: dict[str, Any] = {"__name__": name}
+    exec(compile(BLOCKS[name], f"docs/recipes.md: {name}", "exec"), names)
+    return names
+
+
+def test_every_block_has_a_name() -> None:
+    """No block of code stands on the page without a test that runs it."""
+    assert len(BLOCKS) == PAGE.count("```python") + PAGE.count("```sql")
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in BLOCKS if f'"{name}"' not in tests] == []
+
+
+def test_powertools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Logger, Tracer and Metrics around a handler that answers from the database."""
+    monkeypatch.setenv("POWERTOOLS_TRACE_DISABLED", "true")
+    context = SimpleNamespace(
+        function_name="f",
+        function_version="1",
+        memory_limit_in_mb=128,
+        invoked_function_arn="arn:aws:x",
+        aws_request_id="1",
+    )
+    assert run("powertools")["handler"]({"id": 2}, context) == "towel"
+    assert '"ColdStart"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "imports_drivers"), [("", True), ("auto_patch=False", False)])
+def test_tracer_imports_what_it_patches(arguments: str, imports_drivers: bool) -> None:
+    """The advice holds: by itself Tracer imports pg8000 and the ORM, and neither as the page says."""
+    source = f"""
+import plungepool, sys
+from aws_lambda_powertools import Tracer
+Tracer(service="s", {arguments})
+print([name in sys.modules for name in ("pg8000", "sqlalchemy.orm")])
+"""
+    # As in Lambda: elsewhere Tracer turns itself off.
+    environ = {**os.environ, "LAMBDA_TASK_ROOT": "/var/task", "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"{[imports_drivers] * 2}\n"
+
+
+def test_alembic(database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's env.py migrates, by the page's handler, as the owner; a second time changes nothing."""
+    monkeypatch.setenv("PLUNGEPOOL_URL", database.url())
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "env.py").write_text(BLOCKS["env"])
+    (tmp_path / "versions" / "1_first.py").write_text(
+        "from alembic import op\n"
+        "revision, down_revision = '1', None\n"
+        "def upgrade():\n"
+        "    op.execute('CREATE TABLE migrated (id bigint)')\n"
+    )
+    handler = run("migrate")["handler"]
+    for _ in range(2):
+        handler({"migrations": str(tmp_path)}, None)
+    assert [row[0] for row in database.execute("SELECT version_num FROM alembic_version")] == ["1"]
+    database.execute("DROP TABLE migrated, alembic_version")
+
+
+def http(path: str) -> dict[str, Any]:
+    """An event of an HTTP API, payload 2.0."""
+    return {
+        "version": "2.0", "routeKey": "$default", "rawPath": path, "rawQueryString": "", "headers": {"host": "x"}, "isBase64Encoded": False,
+        "requestContext": {"http": {"method": "GET", "path": path, "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": ""}, "stage": "$default"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def loop() -> Iterator[None]:
+    """An event loop, as Mangum looks for one when it is made."""
+    made = asyncio.new_event_loop()
+    asyncio.set_event_loop(made)
+    yield
+    asyncio.set_event_loop(None)
+    made.close()
+
+
+@pytest.mark.usefixtures("loop")
+def test_fastapi() -> None:
+    """A route answers from the database, what is not there is a 404, and the connection is back each time."""
+    api = run("api")
+    for _ in range(3):
+        answer = api["handler"](http("/things/1"), None)
+        assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"id": 1, "name": "goggles"})
+    assert api["handler"](http("/things/3"), None)["statusCode"] == 404
+    assert api["engine"].pool.checkedout() == 0
+
+
+def test_two_databases(database: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines with a connection each; the reader's transactions are READ ONLY."""
+    monkeypatch.setenv("READER_HOST", "localhost")
+    databases = run("databases")
+    for _ in range(2):
+        databases["handler"](None, None)
+    assert [row[0] for row in database.execute("SELECT number FROM counts")] == [2, 2]
+    held = database.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'recipes_app'")
+    assert held[0][0] == 2
+    with databases["reader"].begin() as connection:
+        assert connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on"
+
+
+def test_copy() -> None:
+    """What is loaded is there, and comes back as it went in; a line that is wrong loads nothing."""
+    copy = run("copy")
+    assert copy["load"](["3,cap\n", "4,fins\n"]) == 2
+    file = io.StringIO()
+    copy["dump"](file)
+    assert file.getvalue() == "1,goggles\n2,towel\n3,cap\n4,fins\n"
+    with pytest.raises(DataError):
+        copy["load"](io.StringIO("5,mask\nsix,snorkel\n"))
+    again = io.StringIO()
+    copy["dump"](again)
+    assert again.getvalue() == file.getvalue()
+
+
+def test_row_level_security(database: Postgres) -> None:
+    """Each tenant reads its own rows; without a tenant there is none, before and after one was set on the connection."""
+    database.execute(BLOCKS["policy"])
+    tenants = run("tenants")
+
+    def without() -> list[Any]:
+        with tenants["engine"].begin() as connection:
+            return list(connection.exec_driver_sql("SELECT note FROM notes"))
+
+    assert without() == []
+    assert [tenants["handler"]({"tenant_id": number}, None) for number in (1, 2, 3)] == [["ours"], ["theirs"], []]
+    assert without() == []

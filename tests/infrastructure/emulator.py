@@ -1,10 +1,10 @@
 """
 ministack with what this repository's templates need and it lacks; runs in .venv-ministack instead of its command.
 
-Added: Fn::Join in conditions; AWS::EC2::SecurityGroupIngress; AWS::RDS::DBProxy and DBProxyTargetGroup; the secret of a
-database's administrator; S3's addresses; the routes that an HTTP API takes from its OpenAPI document. A database and a proxy are only
-records there: DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses private names of ministack, which
-requirements/ministack.txt pins.
+Added: Fn::Join in conditions; AWS::EC2::SecurityGroupIngress; AWS::RDS::DBProxy and DBProxyTargetGroup; CodeDeploy's records; the
+secret of a database's administrator; S3's addresses; the routes that an HTTP API takes from its OpenAPI document; another port than
+5432 for a proxy; alarms over an expression. A database and a proxy are only records there: DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses
+private names of ministack, which requirements/ministack.txt pins.
 """
 
 import json
@@ -56,6 +56,20 @@ def with_joins(evaluate: Callable[[dict, dict], dict]) -> Callable[[dict, dict],
         return evaluate({**template, "Conditions": folded}, parameters)
 
     return evaluate_conditions
+
+
+def with_any_port(evaluate: Callable[[dict, dict, dict], None]) -> Callable[[dict, dict, dict], None]:
+    """RDS Proxy listens on 5432 only, and a rule says so; here that port may be taken, and rules see it whatever is given."""
+
+    def evaluate_rules(template: dict, parameters: dict, conditions: dict) -> None:
+        seen = {name: {**of, "Value": "5432"} if name == "Port" else of for name, of in parameters.items()}
+        evaluate(template, seen, conditions)
+
+    return evaluate_rules
+
+
+def create_record(logical_id: str, properties: dict, stack: str) -> tuple[str, dict]:
+    return f"{stack}-{logical_id}-{secrets.token_hex(4)}", {}
 
 
 def create_ingress(logical_id: str, properties: dict, stack: str) -> tuple[str, dict]:
@@ -124,6 +138,20 @@ def with_numbers(create: Callable) -> Callable:
     return create_with_numbers
 
 
+def without_expressions(create: Callable) -> Callable:
+    """An alarm over an expression becomes one over the metric that the expression reads."""
+
+    def create_without_expressions(logical_id: str, properties: dict, stack: str) -> tuple[str, dict]:
+        plain = {key: of for key, of in properties.items() if key != "Metrics"}
+        for metric in properties.get("Metrics", []):
+            if "MetricStat" in metric:
+                read = metric["MetricStat"]
+                plain |= read["Metric"] | {"Statistic": read["Stat"], "Period": read["Period"]}
+        return create(logical_id, plain, stack)
+
+    return create_without_expressions
+
+
 def with_routes(create: Callable) -> Callable:
     def create_with_routes(logical_id: str, properties: dict, stack: str) -> tuple[str, dict]:
         api_id, attributes = create(logical_id, properties, stack)
@@ -167,6 +195,10 @@ for module in (engine, stacks, changesets):
         module._evaluate_conditions = with_joins(module._evaluate_conditions)
 handlers._esc = with_aws_addresses(handlers._esc)
 HANDLERS["AWS::EC2::SecurityGroupIngress"] = {"create": create_ingress, "delete": delete_nothing}
+engine._evaluate_rules = with_any_port(engine._evaluate_rules)
+# A deployment group only: aliases change over at once.
+for kind in ("Application", "DeploymentGroup"):
+    HANDLERS[f"AWS::CodeDeploy::{kind}"] = {"create": create_record, "delete": delete_nothing}
 HANDLERS["AWS::RDS::DBProxy"] = {"create": create_proxy, "delete": delete_proxy}
 HANDLERS["AWS::RDS::DBProxyTargetGroup"] = {"create": create_targets, "delete": delete_nothing}
 with_secret("AWS::RDS::DBCluster")
@@ -174,6 +206,7 @@ with_secret("AWS::RDS::DBInstance")
 HANDLERS["AWS::Lambda::EventSourceMapping"]["create"] = with_numbers(
     HANDLERS["AWS::Lambda::EventSourceMapping"]["create"]
 )
+HANDLERS["AWS::CloudWatch::Alarm"]["create"] = without_expressions(HANDLERS["AWS::CloudWatch::Alarm"]["create"])
 HANDLERS["AWS::ApiGatewayV2::Api"]["create"] = with_routes(HANDLERS["AWS::ApiGatewayV2::Api"]["create"])
 
 if __name__ == "__main__":

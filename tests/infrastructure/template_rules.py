@@ -1,42 +1,100 @@
 """
 What must hold of the templates and no linter looks at. Each rule takes the templates and fails by an assertion.
 
-`application` and `database` are template.yaml and infrastructure/database.yaml after the transform, `source` is
-template.yaml before it. `resolve` says what CloudFormation would make of a template under given parameters.
+`application`, `database`, `layer` and `project` (what `sam init` makes) are the templates after the transform, `source` is
+template.yaml before it, `texts` are the files as they lie there. stack.py says what CloudFormation makes of each.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stack import ACCOUNT, ELSEWHERE, HOME, Place, Refused, Stack, refusal
+
 from plungepool import Settings
 
 ROOT = Path(__file__).parents[2]
-REGION, ACCOUNT = "eu-west-1", "123456789012"
-SECRET = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:"
+SECRET = f"arn:aws:secretsmanager:{HOME.region}:{ACCOUNT}:secret:"
+KEY = f"arn:aws:kms:{HOME.region}:{ACCOUNT}:key/"
+TOPIC = f"arn:aws:sns:{HOME.region}:{ACCOUNT}:on-call"
 NETWORK = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"}
 # Every way to deploy, as parameters of template.yaml.
 DEPLOYMENTS: dict[str, dict[str, str]] = {
-    "existing, password": {"Host": "db", "Auth": "password", "Password": "x", "AdminUser": "a", "AdminPassword": "y"},
+    "existing, password": {
+        "Host": "db",
+        "Auth": "password",
+        "Password": "of-the-role",
+        "AdminUser": "a",
+        "AdminPassword": "of-the-admin",
+    },
     "existing, secret": {
         "Host": "db",
         "Auth": "secret",
-        "SecretArn": SECRET + "app",
-        "AdminSecretArn": SECRET + "admin",
+        "SecretArn": SECRET + "app-Ab12Cd",
+        "AdminSecretArn": SECRET + "admin-Ab12Cd",
     },
-    "existing, secret only": {"Host": "db", "Auth": "secret", "SecretArn": SECRET + "app"},
+    "existing, secret only": {"Host": "db", "Auth": "secret", "SecretArn": SECRET + "app-Ab12Cd"},
+    "existing, keys": {
+        "Host": "db",
+        "Auth": "secret",
+        "SecretArn": SECRET + "app-Ab12Cd",
+        "SecretKeyArn": KEY + "app",
+        "AdminSecretArn": SECRET + "admin-Ab12Cd",
+        "AdminSecretKeyArn": KEY + "admin",
+    },
+    "existing, secret and administrator": {
+        "Host": "db",
+        "Auth": "secret",
+        "SecretArn": SECRET + "app-Ab12Cd",
+        "SecretKeyArn": KEY + "app",
+        "AdminUser": "a",
+        "AdminPassword": "of-the-admin",
+    },
+    "existing, IAM beside a secret": {
+        "Host": "db",
+        "ResourceId": "db-1",
+        "SecretArn": SECRET + "other-Ab12Cd",
+        "SecretKeyArn": KEY + "other",
+        "AdminSecretArn": SECRET + "admin-Ab12Cd",
+    },
     "existing, IAM proxy": {"Host": "px", "Endpoint": "proxy", "ResourceId": "prx-1", "SecurityGroupIds": "sg-1"}
     | NETWORK,
     "existing, DSQL": {"Host": "dsql", "Auth": "dsql", "ResourceId": "a" * 26},
-    "aurora": {"DatabaseMode": "aurora"} | NETWORK,
-    "aurora, proxy": {"DatabaseMode": "aurora", "Endpoint": "proxy", "RouteTableIds": "rtb-1"} | NETWORK,
-    "instance": {"DatabaseMode": "instance"} | NETWORK,
-    "instance, proxy, IAM": {"DatabaseMode": "instance", "Endpoint": "proxy", "ProxyAuth": "iam"} | NETWORK,
+    "aurora": {"DatabaseMode": "aurora", "AlarmTopicArn": TOPIC} | NETWORK,
+    "aurora beside secrets": {
+        "DatabaseMode": "aurora",
+        "SecretArn": SECRET + "other-Ab12Cd",
+        "SecretKeyArn": KEY + "other",
+        "AdminSecretArn": SECRET + "admin-Ab12Cd",
+        "AdminSecretKeyArn": KEY + "admin",
+        "FinalSnapshot": "false",
+        "ProtectDatabase": "false",
+    }
+    | NETWORK,
+    "aurora, proxy": {
+        "DatabaseMode": "aurora",
+        "Endpoint": "proxy",
+        "RouteTableIds": "rtb-1",
+        "DatabaseCidr": "10.0.0.0/16",
+        "AlarmTopicArn": TOPIC,
+    }
+    | NETWORK,
+    "instance": {"DatabaseMode": "instance", "Port": "5433", "EngineVersion": "16.3"} | NETWORK,
+    "instance, proxy, IAM": {
+        "DatabaseMode": "instance",
+        "Endpoint": "proxy",
+        "ProxyAuth": "iam",
+        "FinalSnapshot": "false",
+        "SecurityGroupIds": "sg-1",
+    }
+    | NETWORK,
 }
-NOTHING = object()  # AWS::NoValue
+# Parameters of the project that `sam init` makes.
+PROJECT = {"Host": "db", "ResourceId": "db-1"}
 
 
 @dataclasses.dataclass
@@ -44,129 +102,37 @@ class Templates:
     source: dict
     application: dict
     database: dict
+    layer: dict
+    project: dict
+    texts: dict[str, str]
+    _deployed: dict[tuple[str, Place], Stack] = dataclasses.field(default_factory=dict)
 
-    def deploy(self, name: str) -> "Stack":
+    def deploy(self, name: str, place: Place = HOME) -> Stack:
         """Return the application's stack under one of DEPLOYMENTS, with the nested one's outputs resolved."""
-        stack = Stack(self.application, DEPLOYMENTS[name])
+        if (name, place) not in self._deployed:
+            self._deployed[name, place] = self.deploy_with(DEPLOYMENTS[name], place)
+        return self._deployed[name, place]
+
+    def deploy_with(self, parameters: dict[str, str], place: Place = HOME) -> Stack:
+        moved = {
+            key: value.replace(f"arn:{HOME.partition}:", f"arn:{place.partition}:").replace(HOME.region, place.region)
+            for key, value in parameters.items()
+        }
+        stack = Stack(self.application, moved, place)
         if "DemoDatabase" in stack.resources:
-            stack.nested["DemoDatabase"] = Stack(self.database, stack.properties("DemoDatabase")["Parameters"])
+            given = stack.properties("DemoDatabase")["Parameters"]
+            stack.nested["DemoDatabase"] = Stack(self.database, given, place)
         return stack
 
-
-class Stack:
-    """A template under parameters: which resources it has, and their properties as CloudFormation resolves them."""
-
-    def __init__(self, template: dict, parameters: dict[str, str]) -> None:
-        self.template = template
-        declared = template["Parameters"]
-        assert not parameters.keys() - declared.keys(), f"unknown parameters {parameters.keys() - declared.keys()}"
-        self.values: dict[str, Any] = {name: of.get("Default") for name, of in declared.items()} | parameters
-        for name, of in declared.items():
-            assert self.values[name] is not None, f"parameter {name} has no value"
-            if "List" in of["Type"]:
-                self.values[name] = [part for part in str(self.values[name]).split(",") if part]
-            else:
-                self.values[name] = str(self.values[name])
-        self.values |= {
-            "AWS::AccountId": ACCOUNT,
-            "AWS::Partition": "aws",
-            "AWS::Region": REGION,
-            "AWS::StackId": f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/plungepool/aaaa-bbbb-cccc-dddd-0123456789ab",
-            "AWS::StackName": "plungepool",
-            "AWS::URLSuffix": "amazonaws.com",
-        }
-        self.nested: dict[str, Stack] = {}
-        self.resources = {
-            name: resource
-            for name, resource in template["Resources"].items()
-            if self.holds(resource.get("Condition", True))
-        }
-
-    def holds(self, condition: Any) -> bool:
-        if isinstance(condition, bool):
-            return condition
-        if isinstance(condition, str):
-            return self.holds(self.template["Conditions"][condition])
-        [(function, argument)] = condition.items()
-        match function:
-            case "Condition":
-                return self.holds(argument)
-            case "Fn::Not":
-                return not self.holds(argument[0])
-            case "Fn::And":
-                return all(map(self.holds, argument))
-            case "Fn::Or":
-                return any(map(self.holds, argument))
-            case "Fn::Equals":
-                return str(self.resolve(argument[0])) == str(self.resolve(argument[1]))
-        raise AssertionError(f"{function} is no condition")
-
-    def resolve(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolved for item in value if (resolved := self.resolve(item)) is not NOTHING]
-        if not isinstance(value, dict):
-            return value
-        if len(value) == 1:
-            [(function, argument)] = value.items()
-            if function == "Ref" or function.startswith("Fn::"):
-                return self.call(function, argument)
-        resolved = {key: self.resolve(item) for key, item in value.items()}
-        return {key: item for key, item in resolved.items() if item is not NOTHING}
-
-    def call(self, function: str, argument: Any) -> Any:
-        match function:
-            case "Ref" if argument == "AWS::NoValue":
-                return NOTHING
-            case "Ref" if argument in self.values:
-                return self.values[argument]
-            case "Ref":
-                assert argument in self.resources, f"{argument} is not in this stack"
-                return f"ref-{argument}"
-            case "Fn::GetAtt":
-                name, _, attribute = (argument if isinstance(argument, str) else ".".join(argument)).partition(".")
-                assert name in self.resources, f"{name} is not in this stack"
-                if name in self.nested:
-                    output = attribute.removeprefix("Outputs.")
-                    assert output in self.nested[name].outputs(), f"{name} has no output {output}"
-                    return self.nested[name].outputs()[output]
-                if attribute == "DBProxyArn":
-                    return f"arn:aws:rds:{REGION}:{ACCOUNT}:db-proxy:prx-{name}"
-                return f"{attribute}-of-{name}"
-            case "Fn::If":
-                return self.resolve(argument[1] if self.holds(argument[0]) else argument[2])
-            case "Fn::Join":
-                return argument[0].join(map(str, self.resolve(argument[1])))
-            case "Fn::Split":
-                return self.resolve(argument[1]).split(argument[0])
-            case "Fn::Select":
-                return self.resolve(argument[1])[int(argument[0])]
-            case "Fn::Sub":
-                text, local = (argument, {}) if isinstance(argument, str) else argument
-                return re.sub(r"\$\{([^!}]+)\}", lambda found: str(self.substitute(found[1], local)), text)
-        raise AssertionError(f"{function} is not known here")
-
-    def substitute(self, name: str, local: dict) -> Any:
-        if name in local:
-            return self.resolve(local[name])
-        return self.resolve({"Fn::GetAtt": name} if "." in name else {"Ref": name})
-
-    def properties(self, name: str) -> dict:
-        return self.resolve(self.resources[name].get("Properties", {}))
-
-    def of_type(self, kind: str) -> dict[str, dict]:
-        return {name: self.properties(name) for name, of in self.resources.items() if of["Type"] == kind}
-
-    def outputs(self) -> dict[str, Any]:
-        declared = self.template["Outputs"].items()
-        return {name: self.resolve(of["Value"]) for name, of in declared if self.holds(of.get("Condition", True))}
-
-
-def statements(stack: Stack) -> Iterator[dict]:
-    for policy in stack.of_type("AWS::IAM::ManagedPolicy").values():
-        yield from policy["PolicyDocument"]["Statement"]
-    for role in stack.of_type("AWS::IAM::Role").values():
-        for policy in role.get("Policies", []):
-            yield from policy["PolicyDocument"]["Statement"]
+    def everywhere(self) -> Iterator[tuple[str, Stack]]:
+        """Yield every stack of ours by a name: each deployment, what is nested in it, the layer's and the project's."""
+        for name in DEPLOYMENTS:
+            stack = self.deploy(name)
+            yield name, stack
+            yield from ((f"{name}: {nested}", of) for nested, of in stack.nested.items())
+        yield "layer", Stack(self.layer, {})
+        yield "project", Stack(self.project, PROJECT)
+        yield "project in a VPC", Stack(self.project, PROJECT | {"SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"})
 
 
 def each_deployment(check: Callable[[str, Stack], None]) -> Callable[[Templates], None]:
@@ -178,43 +144,154 @@ def each_deployment(check: Callable[[str, Stack], None]) -> Callable[[Templates]
     return rule
 
 
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def settings_of(function: dict) -> Settings:
+    environment = {key: str(value) for key, value in function["Environment"]["Variables"].items()}
+    ours = {key: value for key, value in environment.items() if key.startswith("PLUNGEPOOL_")}
+    return Settings.from_env(ours | {"AWS_REGION": HOME.region})
+
+
+# ---- Settings --------------------------------------------------------------------------------------------------------
+
+
 @each_deployment
 def variables_are_valid_settings(name: str, stack: Stack) -> None:
     """In each deployment every function's variables make valid Settings: none missing, unknown or contradictory."""
     for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
-        environment = {key: str(value) for key, value in function["Environment"]["Variables"].items()}
-        ours = {key: value for key, value in environment.items() if key.startswith("PLUNGEPOOL_")}
-        try:
-            settings = Settings.from_env(ours | {"AWS_REGION": REGION})
-        except ValueError as error:
-            raise AssertionError(f"{name}: {logical_id}: {error}") from error
-        expected = DEPLOYMENTS[name].get("Endpoint", "direct")
+        settings = settings_of(function)
+        demo = "DemoDatabase" in stack.resources
         if logical_id != "PrepareDatabaseFunction":
-            assert settings.endpoint == expected, f"{name}: {logical_id}"
+            assert settings.endpoint == DEPLOYMENTS[name].get("Endpoint", "direct"), f"{name}: {logical_id}"
+            assert settings.auth == ("iam" if demo else DEPLOYMENTS[name].get("Auth", "iam")), f"{name}: {logical_id}"
+        assert settings.tls == "verify-full"
+        assert str(settings.port) == DEPLOYMENTS[name].get("Port", "5432")
+
+
+def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
+    """Every combination of the choices, and the bounds of the numbers, that CloudFormation takes makes valid Settings."""
+    names = ("DatabaseMode", "Endpoint", "Auth", "Tls", "ProxyAuth")
+    choices = [templates.application["Parameters"][name]["AllowedValues"] for name in names]
+    filled = {"Host": "db", "SecretArn": SECRET + "app-Ab12Cd", "ResourceId": "prx-1", "Password": "p"} | NETWORK
+    taken = 0
+    for combination in itertools.product(*choices):
+        try:
+            stack = templates.deploy_with(filled | dict(zip(names, combination, strict=True)))
+        except Refused:
+            continue
+        taken += 1
+        for function in stack.of_type("AWS::Lambda::Function").values():
+            settings_of(function)
+    assert taken > 40
+    for bound in ("MinValue", "MaxValue"):
+        extreme = {key: str(of[bound]) for key, of in templates.application["Parameters"].items() if bound in of}
+        stack = templates.deploy_with(DEPLOYMENTS["existing, password"] | extreme)
+        for function in stack.of_type("AWS::Lambda::Function").values():
+            settings_of(function)
+
+
+# ---- Rights ----------------------------------------------------------------------------------------------------------
+
+Right = tuple[str, str, str]  # action, resource, condition
+MANAGED = {"AWSLambdaBasicExecutionRole", "AWSXrayWriteOnlyAccess", "AWSLambdaVPCAccessExecutionRole"}
+
+
+def rights_of(stack: Stack, role: str) -> tuple[set[Right], set[str]]:
+    """Return what a role may do by policies of ours, and the names of AWS's policies that it has."""
+    properties = stack.properties(role)
+    documents = [policy["PolicyDocument"] for policy in properties.get("Policies", [])]
+    managed = set()
+    for arn in properties.get("ManagedPolicyArns", []):
+        if arn.startswith("ref-"):
+            documents.append(stack.properties(arn.removeprefix("ref-"))["PolicyDocument"])
+        else:
+            managed.add(arn.rpartition("/")[2])
+    found = set()
+    for statement in itertools.chain(*(document["Statement"] for document in documents)):
+        assert statement["Effect"] == "Allow"
+        for action, resource in itertools.product(as_list(statement["Action"]), as_list(statement["Resource"])):
+            found.add((action, resource, json.dumps(statement.get("Condition"))))
+    return found, managed
+
+
+def right(action: str, resource: str, condition: object = None) -> Right:
+    return action, resource, json.dumps(condition)
+
+
+def reading(secret: str, key: str = "") -> set[Right]:
+    condition = {"StringEquals": {"kms:EncryptionContext:SecretARN": secret}}
+    return {right("secretsmanager:GetSecretValue", secret)} | ({right("kms:Decrypt", key, condition)} if key else set())
+
+
+def connecting(resource_id: str, user: str) -> set[Right]:
+    return {right("rds-db:connect", f"arn:aws:rds-db:{HOME.region}:{ACCOUNT}:dbuser:{resource_id}/{user}")}
 
 
 @each_deployment
-def signing_in_is_allowed_and_nothing_else(name: str, stack: Stack) -> None:
-    """rds-db:connect names one user of one resource id, a secret is named by its ARN, and there is no other right."""
-    nested = stack.nested.get("DemoDatabase")
-    allowed = {"rds-db:connect", "dsql:DbConnect", "secretsmanager:GetSecretValue", "lambda:InvokeFunction"}
-    granted = set()
-    for statement in [*statements(stack), *(statements(nested) if nested else [])]:
-        actions = {statement["Action"]} if isinstance(statement["Action"], str) else set(statement["Action"])
-        assert actions <= allowed, f"{name}: {actions - allowed}"
-        granted |= actions
-        resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
-        assert resources
-        for resource in resources:
-            assert "*" not in resource, f"{name}: {resource}"
-            if actions == {"rds-db:connect"}:
-                pattern = rf"arn:aws:rds-db:{REGION}:{ACCOUNT}:dbuser:(prx-\w+|(DBClusterResourceId|DbiResourceId)-of-\w+)/plungepool_app"
-                assert re.fullmatch(pattern, resource), f"{name}: {resource}"
-            if actions == {"dsql:DbConnect"}:
-                assert resource == f"arn:aws:dsql:{REGION}:{ACCOUNT}:cluster/{'a' * 26}", f"{name}: {resource}"
-    auth = stack.properties("HandleOrdersFunction")["Environment"]["Variables"]["PLUNGEPOOL_AUTH"]
-    needed = {"iam": "rds-db:connect", "dsql": "dsql:DbConnect", "secret": "secretsmanager:GetSecretValue"}
-    assert auth == "password" or needed[auth] in granted, f"{name}: {needed[auth]} is not granted"
+def every_role_may_do_what_it_needs_and_nothing_else(name: str, stack: Stack) -> None:
+    """Each function signs in as one user of one resource, or reads one secret with its key; no role has another right."""
+    given = {"Auth": "iam", "User": "plungepool_app", **DEPLOYMENTS[name]}
+    demo, proxied, aurora = (
+        "DatabaseMode" in given, given.get("Endpoint") == "proxy", given.get("DatabaseMode") == "aurora",
+    )  # fmt: skip
+    database_id = "DBClusterResourceId-of-Cluster" if aurora else "DbiResourceId-of-Instance"
+    secret = reading(given.get("SecretArn", ""), given.get("SecretKeyArn", ""))
+    signing_in = {
+        "password": set(),
+        "secret": secret,
+        "iam": connecting(given.get("ResourceId", ""), given["User"]),
+        "dsql": {right("dsql:DbConnect", f"arn:aws:dsql:{HOME.region}:{ACCOUNT}:cluster/{given.get('ResourceId')}")},
+    }[given["Auth"]]
+    if demo:
+        signing_in = connecting("prx-Proxy" if proxied else database_id, given["User"])
+    administering: set[Right] = set()
+    if demo:
+        kind = "Cluster" if aurora else "Instance"
+        administering = reading(f"MasterUserSecret.SecretArn-of-{kind}")
+        if proxied and given.get("ProxyAuth") != "iam":
+            administering |= reading("Id-of-ApplicationSecret")
+    else:
+        if "AdminSecretArn" in given:
+            administering = reading(given["AdminSecretArn"], given.get("AdminSecretKeyArn", ""))
+        if given["Auth"] == "secret":
+            administering |= secret
+        elif "AdminSecretArn" not in given and "AdminUser" not in given:
+            administering = signing_in
+    losing = right("sqs:SendMessage", "Arn-of-LostReports")
+    expected = {
+        "HandleOrdersFunctionRole": (signing_in, MANAGED),
+        "FulfilOrdersFunctionRole": (signing_in, MANAGED | {"AWSLambdaSQSQueueExecutionRole"}),
+        "ReportSalesFunctionRole": (signing_in | {losing}, MANAGED),
+        "PrepareDatabaseFunctionRole": (administering, MANAGED),
+        "CheckDatabaseFunctionRole": (signing_in, MANAGED),
+        "ReportSalesFunctionDailyRole": ({right("lambda:InvokeFunction", "Arn-of-ReportSalesFunction"), losing}, set()),
+        "CodeDeployServiceRole": (set(), {"AWSCodeDeployRoleForLambda"}),
+    }
+    assert {role: rights_of(stack, role) for role in stack.of_type("AWS::IAM::Role")} == expected, name
+    for nested in stack.nested.values():
+        roles = {role: rights_of(nested, role) for role in nested.of_type("AWS::IAM::Role")}
+        by_secret = given.get("ProxyAuth") != "iam"
+        proxy = reading("Id-of-ApplicationSecret") if by_secret else connecting(database_id, given["User"])
+        assert roles == ({"ProxyRole": (proxy, set())} if proxied else {}), name
+
+
+def every_role_trusts_its_own_service(templates: Templates) -> None:
+    """A role is taken on by the one service that it is for; the proxy's only on behalf of this account."""
+    services = {"Function": "lambda", "Daily": "scheduler", "CodeDeployService": "codedeploy", "Proxy": "rds"}
+    for name, stack in templates.everywhere():
+        for logical_id, role in stack.of_type("AWS::IAM::Role").items():
+            [statement] = role["AssumeRolePolicyDocument"]["Statement"]
+            [service] = [of for end, of in services.items() if logical_id.removesuffix("Role").endswith(end)]
+            assert as_list(statement["Principal"]["Service"]) == [f"{service}.amazonaws.com"], f"{name}: {logical_id}"
+            assert as_list(statement["Action"]) == ["sts:AssumeRole"]
+            if logical_id == "ProxyRole":
+                assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+        for permission in stack.of_type("AWS::Lambda::Permission").values():
+            assert permission["Principal"] == "apigateway.amazonaws.com"
+            assert ":execute-api:" in permission["SourceArn"]
+        assert not stack.of_type("AWS::Lambda::LayerVersionPermission")
 
 
 @each_deployment
@@ -225,7 +302,10 @@ def client_connects_where_it_may(name: str, stack: Stack) -> None:
         proxied = DEPLOYMENTS[name].get("Endpoint") == "proxy"
         assert (host == "Endpoint-of-Proxy") == proxied, f"{name}: {host}"
         assert resource.startswith("prx-") == proxied, f"{name}: {resource}"
-        assert "-of-Proxy" not in nested.outputs()["AdminHost"]
+        assert nested.outputs()["AdminHost"] in ("Endpoint.Address-of-Cluster", "Endpoint.Address-of-Instance")
+        variables = stack.properties("PrepareDatabaseFunction")["Environment"]["Variables"]
+        assert variables["PLUNGEPOOL_HOST"] == nested.outputs()["AdminHost"]
+        assert variables["PLUNGEPOOL_ENDPOINT"] == "direct"
 
 
 @each_deployment
@@ -234,31 +314,28 @@ def proxy_demands_iam_and_tls(name: str, stack: Stack) -> None:
     for nested in stack.nested.values():
         for proxy in nested.of_type("AWS::RDS::DBProxy").values():
             assert proxy["RequireTLS"] is True
+            assert proxy["EngineFamily"] == "POSTGRESQL"
             if DEPLOYMENTS[name].get("ProxyAuth") == "iam":
                 assert (proxy["DefaultAuthScheme"], "Auth" in proxy) == ("IAM_AUTH", False), name
             else:
                 assert proxy["DefaultAuthScheme"] == "NONE"
                 [auth] = proxy["Auth"]
                 assert (auth["IAMAuth"], auth["SecretArn"]) == ("REQUIRED", "Id-of-ApplicationSecret"), name
+                assert auth["ClientPasswordAuthType"] == "POSTGRES_SCRAM_SHA_256"
             assert len(proxy["DBProxyName"]) <= 60
-        for target in nested.of_type("AWS::RDS::DBProxyTargetGroup").values():
-            assert ("DBClusterIdentifiers" in target) != ("DBInstanceIdentifiers" in target), name
-            # Waiting for a connection longer than the function lives answers nobody.
-            borrow = target["ConnectionPoolConfigurationInfo"]["ConnectionBorrowTimeout"]
-            assert borrow < stack.properties("HandleOrdersFunction")["Timeout"]
 
 
 @each_deployment
 def role_is_prepared_for_how_it_signs_in(name: str, stack: Stack) -> None:
     """prepare_database gives the role the password that the proxy or the functions use, and none where IAM is used."""
     variables = stack.properties("PrepareDatabaseFunction")["Environment"]["Variables"]
-    secrets = {
-        "existing, secret": SECRET + "app",
-        "existing, secret only": SECRET + "app",
-        "aurora, proxy": "Id-of-ApplicationSecret",
-    }
-    assert variables["APP_ROLE_SECRET_ARN"] == secrets.get(name, ""), name
+    given = DEPLOYMENTS[name]
+    secret = given["SecretArn"] if given.get("Auth") == "secret" else ""
+    if "DatabaseMode" in given and given.get("Endpoint") == "proxy" and given.get("ProxyAuth") != "iam":
+        secret = "Id-of-ApplicationSecret"
+    assert variables["APP_ROLE_SECRET_ARN"] == secret, name
     assert bool(variables["APP_ROLE_PASSWORD"]) == (name == "existing, password"), name
+    assert variables["APP_ROLE_NAME"] == stack.values["User"]
     read = (ROOT / "functions" / "prepare_database" / "preparation.py").read_text()
     for variable in variables:
         assert variable.startswith(("PLUNGEPOOL_", "POWERTOOLS_")) or f'"{variable}"' in read, (
@@ -269,48 +346,225 @@ def role_is_prepared_for_how_it_signs_in(name: str, stack: Stack) -> None:
 @each_deployment
 def preparation_is_part_of_the_deployment(name: str, stack: Stack) -> None:
     """Where an administrator is known, prepare_database runs at deploy, again when it changes, and has time for it."""
+    given = DEPLOYMENTS[name]
     prepared = stack.of_type("Custom::PreparedDatabase")
-    assert bool(prepared) == (name not in ("existing, secret only", "existing, IAM proxy", "existing, DSQL")), name
+    assert bool(prepared) == bool(given.keys() & {"DatabaseMode", "AdminSecretArn", "AdminUser"}), name
     for properties in prepared.values():
         assert properties["ServiceToken"] == "Arn-of-PrepareDatabaseFunction"
         assert "PrepareDatabaseFunctionVersion" in properties["FunctionVersion"]
         assert int(properties["ServiceTimeout"]) > stack.properties("PrepareDatabaseFunction")["Timeout"]
+        # Rows to look at belong into a demo database, never into somebody's own.
+        assert properties["DemoData"] == ("true" if "DatabaseMode" in given else "false"), name
+
+
+# ---- Reachability ----------------------------------------------------------------------------------------------------
+
+NO_EGRESS = {("255.255.255.255/32", "icmp", 252, 86)}  # a group that names none may reach everything
+
+
+def openings(rules: list[dict]) -> set[tuple[str, str, int, int]]:
+    """Return who may pass, by which protocol, from and to which port."""
+    ends = ("CidrIp", "SourceSecurityGroupId", "DestinationSecurityGroupId")
+    found = set()
+    for rule in rules:
+        [other] = [rule[end] for end in ends if end in rule]
+        found.add((other, rule["IpProtocol"], int(rule["FromPort"]), int(rule["ToPort"])))
+    return found
 
 
 @each_deployment
 def only_the_functions_reach_the_database(name: str, stack: Stack) -> None:
-    """The database lets in security groups, no addresses; the functions' own group exists where a VPC is given."""
+    """From the functions' group to the proxy's, from there to the database's, at its port: each step open, nothing else."""
+    given = DEPLOYMENTS[name]
+    port = int(given.get("Port", 5432))
+    client = given.get("SecurityGroupIds", "GroupId-of-FunctionSecurityGroup")
+    for function in stack.of_type("AWS::Lambda::Function").values():
+        expected = {"SubnetIds": ["subnet-1", "subnet-2"], "SecurityGroupIds": [client]}
+        assert function.get("VpcConfig") == (expected if "SubnetIds" in given else None), name
+    groups = stack.of_type("AWS::EC2::SecurityGroup")
+    assert groups.keys() == ({"FunctionSecurityGroup"} if client.startswith("GroupId") and "VpcId" in given else set())
+    for group in groups.values():
+        outwards = {(given.get("DatabaseCidr", "0.0.0.0/0"), "tcp", port, port), ("0.0.0.0/0", "tcp", 443, 443)}
+        assert openings(group["SecurityGroupEgress"]) == outwards, name
+        assert "SecurityGroupIngress" not in group
+        assert group["VpcId"] == "vpc-1"
     for nested in stack.nested.values():
-        for group in nested.of_type("AWS::EC2::SecurityGroup").values():
-            for rule in group.get("SecurityGroupIngress", []):
-                assert "CidrIp" not in rule, f"{name}: {rule}"
-                assert rule["SourceSecurityGroupId"] == "GroupId-of-FunctionSecurityGroup"
+        of_database, of_proxy, of_endpoint = (
+            f"GroupId-of-{kind}SecurityGroup" for kind in ("Database", "Proxy", "Endpoint")
+        )
+        proxied, closed = given.get("Endpoint") == "proxy", "RouteTableIds" in given
+        inwards = {"DatabaseSecurityGroup": {(client, "tcp", port, port)}}
+        outwards = {"DatabaseSecurityGroup": NO_EGRESS}
+        if proxied:
+            inwards["DatabaseSecurityGroup"].add((of_proxy, "tcp", port, port))
+            inwards["ProxySecurityGroup"] = {(client, "tcp", port, port)}
+            outwards["ProxySecurityGroup"] = {(of_database, "tcp", port, port)}
+            # The target group reports healthy only when the proxy reaches the database.
+            assert nested.attribute("ProxyTargets", "DependsOn") == "ProxyMayConnect"
+        if closed:
+            inwards["EndpointSecurityGroup"] = {(client, "tcp", 443, 443)}
+            outwards["EndpointSecurityGroup"] = NO_EGRESS
+        found = nested.of_type("AWS::EC2::SecurityGroup")
+        seen = {key: openings(group["SecurityGroupIngress"]) for key, group in found.items()}
+        for rule in nested.of_type("AWS::EC2::SecurityGroupIngress").values():
+            seen[rule["GroupId"].removeprefix("GroupId-of-")] |= openings([rule])
+        assert seen == inwards, name
+        assert {key: openings(group["SecurityGroupEgress"]) for key, group in found.items()} == outwards, name
+        attached = {
+            "AWS::RDS::DBCluster": ("VpcSecurityGroupIds", of_database),
+            "AWS::RDS::DBInstance": ("VPCSecurityGroups", of_database),
+            "AWS::RDS::DBProxy": ("VpcSecurityGroupIds", of_proxy),
+            "AWS::EC2::VPCEndpoint": ("SecurityGroupIds", of_endpoint),
+        }
+        for kind, (key, group) in attached.items():
+            for resource in nested.of_type(kind).values():
+                if "DBClusterIdentifier" not in resource or kind == "AWS::RDS::DBCluster":
+                    assert resource.get("VpcEndpointType") == "Gateway" or resource[key] == [group], f"{name}: {kind}"
+        for kind, key in (("AWS::RDS::DBProxy", "VpcSubnetIds"), ("AWS::RDS::DBSubnetGroup", "SubnetIds")):
+            for resource in nested.of_type(kind).values():
+                assert resource[key] == ["subnet-1", "subnet-2"], f"{name}: {kind}"
         for instance in nested.of_type("AWS::RDS::DBInstance").values():
             assert instance["PubliclyAccessible"] is False
-    configuration = stack.properties("ReportSalesFunction").get("VpcConfig")
-    assert (configuration is not None) == ("SubnetIds" in DEPLOYMENTS[name]), name
-    if configuration:
-        assert configuration["SecurityGroupIds"] in (["sg-1"], ["GroupId-of-FunctionSecurityGroup"]), name
 
 
 @each_deployment
 def endpoints_are_made_where_there_is_no_way_out(name: str, stack: Stack) -> None:
-    """Secrets Manager and S3 get endpoints in closed subnets, by the names that AWS gives these services."""
+    """Closed subnets get endpoints for Secrets Manager and S3, for this account and CloudFormation's answer only."""
+    own = {"StringEquals": {"aws:PrincipalAccount": ACCOUNT, "aws:ResourceAccount": ACCOUNT}}
     for nested in stack.nested.values():
-        services = {endpoint["ServiceName"] for endpoint in nested.of_type("AWS::EC2::VPCEndpoint").values()}
-        closed = {f"com.amazonaws.{REGION}.secretsmanager", f"com.amazonaws.{REGION}.s3"}
-        assert services == (closed if "RouteTableIds" in DEPLOYMENTS[name] else set()), name
+        endpoints = nested.of_type("AWS::EC2::VPCEndpoint")
+        services = {endpoint["ServiceName"]: endpoint for endpoint in endpoints.values()}
+        secrets, storage = f"com.amazonaws.{HOME.region}.secretsmanager", f"com.amazonaws.{HOME.region}.s3"
+        assert services.keys() == ({secrets, storage} if "RouteTableIds" in DEPLOYMENTS[name] else set()), name
+        for endpoint in endpoints.values():
+            for statement in endpoint["PolicyDocument"]["Statement"]:
+                if statement.get("Condition") != own:
+                    assert statement["Action"] == "s3:PutObject"
+                    bucket = "arn:aws:s3:::cloudformation-custom-resource-response-"
+                    assert statement["Resource"] == [f"{bucket}{region}/*" for region in ("euwest1", "eu-west-1")]
+        if services:
+            assert services[secrets]["PrivateDnsEnabled"] is True
+            assert services[secrets]["SubnetIds"] == ["subnet-1", "subnet-2"]
+            assert services[storage]["RouteTableIds"] == ["rtb-1"]
+            assert len(services[storage]["PolicyDocument"]["Statement"]) == 2
 
 
-def nested_parameters_and_outputs_match(templates: Templates) -> None:
-    """What the application hands to the nested stack is what that one declares, with the same patterns and defaults."""
-    given = templates.application["Resources"]["DemoDatabase"]["Properties"]["Parameters"]
-    declared = templates.database["Parameters"]
-    assert given.keys() == declared.keys()
-    for name in ("EngineVersion", "Database", "User", "Port"):
-        ours, theirs = templates.application["Parameters"][name], declared[name]
-        for key in ("Default", "AllowedPattern"):
-            assert ours.get(key) == theirs.get(key), name
+# ---- Limits ----------------------------------------------------------------------------------------------------------
+
+
+def limits_reach_what_they_limit(templates: Templates) -> None:
+    """Each number that bounds the fleet arrives where it is enforced; 0 reserves nothing, and is passed on to nobody."""
+    numbers = {"PoolSize": "3", "ConnectionLimit": "41", "OrdersConcurrency": "7", "WorkersConcurrency": "9"}
+    stack = templates.deploy_with(DEPLOYMENTS["aurora"] | numbers)
+    functions = stack.of_type("AWS::Lambda::Function")
+    reserved = {
+        key: of["ReservedConcurrentExecutions"] for key, of in functions.items() if "ReservedConcurrentExecutions" in of
+    }
+    assert reserved == {"HandleOrdersFunction": "7", "ReportSalesFunction": 1}
+    assert {of["Environment"]["Variables"]["PLUNGEPOOL_POOL_SIZE"] for of in functions.values()} == {"3"}
+    variables = functions["PrepareDatabaseFunction"]["Environment"]["Variables"]
+    assert variables["APP_ROLE_CONNECTION_LIMIT"] == "41"
+    assert stack.nested["DemoDatabase"].values["ConnectionLimit"] == "41"
+    [source] = stack.of_type("AWS::Lambda::EventSourceMapping").values()
+    assert source["ScalingConfig"] == {"MaximumConcurrency": "9"}
+    unreserved = templates.deploy_with(DEPLOYMENTS["aurora"] | {"OrdersConcurrency": "0"})
+    for function in unreserved.of_type("AWS::Lambda::Function").values():
+        assert "ReservedConcurrentExecutions" not in function
+
+
+def numbers_add_up(templates: Templates) -> None:
+    """The defaults, and the example in the description, are the connection limit; the description has the sum."""
+    parameters = templates.source["Parameters"]
+    limit, workers, orders = (
+        parameters[name]["Default"] for name in ("ConnectionLimit", "WorkersConcurrency", "OrdersConcurrency")
+    )
+    told = re.search(
+        r"(\d+) here \+ (\d+) workers \+ (\d+) report \+ (\d+) check = (\d+)",
+        parameters["OrdersConcurrency"]["Description"],
+    )
+    assert [*map(int, told.groups())] == [orders, workers, 1, 1, limit]
+    assert orders + workers + 1 + 1 == limit
+    assert "concurrency x PoolSize" in parameters["OrdersConcurrency"]["Description"]
+
+
+@each_deployment
+def nobody_waits_longer_than_is_of_use(name: str, stack: Stack) -> None:
+    """A handler ends before the API gives it up; the proxy lets nobody wait longer, and leaves connections to people."""
+    handler = stack.properties("HandleOrdersFunction")["Timeout"]
+    assert handler < 30  # the longest integration of an HTTP API
+    [stage] = stack.of_type("AWS::ApiGatewayV2::Stage").values()
+    assert 0 < stage["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 1000
+    assert 0 < stage["DefaultRouteSettings"]["ThrottlingBurstLimit"] <= 1000
+    for nested in stack.nested.values():
+        for target in nested.of_type("AWS::RDS::DBProxyTargetGroup").values():
+            pool = target["ConnectionPoolConfigurationInfo"]
+            assert pool["ConnectionBorrowTimeout"] < handler, name
+            assert 50 <= pool["MaxConnectionsPercent"] <= 90
+            assert 0 < pool["MaxIdleConnectionsPercent"] <= pool["MaxConnectionsPercent"]
+            expected = "DBClusterIdentifiers" if stack.values["DatabaseMode"] == "aurora" else "DBInstanceIdentifiers"
+            assert {key for key in target if key.endswith("Identifiers")} == {expected}, name
+            assert target["TargetGroupName"] == "default"
+        for cluster in nested.of_type("AWS::RDS::DBCluster").values():
+            scaling = cluster["ServerlessV2ScalingConfiguration"]
+            assert 0 < scaling["MinCapacity"] < scaling["MaxCapacity"] <= 16
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+@each_deployment
+def data_outlives_mistakes(name: str, stack: Stack) -> None:
+    """The database is encrypted, backed up, protected, kept as a snapshot unless that is not wanted, and can grow."""
+    given = DEPLOYMENTS[name]
+    for nested in stack.nested.values():
+        aurora = given["DatabaseMode"] == "aurora"
+        logical_id = "Cluster" if aurora else "Instance"
+        assert set(nested.of_type("AWS::RDS::DBCluster")) == ({"Cluster"} if aurora else set())
+        assert set(nested.of_type("AWS::RDS::DBInstance")) == {"ClusterInstance" if aurora else "Instance"}
+        database = nested.properties(logical_id)
+        kept = "Delete" if given.get("FinalSnapshot") == "false" else "Snapshot"
+        assert nested.attribute(logical_id, "DeletionPolicy") == kept, name
+        assert nested.attribute(logical_id, "UpdateReplacePolicy") == "Snapshot"
+        assert database["DeletionProtection"] == given.get("ProtectDatabase", "true"), name
+        assert database["BackupRetentionPeriod"] >= 7
+        for switch in (
+            "StorageEncrypted",
+            "CopyTagsToSnapshot",
+            "ManageMasterUserPassword",
+            "EnableIAMDatabaseAuthentication",
+        ):
+            assert database[switch] is True, f"{name}: {switch}"
+        assert "MasterUserPassword" not in database
+        assert database["Port"] == stack.values["Port"]
+        if not aurora:
+            assert database["MaxAllocatedStorage"] >= 2 * int(database["AllocatedStorage"])
+        group = nested.properties(
+            (database.get("DBClusterParameterGroupName") or database["DBParameterGroupName"]).removeprefix("ref-")
+        )
+        major = given.get("EngineVersion", "17").partition(".")[0]
+        assert group["Family"] == ("aurora-postgresql" if aurora else "postgres") + major
+        assert group["Parameters"]["rds.force_ssl"] == "1"
+        named = templated_database(nested.template, "orders")
+        assert named == ("orders", None), named
+
+
+def templated_database(template: dict, name: str) -> tuple[str | None, str | None]:
+    """Return what the database is called where its name is given, and where it is postgres, which is always there."""
+    given = {"Mode": "instance", "VpcId": "vpc-1", "SubnetIds": "subnet-1", "ClientSecurityGroupId": "sg-1"}
+    stacks = (Stack(template, given | {"Database": database}) for database in (name, "postgres"))
+    first, second = (stack.properties("Instance").get("DBName") for stack in stacks)
+    return first, second
+
+
+def what_others_use_is_kept(templates: Templates) -> None:
+    """A layer's version that other stacks may use outlives the stack, and the next version; what is not shared goes."""
+    for name, stack in templates.everywhere():
+        for logical_id, of in stack.resources.items():
+            if of["Type"] == "AWS::Lambda::LayerVersion":
+                kept = logical_id.startswith("PlungepoolLayer")
+                assert of["DeletionPolicy"] == ("Retain" if kept else "Delete"), f"{name}: {logical_id}"
+            elif of["Type"] not in ("AWS::RDS::DBCluster", "AWS::RDS::DBInstance", "AWS::Lambda::Version"):
+                assert of.get("DeletionPolicy", "Delete") == "Delete", f"{name}: {logical_id}"
 
 
 def engine_version_is_offered(templates: Templates) -> None:
@@ -327,6 +581,51 @@ def engine_version_is_offered(templates: Templates) -> None:
         assert version in offered, f"{version} of {engine}"
 
 
+# ---- Secrets ---------------------------------------------------------------------------------------------------------
+
+
+def passwords_are_not_shown(templates: Templates) -> None:
+    """A parameter that takes a password hides it; it reaches the variables of the functions that use it, and nothing else."""
+    for template in (templates.application, templates.database, templates.project):
+        for name, declared in template["Parameters"].items():
+            assert (declared.get("NoEcho") is True) == name.endswith("Password"), name
+            assert not (name.endswith("Password") and declared["Default"])
+    stack = templates.deploy("existing, password")
+    shown = {"of-the-role": set(), "of-the-admin": set()}
+    for path, text in stack.everything():
+        for password, where in shown.items():
+            if password in text:
+                where.add(path)
+    functions = stack.of_type("AWS::Lambda::Function")
+    own = {f"/{name}/Environment/Variables/PLUNGEPOOL_PASSWORD" for name in functions}
+    preparing = "/PrepareDatabaseFunction/Environment/Variables/"
+    assert shown["of-the-admin"] == {preparing + "PLUNGEPOOL_PASSWORD"}
+    assert shown["of-the-role"] == own - {preparing + "PLUNGEPOOL_PASSWORD"} | {preparing + "APP_ROLE_PASSWORD"}
+
+
+@each_deployment
+def secrets_are_named_where_they_are_used(name: str, stack: Stack) -> None:
+    """Only prepare_database is told of the administrator; the functions of their secret where they sign in by it."""
+    given = DEPLOYMENTS[name]
+    for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
+        variables = function["Environment"]["Variables"]
+        if logical_id == "PrepareDatabaseFunction":
+            continue
+        assert variables["PLUNGEPOOL_SECRET_ARN"] == (given["SecretArn"] if given.get("Auth") == "secret" else ""), name
+        assert bool(variables["PLUNGEPOOL_PASSWORD"]) == (given.get("Auth") == "password"), name
+        assert not any(key.startswith("APP_ROLE") for key in variables)
+    for nested in stack.nested.values():
+        for secret in nested.of_type("AWS::SecretsManager::Secret").values():
+            generated = secret["GenerateSecretString"]
+            assert json.loads(generated["SecretStringTemplate"]) == {"username": stack.values["User"]}
+            assert (generated["GenerateStringKey"], generated["PasswordLength"] >= 32) == ("password", True)
+            assert generated["ExcludePunctuation"] is True
+            assert "SecretString" not in secret
+
+
+# ---- Schedules and queues --------------------------------------------------------------------------------------------
+
+
 def queue_outlives_its_function(templates: Templates) -> None:
     """A message stays hidden six times as long as the function runs, and dies into a queue that keeps it longer."""
     stack = templates.deploy("existing, DSQL")
@@ -335,8 +634,13 @@ def queue_outlives_its_function(templates: Templates) -> None:
     assert dead["MessageRetentionPeriod"] > queue["MessageRetentionPeriod"]
     assert 3 <= queue["RedrivePolicy"]["maxReceiveCount"] <= 10
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == "Arn-of-DeadOrders"
+    for name, properties in stack.of_type("AWS::SQS::Queue").items():
+        assert properties["SqsManagedSseEnabled"] is True, name
+        assert properties["MessageRetentionPeriod"] == 1209600 or name == "Orders", name
     [source] = stack.of_type("AWS::Lambda::EventSourceMapping").values()
     assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert source["EventSourceArn"] == "Arn-of-Orders"
+    assert source["BatchSize"] <= 10
 
 
 def schedule_is_well_formed(templates: Templates) -> None:
@@ -355,30 +659,420 @@ def schedule_is_well_formed(templates: Templates) -> None:
             assert (int(hour) < 24, int(minute) < 60) == (True, True), expression
 
 
-def logs_end(templates: Templates) -> None:
-    """Every function writes to a log group of the stack, of its own, that has an end; and is traced."""
+def report_is_of_yesterday_and_never_lost(templates: Templates) -> None:
+    """The report is asked for once a day of UTC, by which it counts; tried again within that day; and else kept in a queue."""
     stack = templates.deploy("existing, DSQL")
-    groups = stack.of_type("AWS::Logs::LogGroup")
-    assert all(group.get("RetentionInDays") for group in groups.values())
-    used = []
-    for function in stack.of_type("AWS::Lambda::Function").values():
-        used.append(function["LoggingConfig"]["LogGroup"].removeprefix("ref-"))
-        assert function["LoggingConfig"]["LogFormat"] == "JSON"
-        assert function["TracingConfig"] == {"Mode": "Active"}
-    assert len(used) == len(set(used))
-    assert set(used) <= groups.keys()
+    [schedule] = stack.of_type("AWS::Scheduler::Schedule").values()
+    assert schedule["ScheduleExpressionTimezone"] == "UTC"
+    assert schedule.get("State", "ENABLED") == "ENABLED"
+    minute, hour = map(int, re.fullmatch(r"cron\((\d+) (\d+) \* \* \? \*\)", schedule["ScheduleExpression"]).groups())
+    window = schedule["FlexibleTimeWindow"]["MaximumWindowInMinutes"]
+    target = schedule["Target"]
+    assert target["Arn"] == "Arn-of-ReportSalesFunction"
+    assert target["RetryPolicy"]["MaximumRetryAttempts"] >= 3
+    assert target["DeadLetterConfig"] == {"Arn": "Arn-of-LostReports"}
+    [invoked] = stack.of_type("AWS::Lambda::EventInvokeConfig").values()
+    assert invoked["FunctionName"] == "ref-ReportSalesFunction"
+    assert invoked["MaximumRetryAttempts"] == 2
+    assert invoked["DestinationConfig"] == {"OnFailure": {"Destination": "Arn-of-LostReports"}}
+    # A retry after midnight would report another day.
+    latest = target["RetryPolicy"]["MaximumEventAgeInSeconds"] + invoked["MaximumEventAgeInSeconds"]
+    assert (hour * 60 + minute + window) * 60 + latest < 24 * 3600
+
+
+# ---- Logs and alarms -------------------------------------------------------------------------------------------------
+
+
+def logs_end(templates: Templates) -> None:
+    """Every function, the API, the database and the proxy write to a log group of the stack that has an end."""
+    for name, stack in templates.everywhere():
+        groups = stack.of_type("AWS::Logs::LogGroup")
+        for key, group in groups.items():
+            expected = 30 if name.startswith("project") else "30"
+            assert group["RetentionInDays"] == expected, f"{name}: {key}"
+        used = []
+        for function in stack.of_type("AWS::Lambda::Function").values():
+            used.append(function["LoggingConfig"]["LogGroup"].removeprefix("ref-"))
+            assert function["LoggingConfig"]["LogFormat"] == "JSON"
+            assert function["TracingConfig"] == {"Mode": "Active"}
+        assert len(used) == len(set(used))
+        assert set(used) <= groups.keys()
+        named = {group.get("LogGroupName"): key for key, group in groups.items()}
+        # What RDS writes to, if it is there before; it would make the group itself, without an end.
+        for kind, key, path in (
+            ("AWS::RDS::DBCluster", "DBClusterIdentifier", "/aws/rds/cluster/{}/postgresql"),
+            ("AWS::RDS::DBInstance", "DBInstanceIdentifier", "/aws/rds/instance/{}/postgresql"),
+            ("AWS::RDS::DBProxy", "DBProxyName", "/aws/rds/proxy/{}"),
+        ):
+            for logical_id, resource in stack.of_type(kind).items():
+                if kind == "AWS::RDS::DBProxy" or resource.get("EnableCloudwatchLogsExports"):
+                    group = named.get(path.format(resource[key]))
+                    assert stack.attribute(logical_id, "DependsOn") == group is not None, f"{name}: {logical_id}"
+    days = templates.deploy_with(DEPLOYMENTS["aurora, proxy"] | {"LogRetentionDays": "7"})
+    for stack in (days, days.nested["DemoDatabase"]):
+        assert {group["RetentionInDays"] for group in stack.of_type("AWS::Logs::LogGroup").values()} == {"7"}
+
+
+# Namespace, metric: dimension, statistics that say something, and the least and the greatest sensible threshold.
+# AWS: Lambda Developer Guide, "Types of metrics"; SQS, API Gateway, RDS and Aurora User Guides (rds-proxy.monitoring).
+METRICS: dict[tuple[str, str], tuple[str, str, float, float]] = {
+    ("AWS/Lambda", "Errors"): ("FunctionName", "Sum", 1, 10),
+    ("AWS/Lambda", "Throttles"): ("FunctionName", "Sum", 1, 100),
+    ("AWS/ApiGateway", "5xx"): ("ApiId", "Sum", 1, 100),
+    ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): ("QueueName", "Maximum", 1, 1),
+    ("AWS/SQS", "ApproximateAgeOfOldestMessage"): ("QueueName", "Maximum", 300, 86400),
+    ("AWS/RDS", "DatabaseConnections"): ("DB", "Maximum", 50, 95),  # per cent of ConnectionLimit
+    ("AWS/RDS", "FreeStorageSpace"): ("DB", "Minimum", 1e9, 4e9),  # bytes
+    ("AWS/RDS", "ACUUtilization"): ("DB", "Average", 70, 100),  # per cent
+    ("AWS/RDS", "DatabaseConnectionsSetupFailed"): ("ProxyName", "Sum", 1, 100),
+    ("AWS/RDS", "ClientConnectionsSetupFailedAuth"): ("ProxyName", "Sum", 1, 100),
+    ("AWS/RDS", "DatabaseConnectionsBorrowLatency"): ("ProxyName", "Average", 100_000, 10_000_000),  # microseconds
+    ("AWS/RDS", "DatabaseConnectionsCurrentlySessionPinned"): ("ProxyName", "Minimum", 1, 10),
+}
+
+
+def alarms_of(stack: Stack, topic: str) -> Iterator[tuple[str, str, str]]:
+    """Yield namespace, metric and whose it is for each alarm, after a look at whether it can go off, and for whom."""
+    for name, alarm in stack.of_type("AWS::CloudWatch::Alarm").items():
+        metric = alarm
+        if "Metrics" in alarm:
+            [shown] = [of for of in alarm["Metrics"] if of.get("ReturnData", True)]
+            [read] = [of for of in alarm["Metrics"] if "MetricStat" in of]
+            assert shown["Expression"] == f"100 * {read['Id']} / {stack.values['ConnectionLimit']}", name
+            metric = read["MetricStat"]["Metric"] | {"Statistic": read["MetricStat"]["Stat"]}
+            metric |= {"Period": read["MetricStat"]["Period"]}
+        [dimension] = metric["Dimensions"]
+        kind, statistic, least, most = METRICS[metric["Namespace"], metric["MetricName"]]
+        if kind == "DB":
+            kind = "DBClusterIdentifier" if stack.values["Mode"] == "aurora" else "DBInstanceIdentifier"
+        assert (dimension["Name"], metric["Statistic"]) == (kind, statistic), name
+        assert least <= alarm["Threshold"] <= most, name
+        assert metric["Period"] in (60, 300), name
+        assert 1 <= alarm["EvaluationPeriods"] <= 5
+        less = metric["MetricName"] == "FreeStorageSpace"
+        assert alarm["ComparisonOperator"] == ("LessThan" if less else "GreaterThanOrEqualTo") + "Threshold", name
+        assert alarm["TreatMissingData"] == "notBreaching", name
+        assert alarm["AlarmDescription"], name
+        for actions in ("AlarmActions", "OKActions"):
+            assert alarm.get(actions) == ([topic] if topic else None), name
+        assert alarm.get("ActionsEnabled", True) is True
+        yield metric["Namespace"].removeprefix("AWS/"), metric["MetricName"], dimension["Value"].rpartition("-")[2]
+
+
+@each_deployment
+def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
+    """Errors, throttles, dead letters, late orders, 5xx, the database's and the proxy's limits each have one alarm that can go off."""
+    topic = DEPLOYMENTS[name].get("AlarmTopicArn", "")
+    functions = {"HandleOrdersFunction", "FulfilOrdersFunction", "ReportSalesFunction"}
+    expected = {("Lambda", metric, function) for metric in ("Errors", "Throttles") for function in functions}
+    expected |= {("SQS", "ApproximateNumberOfMessagesVisible", queue) for queue in ("DeadOrders", "LostReports")}
+    expected |= {("SQS", "ApproximateAgeOfOldestMessage", "Orders"), ("ApiGateway", "5xx", "Api")}
+    assert sorted(alarms_of(stack, topic)) == sorted(expected), name
+    for nested in stack.nested.values():
+        of_database = "Cluster" if stack.values["DatabaseMode"] == "aurora" else "Instance"
+        limit = "ACUUtilization" if of_database == "Cluster" else "FreeStorageSpace"
+        expected = {("RDS", "DatabaseConnections", of_database), ("RDS", limit, of_database)}
+        if DEPLOYMENTS[name].get("Endpoint") == "proxy":
+            expected |= {("RDS", metric, "Proxy") for (_, metric), (kind, *_) in METRICS.items() if kind == "ProxyName"}
+        assert sorted(alarms_of(nested, topic)) == sorted(expected), name
+
+
+def new_version_is_tried_first(templates: Templates) -> None:
+    """A new version of handle_orders takes over as OrdersDeployment says, and is rolled back if the old alarm goes off."""
+    assert templates.source["Resources"]["HandleOrdersFunction"]["Properties"]["DeploymentPreference"]["Type"] == {
+        "Ref": "OrdersDeployment"
+    }
+    stack = templates.deploy("existing, DSQL")
+    group = stack.properties("HandleOrdersFunctionDeploymentGroup")
+    assert group["DeploymentConfigName"] == "CodeDeployDefault.LambdaCanary10Percent5Minutes"
+    assert group["AlarmConfiguration"] == {"Enabled": True, "Alarms": [{"Name": "ref-HandleOrdersErrorsAlarm"}]}
+    assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
+    policy = stack.attribute("HandleOrdersFunctionAliaslive", "UpdatePolicy")["CodeDeployLambdaAliasUpdate"]
+    assert policy["DeploymentGroupName"] == "ref-HandleOrdersFunctionDeploymentGroup"
+    # Shorter than the canary's time, or it would go off when all is over.
+    alarm = stack.properties("HandleOrdersErrorsAlarm")
+    assert alarm["Period"] * alarm["EvaluationPeriods"] <= 120
+
+
+# ---- Outputs and parameters ------------------------------------------------------------------------------------------
+
+
+@each_deployment
+def outputs_say_where_things_are(name: str, stack: Stack) -> None:
+    """Each output is what its name says, and every text in the stack resolves."""
+    layer = f"ref-{next(key for key in stack.resources if key.startswith('PlungepoolLayer'))}"
+    assert stack.outputs() == {
+        "LayerArn": layer,
+        "LayerArnParameter": "ref-LayerArnParameter",
+        "ApiUrl": f"https://ref-Api.execute-api.{HOME.region}.amazonaws.com/orders",
+        "QueueUrl": "ref-Orders",
+        "DeadLetterQueueUrl": "ref-DeadOrders",
+        "LostReportsUrl": "ref-LostReports",
+        "HandleOrdersAlias": "ref-HandleOrdersFunctionAliaslive",
+        "PrepareDatabaseFunction": "ref-PrepareDatabaseFunction",
+        "CheckDatabaseFunction": "ref-CheckDatabaseFunction",
+    }
+    assert stack.properties("LayerArnParameter")["Value"] == layer
+    for nested in stack.nested.values():
+        kind = "Cluster" if DEPLOYMENTS[name]["DatabaseMode"] == "aurora" else "Instance"
+        proxied = DEPLOYMENTS[name].get("Endpoint") == "proxy"
+        expected = {
+            "Host": "Endpoint-of-Proxy" if proxied else f"Endpoint.Address-of-{kind}",
+            "Port": DEPLOYMENTS[name].get("Port", "5432"),
+            "ResourceId": "prx-Proxy"
+            if proxied
+            else f"Db{'i' if kind == 'Instance' else 'Cluster'}ResourceId-of-{kind}",
+            "AdminHost": f"Endpoint.Address-of-{kind}",
+            "AdminSecretArn": f"MasterUserSecret.SecretArn-of-{kind}",
+        }
+        expected["ResourceId"] = expected["ResourceId"].replace("DbCluster", "DBCluster")
+        if proxied and DEPLOYMENTS[name].get("ProxyAuth") != "iam":
+            expected["ApplicationSecretArn"] = "Id-of-ApplicationSecret"
+        assert nested.outputs() == expected, name
+    for path, text in stack.everything():
+        assert "${" not in text or path.startswith("/Api/Body"), f"{name}: {path}: {text}"
+
+
+NAMES = {"LogGroupName", "LayerName", "FunctionName", "RoleName", "QueueName", "AlarmName", "TopicName", "SecretName",
+         "DBClusterIdentifier", "DBInstanceIdentifier", "DBProxyName", "DBSubnetGroupName", "GroupName", "ManagedPolicyName"}  # fmt: skip
+
+
+def two_stacks_fit_into_one_account(templates: Templates) -> None:
+    """No resource has a name that a second stack would give to its own: each has the stack's name or id in it, or none."""
+    for name, stack in templates.everywhere():
+        if name == "layer":
+            continue  # that one is there once, under a name that others know
+        own = (stack.values["AWS::StackName"], stack.values["AWS::StackId"].rpartition("-")[2], "ref-")
+        for logical_id, resource in stack.resources.items():
+            properties = stack.properties(logical_id)
+            given = {properties.get(key) for key in NAMES}
+            if resource["Type"] in ("AWS::Scheduler::Schedule", "AWS::SSM::Parameter", "AWS::SecretsManager::Secret"):
+                given.add(properties.get("Name"))
+            for fixed in filter(None, given):
+                assert any(part in fixed for part in own), f"{name}: {logical_id}: {fixed}"
+
+
+# What each parameter takes, and what it refuses.
+NAME_BOUNDS = (["orders", "_x", "A" * 63], ["", "A" * 64, "1x", "a-b", "a*", "a\n"])
+SECRET_BOUNDS = (
+    ["", SECRET + "app-Ab12Cd", SECRET.replace("arn:aws:", "arn:aws-us-gov:") + "rds!db-1-Ab12Cd"],
+    ["app", SECRET + "app", SECRET + "*", "arn:aws:ssm:eu-west-1:123456789012:parameter/x-Ab12Cd"],
+)
+KEY_BOUNDS = (
+    ["", KEY + "mrk-1", KEY.replace("aws:", "aws-cn:") + "1a-b"],
+    ["*", "alias/x", KEY + "*", SECRET + "x-Ab12Cd"],
+)
+TOPIC_BOUNDS = (["", TOPIC], ["on-call", TOPIC + "*", SECRET + "x-Ab12Cd"])
+FLAG_BOUNDS = (["true", "false"], ["", "yes", "True"])
+DAYS_BOUNDS = (["1", "3653"], ["0", "2", "-1", "x"])
+BOUNDS: dict[str, tuple[list[str], list[str]]] = {
+    "DatabaseMode": (["existing", "aurora", "instance"], ["", "cluster"]),
+    "Endpoint": (["direct", "proxy"], ["", "pooler"]),
+    "Host": (["", "db.example.com", "::1", "a_b"], ["a b", "db/x", "db,x", "db\n"]),
+    "Port": (["1", "65535"], ["0", "65536", "-1", "x", ""]),
+    "Database": NAME_BOUNDS,
+    "User": NAME_BOUNDS,
+    "Auth": (["password", "secret", "iam", "dsql"], ["", "none"]),
+    "SecretArn": SECRET_BOUNDS,
+    "SecretKeyArn": KEY_BOUNDS,
+    "ResourceId": (["", "prx-1a", "cluster-A1", "db-1", "a" * 26], ["*", "my-database", "prx-*", "a" * 25]),
+    "Password": (["", "any thing ü"], []),
+    "Tls": (["verify-full", "disable"], ["", "require"]),
+    "AdminSecretArn": SECRET_BOUNDS,
+    "AdminSecretKeyArn": KEY_BOUNDS,
+    "AdminUser": (["", *NAME_BOUNDS[0]], NAME_BOUNDS[1][1:]),
+    "AdminPassword": (["", "any thing ü"], []),
+    "VpcId": (["", "vpc-0a1b"], ["vpc-", "subnet-1", "vpc-xyz"]),
+    "SubnetIds": (["", "subnet-1,subnet-2"], []),
+    "SecurityGroupIds": (["", "sg-1"], []),
+    "DatabaseCidr": (["0.0.0.0/0", "10.0.0.0/16", "10.1.2.3/32"], ["", "10.0.0.0", "10.0.0.0/33", "::/0", "10.0.0/8"]),
+    "RouteTableIds": (["", "rtb-1,rtb-2"], []),
+    "PoolSize": (["1", "16"], ["0", "17", "x"]),
+    "ConnectionLimit": (["1", "10000"], ["0", "10001", "-1"]),
+    "OrdersConcurrency": (["0", "1000"], ["-1", "1001"]),
+    "WorkersConcurrency": (["2", "1000"], ["1", "1001"]),  # the bounds of SQS
+    "EngineVersion": (["14", "18", "16.3", "17.10"], ["", "13", "19", "17.", "17.123", "latest"]),
+    "ProxyAuth": (["secret", "iam"], ["", "password"]),
+    "ProtectDatabase": FLAG_BOUNDS,
+    "FinalSnapshot": FLAG_BOUNDS,
+    "Architecture": (["arm64", "x86_64"], ["", "amd64"]),
+    "LogLevel": (["DEBUG", "INFO", "WARN", "ERROR"], ["", "WARNING", "info"]),
+    "LogRetentionDays": DAYS_BOUNDS,
+    "PowertoolsLayerArn": (
+        ["", f"arn:aws:lambda:{HOME.region}:017000801446:layer:AWSLambdaPowertoolsPythonV3-python313-arm64:1"],
+        ["*", f"arn:aws:lambda:{HOME.region}:017000801446:layer:Powertools"],
+    ),
+    "OrdersDeployment": (["AllAtOnce", "Canary10Percent5Minutes"], ["", "Canary"]),
+    "AlarmTopicArn": TOPIC_BOUNDS,
+}
+DATABASE_BOUNDS: dict[str, tuple[list[str], list[str]]] = {
+    "Mode": (["aurora", "instance"], ["", "existing"]),
+    "Port": (["1150", "65535"], ["1149", "65536"]),  # RDS's own
+    "Protect": FLAG_BOUNDS,
+    "VpcId": (["vpc-1"], [""]),
+    "SubnetIds": (["subnet-1,subnet-2"], [""]),
+    "ClientSecurityGroupId": (["sg-1"], [""]),
+}
+PROJECT_BOUNDS: dict[str, tuple[list[str], list[str]]] = {
+    "Host": (["db", "::1"], ["", "a b"]),
+    "ResourceId": (["prx-1", "cluster-A", "db-1"], ["", "*", "my-database"]),
+    "Concurrency": (["0", "1000"], ["-1", "1001"]),
+    "PlungepoolLayerArn": (
+        ["", f"arn:aws:lambda:{HOME.region}:{ACCOUNT}:layer:plungepool:1"],
+        ["*", f"arn:aws:lambda:{HOME.region}:{ACCOUNT}:layer:plungepool"],
+    ),
+}
+
+
+def parameters_are_held_to_their_bounds(templates: Templates) -> None:
+    """Each parameter of each template takes what it should, up to its bounds, and nothing beyond; and says what it is."""
+    shared = {name: BOUNDS[name] for name in templates.database["Parameters"].keys() & BOUNDS.keys()}
+    for template, bounds in (
+        (templates.application, BOUNDS),
+        (templates.database, shared | DATABASE_BOUNDS),
+        (
+            templates.project,
+            {key: BOUNDS[key] for key in ("Endpoint", "Database", "User", "SubnetIds", "SecurityGroupIds")}
+            | PROJECT_BOUNDS,
+        ),
+    ):
+        declared = template["Parameters"]
+        assert declared.keys() == bounds.keys()
+        for name, (taken, refused) in bounds.items():
+            assert len(declared[name]["Description"]) > 10, name
+            assert [value for value in taken if refusal(declared[name], value)] == [], name
+            assert [value for value in refused if not refusal(declared[name], value)] == [], name
+            default = declared[name].get("Default")
+            assert default is None or refusal(declared[name], str(default)) is None, name
+
+
+def parameters_have_a_use_and_a_place(templates: Templates) -> None:
+    """Each parameter and condition is used; the console shows each parameter once, in a group."""
+    for template in (templates.source, templates.database, templates.project):
+        used = json.dumps({key: of for key, of in template.items() if key not in ("Parameters", "Metadata")})
+        for name in template["Parameters"]:
+            assert f'{{"Ref": "{name}"}}' in used or f"${{{name}}}" in used, name
+        for name in template["Conditions"]:
+            assert f'{{"Condition": "{name}"}}' in used or f'"{name}", ' in used or f'"Condition": "{name}"' in used, (
+                name
+            )
+        if "Metadata" in template:
+            groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+            shown = [name for group in groups for name in group["Parameters"]]
+            assert sorted(shown) == sorted(template["Parameters"])
+
+
+def nested_parameters_and_outputs_match(templates: Templates) -> None:
+    """What the application hands to the nested stack is what that one declares, under the same bounds and defaults."""
+    given = templates.application["Resources"]["DemoDatabase"]["Properties"]["Parameters"]
+    declared = templates.database["Parameters"]
+    assert given.keys() == declared.keys()
+    same = {"Mode": "DatabaseMode", "Protect": "ProtectDatabase"} | {
+        name: name for name in declared.keys() & templates.application["Parameters"].keys()
+    }
+    for theirs, ours in same.items():
+        one, other = templates.application["Parameters"][ours], declared[theirs]
+        if theirs in ("VpcId", "SubnetIds", "Mode"):
+            continue  # empty in the application where there is no demo database
+        for key in ("Default", "AllowedPattern", "AllowedValues", "MaxValue"):
+            assert one.get(key) == other.get(key), theirs
+        assert given[theirs] in ({"Ref": ours}, {"Fn::Join": [",", {"Ref": ours}]}), theirs
+
+
+# ---- Rules and conditions --------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "nothing at all": ({}, "needs Host"),
+    "a secret without its ARN": ({"Host": "db", "Auth": "secret"}, "needs SecretArn"),
+    "IAM without an id": ({"Host": "db"}, "need ResourceId"),
+    "DSQL without an id": ({"Host": "db", "Auth": "dsql"}, "need ResourceId"),
+    "no password": ({"Host": "db", "Auth": "password"}, "needs Password"),
+    "a token in clear": ({"Host": "db", "ResourceId": "db-1", "Tls": "disable"}, "must be verify-full"),
+    "DSQL behind a proxy": (
+        {"Host": "db", "Auth": "dsql", "ResourceId": "a" * 26, "Endpoint": "proxy"},
+        "needs Endpoint direct",
+    ),
+    "an administrator without a password": ({"Host": "db", "ResourceId": "db-1", "AdminUser": "a"}, "go together"),
+    "a password without an administrator": ({"Host": "db", "ResourceId": "db-1", "AdminPassword": "x"}, "go together"),
+    "endpoints for a database of one's own": (
+        {"Host": "db", "ResourceId": "db-1", "RouteTableIds": "rtb-1"} | NETWORK,
+        "RouteTableIds is for a demo database",
+    ),
+    "aurora without a network": ({"DatabaseMode": "aurora"}, "need VpcId"),
+    "instance without subnets": ({"DatabaseMode": "instance", "VpcId": "vpc-1"}, "instance need SubnetIds"),
+    "aurora without a VPC": (
+        {"DatabaseMode": "aurora", "SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"},
+        "need VpcId",
+    ),
+    "a proxy at another port": (
+        {"DatabaseMode": "aurora", "Endpoint": "proxy", "Port": "5433"} | NETWORK,
+        "needs Port 5432",
+    ),
+    "subnets without groups": ({"Host": "db", "ResourceId": "db-1", "SubnetIds": "subnet-1"}, "SubnetIds need"),
+    "groups without subnets": ({"Host": "db", "ResourceId": "db-1", "SecurityGroupIds": "sg-1"}, "need SubnetIds"),
+    "a VPC without subnets": ({"Host": "db", "ResourceId": "db-1", "VpcId": "vpc-1"}, "need SubnetIds"),
+    "a demo database below RDS's ports": (
+        {"DatabaseMode": "aurora", "Port": "1149"} | NETWORK,
+        "Port must be at least",
+    ),
+}
+TAKEN: dict[str, dict[str, str]] = DEPLOYMENTS | {
+    "a pooler of one's own at another port": {
+        "Host": "db",
+        "Auth": "password",
+        "Password": "x",
+        "Endpoint": "proxy",
+        "Port": "6432",
+    },
+    "a password in clear": {"Host": "db", "Auth": "password", "Password": "x", "Tls": "disable"},
+    "groups of one's own": {"Host": "db", "ResourceId": "db-1", "SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"},
+    "a group that is made": {"Host": "db", "ResourceId": "db-1"} | NETWORK,
+    "an instance without a host": {"DatabaseMode": "instance", "Auth": "secret"} | NETWORK,
+}
+
+
+def rules_refuse_what_would_not_work(templates: Templates) -> None:
+    """CloudFormation refuses each set of parameters that could not work, says what is missing, and takes the others."""
+    for name, (parameters, text) in REFUSED.items():
+        assert text in (why_refused(templates.deploy_with, parameters) or "it is taken"), name
+    for name, parameters in TAKEN.items():
+        assert why_refused(templates.deploy_with, parameters) is None, name
+    demo = {"Mode": "aurora", "VpcId": "vpc-1", "SubnetIds": "subnet-1", "ClientSecurityGroupId": "sg-1"}
+    for endpoint, port, fits in (("proxy", "5432", True), ("proxy", "5433", False), ("direct", "5433", True)):
+        refused = why_refused(Stack, templates.database, demo | {"Endpoint": endpoint, "Port": port})
+        assert (refused is None) is fits, refused
+    subnets, groups = {"SubnetIds": "subnet-1"}, {"SecurityGroupIds": "sg-1"}
+    for network, fits in (({}, True), (subnets, False), (groups, False), (subnets | groups, True)):
+        assert (why_refused(Stack, templates.project, PROJECT | network) is None) is fits, network
+
+
+def why_refused(deploy: Callable[..., Stack], *arguments: Any) -> str | None:
+    try:
+        deploy(*arguments)
+    except Refused as refused:
+        return str(refused)
+    return None
+
+
+# ---- Functions, layers, API ------------------------------------------------------------------------------------------
 
 
 def api_asks_for_a_signature(templates: Templates) -> None:
     """Every route is signed with IAM, and leads to the alias that has SnapStart, not to $LATEST."""
     stack = templates.deploy("existing, DSQL")
-    [api] = stack.of_type("AWS::ApiGatewayV2::Api").values()
-    operations = [of for path in api["Body"]["paths"].values() for method, of in path.items() if method != "options"]
-    assert len(operations) == 3
-    for operation in operations:
-        assert operation["security"] == [{"AWS_IAM": []}]
-        assert "HandleOrdersFunctionAlias" in operation["x-amazon-apigateway-integration"]["uri"]
     assert stack.properties("HandleOrdersFunction")["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+    for one, target, routes in (
+        (stack, "HandleOrdersFunctionAlias", 3),
+        (Stack(templates.project, PROJECT), "CountVisitsFunction", 1),
+    ):
+        [api] = one.of_type("AWS::ApiGatewayV2::Api").values()
+        paths = api["Body"]["paths"].values()
+        operations = [of for path in paths for method, of in path.items() if method != "options"]
+        assert len(operations) == routes
+        for operation in operations:
+            assert operation["security"] == [{"AWS_IAM": []}]
+            assert target in operation["x-amazon-apigateway-integration"]["uri"]
+            assert operation["x-amazon-apigateway-integration"]["payloadFormatVersion"] == "2.0"
 
 
 def functions_exist(templates: Templates) -> None:
@@ -395,37 +1089,80 @@ def functions_exist(templates: Templates) -> None:
 
 
 def functions_run_where_the_layer_is_compiled(templates: Templates) -> None:
-    """Every function runs a Python that the layers are declared and compiled for, with both layers."""
-    stack = templates.deploy("existing, DSQL")
+    """Every function runs a Python and an architecture that its layers are declared and compiled for."""
     compiled = (ROOT / "layers" / "plungepool" / "build_layer.py").read_text()
-    for layer in stack.of_type("AWS::Lambda::LayerVersion").values():
-        for function in stack.of_type("AWS::Lambda::Function").values():
-            assert function["Runtime"] in layer["CompatibleRuntimes"]
-            assert f'"{function["Runtime"].removeprefix("python")}"' in compiled
-            assert function["Architectures"][0] in layer["CompatibleArchitectures"]
-            assert len(function["Layers"]) == 2
-
-
-def numbers_add_up(templates: Templates) -> None:
-    """The defaults, and the example in the description, stay within the connection limit; the description has the sum."""
-    parameters = templates.source["Parameters"]
-    limit, workers = parameters["ConnectionLimit"]["Default"], parameters["WorkersConcurrency"]["Default"]
-    orders, workers_told, report, total = map(
-        int,
-        re.search(
-            r"(\d+) here \+ (\d+) workers \+ (\d+) report = (\d+)", parameters["OrdersConcurrency"]["Description"]
-        ).groups(),
-    )
-    assert (workers_told, total) == (workers, limit)
-    assert orders + workers + report == limit
-    assert "concurrency x PoolSize" in parameters["OrdersConcurrency"]["Description"]
+    declared = []
+    for name, stack in templates.everywhere():
+        for logical_id, layer in stack.of_type("AWS::Lambda::LayerVersion").items():
+            if logical_id.startswith("PlungepoolLayer"):
+                declared.append((layer["CompatibleRuntimes"], layer["CompatibleArchitectures"]))
+            for function in stack.of_type("AWS::Lambda::Function").values():
+                assert function["Runtime"] in layer["CompatibleRuntimes"], name
+                assert f'"{function["Runtime"].removeprefix("python")}"' in compiled
+                assert function["Architectures"][0] in layer["CompatibleArchitectures"]
+                assert len(function["Layers"]) == (1 if name.startswith("project") else 2), name
+    assert all(one == declared[0] for one in declared)
 
 
 def layer_is_handed_on(templates: Templates) -> None:
-    """The layer's version ARN is an output and an SSM parameter under the stack's name."""
+    """The layer's version ARN is an output and an SSM parameter, under the stack's name, or the one that docs name."""
     stack = templates.deploy("existing, DSQL")
     assert stack.outputs()["LayerArn"] == stack.properties("LayerArnParameter")["Value"]
-    assert stack.properties("LayerArnParameter")["Name"] == "/plungepool/layer-arn"
+    assert stack.properties("LayerArnParameter")["Name"] == f"/{stack.values['AWS::StackName']}/layer-arn"
+    alone = Stack(templates.layer, {})
+    [parameter] = alone.of_type("AWS::SSM::Parameter").values()
+    assert parameter == {"Name": "/plungepool/layer-arn", "Type": "String", "Value": alone.outputs()["LayerArn"]}
+    assert alone.outputs()["LayerArn"].startswith("ref-PlungepoolLayer")
+    assert f"--name {parameter['Name']}" in (ROOT / "docs" / "start-a-project.md").read_text()
+    text = templates.texts["layers/plungepool/template.yaml"]
+    assert re.search(r"^      ContentUri: \.$", text, re.MULTILINE)
+    assert re.search(r"^      BuildMethod: makefile$", text, re.MULTILINE)
+
+
+def project_is_what_its_schema_says(templates: Templates) -> None:
+    """What `sam init` makes signs in as one user of one resource, by valid settings, within its role's connection limit."""
+    schema = (ROOT / "templates" / "{{cookiecutter.project_name}}" / "database" / "schema.sql").read_text()
+    [limit] = re.findall(r"CONNECTION LIMIT (\d+)", schema)
+    for parameters, network in (
+        (PROJECT, None),
+        (PROJECT | {"SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"}, True),
+    ):
+        stack = Stack(templates.project, parameters)
+        [function] = stack.of_type("AWS::Lambda::Function").values()
+        settings = settings_of(function)
+        assert (settings.auth, settings.user, settings.tls) == ("iam", "app", "verify-full")
+        assert function["ReservedConcurrentExecutions"] == limit
+        assert function["Timeout"] < 30
+        expected = {"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]} if network else None
+        assert function.get("VpcConfig") == expected
+        [(role, _)] = stack.of_type("AWS::IAM::Role").items()
+        assert rights_of(stack, role) == (connecting("db-1", "app"), MANAGED)
+        assert stack.outputs() == {"ApiUrl": f"https://ref-Api.execute-api.{HOME.region}.amazonaws.com"}
+    assert "ReservedConcurrentExecutions" not in Stack(templates.project, PROJECT | {"Concurrency": "0"}).properties(
+        "CountVisitsFunction"
+    )
+    published = Stack(templates.project, PROJECT | {"PlungepoolLayerArn": PROJECT_BOUNDS["PlungepoolLayerArn"][0][1]})
+    assert not published.of_type("AWS::Lambda::LayerVersion")
+    assert published.properties("CountVisitsFunction")["Layers"] == [published.values["PlungepoolLayerArn"]]
+
+
+def nothing_names_a_partition_or_a_region(templates: Templates) -> None:
+    """In another partition and region every ARN and address is that one's: GovCloud, China."""
+    for place in ELSEWHERE:
+        stacks = {name: templates.deploy(name, place) for name in DEPLOYMENTS}
+        stacks |= {"layer": Stack(templates.layer, {}, place), "project": Stack(templates.project, PROJECT, place)}
+        for name, stack in stacks.items():
+            for path, text in stack.everything():
+                # The transform, which ran here, names AWS's own policies as they are called where it runs.
+                of_aws = ":iam::aws:policy/" in text
+                assert f"arn:{HOME.partition}:" not in text or of_aws, f"{name}: {path}: {text}"
+                if path.endswith("/TemplateURL"):
+                    continue  # where examine_templates.py says that it is packaged
+                assert HOME.region not in text, f"{name}: {path}: {text}"
+                if "amazonaws.com" in text and not re.fullmatch(r"[a-z]+\.amazonaws\.com", text):
+                    assert f".{place.suffix}" in text, f"{name}: {path}: {text}"
+    for name, text in templates.texts.items():
+        assert not re.search(r"\barn:aws:|\b(eu|us|ap)-[a-z]+-\d\b", text), name
 
 
 def repository_metadata_is_complete(templates: Templates) -> None:
@@ -437,32 +1174,44 @@ def repository_metadata_is_complete(templates: Templates) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["SemanticVersion"])
     assert (ROOT / metadata["LicenseUrl"]).exists()
     assert metadata["SpdxLicenseId"] == "Apache-2.0"
-    shown = {
-        name
-        for group in templates.source["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
-        for name in group["Parameters"]
-    }
-    assert shown == templates.source["Parameters"].keys()
 
 
 RULES: list[Callable[[Templates], None]] = [
     variables_are_valid_settings,
-    signing_in_is_allowed_and_nothing_else,
+    choices_that_are_taken_are_valid_settings,
+    every_role_may_do_what_it_needs_and_nothing_else,
+    every_role_trusts_its_own_service,
     client_connects_where_it_may,
     proxy_demands_iam_and_tls,
     role_is_prepared_for_how_it_signs_in,
     preparation_is_part_of_the_deployment,
     only_the_functions_reach_the_database,
     endpoints_are_made_where_there_is_no_way_out,
-    nested_parameters_and_outputs_match,
+    limits_reach_what_they_limit,
+    numbers_add_up,
+    nobody_waits_longer_than_is_of_use,
+    data_outlives_mistakes,
+    what_others_use_is_kept,
     engine_version_is_offered,
+    passwords_are_not_shown,
+    secrets_are_named_where_they_are_used,
     queue_outlives_its_function,
     schedule_is_well_formed,
+    report_is_of_yesterday_and_never_lost,
     logs_end,
+    what_needs_somebody_wakes_somebody,
+    new_version_is_tried_first,
+    outputs_say_where_things_are,
+    two_stacks_fit_into_one_account,
+    parameters_are_held_to_their_bounds,
+    parameters_have_a_use_and_a_place,
+    nested_parameters_and_outputs_match,
+    rules_refuse_what_would_not_work,
     api_asks_for_a_signature,
     functions_exist,
     functions_run_where_the_layer_is_compiled,
-    numbers_add_up,
     layer_is_handed_on,
+    project_is_what_its_schema_says,
+    nothing_names_a_partition_or_a_region,
     repository_metadata_is_complete,
 ]

@@ -3,34 +3,44 @@
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from template_faults import APPLICATION, DATABASE, FAULTS, LAYER, LINTER, PROJECT, Fault
 from template_rules import DEPLOYMENTS, RULES, Templates
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # a build or a deployment is in the set-up of a test
-APPLICATION, DATABASE, LAYER = "template.yaml", "infrastructure/database.yaml", "layers/plungepool/template.yaml"
+FILES = (APPLICATION, DATABASE, LAYER, PROJECT)
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Examine = Callable[[dict[str, str], set[str]], dict]
+
+
+def source(file: str) -> str:
+    """Return a template's text; that of the project as `sam init` fills it in."""
+    text = (ROOT / file).read_text()
+    for name, value in json.loads((ROOT / "templates" / "cookiecutter.json").read_text()).items():
+        text = text.replace(f"{{{{ cookiecutter.{name} }}}}", value[0] if isinstance(value, list) else str(value))
+    return text
 
 
 @pytest.fixture(scope="module")
-def examined(examine: Callable[[dict[str, str], set[str]], dict]) -> dict:
+def examined(examine: Examine) -> dict:
     """The templates as they are, parsed, expanded and linted."""
-    texts = {name: (ROOT / name).read_text() for name in (APPLICATION, DATABASE, LAYER)}
-    return examine(texts, set(texts))
+    return examine({file: source(file) for file in FILES}, set(FILES))
 
 
 @pytest.fixture(scope="module")
 def templates(examined: dict) -> Templates:
     """The templates as the rules take them."""
-    return as_templates(examined[APPLICATION], examined[DATABASE])
+    return as_templates(examined, {})
 
 
-def as_templates(application: dict, database: dict) -> Templates:
-    return Templates(application["raw"], application["expanded"], database["expanded"])
+def as_templates(seen: dict, texts: dict[str, str]) -> Templates:
+    expanded = (seen[file]["expanded"] for file in FILES)
+    return Templates(seen[APPLICATION]["raw"], *expanded, texts={file: source(file) for file in FILES} | texts)
 
 
 @pytest.mark.parametrize("template", [APPLICATION, LAYER])
@@ -40,7 +50,7 @@ def test_passes_sam_validate_lint(run_sam: Run, template: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("template", [APPLICATION, DATABASE, LAYER])
+@pytest.mark.parametrize("template", FILES)
 def test_linter_finds_nothing_in_the_expanded_template(examined: dict, template: str) -> None:
     """cfn-lint finds nothing in what the transform makes of each template, where it sees more than in the SAM template."""
     assert examined[template]["problems"] == []
@@ -63,7 +73,7 @@ def test_unknown_keys_of_samconfig_are_found(run_sam: Run, tmp_path: Path) -> No
     assert set(result.stdout.split()) == {"default.deploy.parameters.resolve_s4", "default.deplo", "default.build"}
 
 
-def test_template_in_the_docs_is_valid(examine: Callable[[dict[str, str], set[str]], dict]) -> None:
+def test_template_in_the_docs_is_valid(examine: Examine) -> None:
     """The SAM template that docs/attach.md shows passes the transform and the linter."""
     [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "attach.md").read_text(), re.DOTALL)
     assert examine({"shown": shown}, {"shown"})["shown"]["problems"] == []
@@ -74,6 +84,21 @@ def test_parameters_in_the_docs_exist(templates: Templates) -> None:
     for page in ("deploy.md", "attach.md"):
         for command in re.findall(r"--parameter-overrides ((?:\\\n|[^\n])*)", (ROOT / "docs" / page).read_text()):
             assert set(re.findall(r"(\w+)=", command)) <= templates.source["Parameters"].keys(), command
+
+
+def test_every_deployment_is_tagged() -> None:
+    """`sam deploy` puts a tag on everything that it makes, in each environment of both samconfig.toml."""
+    for file in (ROOT / "samconfig.toml", ROOT / PROJECT.replace("template.yaml", "samconfig.toml")):
+        for name, of in tomllib.loads(file.read_text()).items():
+            assert name == "version" or of["deploy"]["parameters"]["tags"].startswith("application="), f"{file}: {name}"
+
+
+def test_commands_in_samconfig_would_be_taken(templates: Templates) -> None:
+    """The command that samconfig.toml shows for a demo database names what CloudFormation's rules ask for."""
+    [shown] = re.findall(r"--parameter-overrides (.*)", (ROOT / "samconfig.toml").read_text())
+    values = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"}
+    given = dict(pair.split("=") for pair in shown.split())
+    templates.deploy_with({name: values.get(name, value) for name, value in given.items()})
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -146,71 +171,27 @@ def test_no_exception_is_stale(findings: dict[str, set[str]]) -> None:
     assert findings.keys() == ACCEPTED.keys()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """A mistake as people make it: in `file`, `old` becomes `new`. `linted` where SAM or cfn-lint is to see it."""
-
-    name: str
-    old: str
-    new: str
-    file: str = APPLICATION
-    linted: bool = False
-
-
-FAULTS = [
-    Fault(name="attribute that no resource has", old="!GetAtt Orders.Arn", new="!GetAtt Orders.Arm", linted=True),
-    Fault(name="runtime that is none", old="Runtime: python3.13", new="Runtime: python3.19", linted=True),
-    Fault(name="time-out over Lambda's limit", old="Timeout: 60", new="Timeout: 1000", linted=True),
-    Fault(name="SnapStart before Python 3.12", old="Runtime: python3.13", new="Runtime: python3.11", linted=True),
-    Fault(name="log level of another library", old="LogLevel: !Ref LogLevel", new="LogLevel: WARNING", linted=True),
-    Fault(name="misspelt property", old="BatchSize: 10", new="BatchSise: 10", linted=True),
-    Fault(name="reference to nothing", old="Value: !Ref DeadOrders", new="Value: !Ref DeadOrder", linted=True),
-    Fault(name="condition that is not declared", old="Condition: AdminUsesSecret", new="Condition: AdminHasSecret", linted=True),
-    Fault(name="queue that shows a message too soon", old="VisibilityTimeout: 180", new="VisibilityTimeout: 30"),
-    Fault(name="typo in an action", old="Action: rds-db:connect", new="Action: rds-db:Conect"),
-    Fault(name="right for every user", old="dbuser:${Id}/${User}", new="dbuser:${Id}/*"),
-    Fault(name="ARN of the wrong service", old="arn:${AWS::Partition}:rds-db:", new="arn:${AWS::Partition}:rds:"),
-    Fault(name="plural of one hour", old="cron(15 0 * * ? *)", new="rate(1 hours)"),
-    Fault(name="cron of five fields", old="cron(15 0 * * ? *)", new="cron(15 0 * * *)"),
-    Fault(name="misspelt setting", old="PLUNGEPOOL_POOL_SIZE", new="PLUNGEPOOL_POOLSIZE"),
-    Fault(name="wrong variable of prepare_database", old="APP_ROLE_SECRET_ARN:", new="APP_ROLE_SECRET:"),
-    Fault(name="output that the nested stack has not", old="{DemoDatabase.Outputs.Host}", new="{DemoDatabase.Outputs.HostName}"),
-    Fault(name="version that RDS never had", file=DATABASE, old="Default: '17'", new="Default: '17.99'"),
-    Fault(name="proxy that takes passwords", file=DATABASE, old="IAMAuth: REQUIRED", new="IAMAuth: DISABLED"),
-    Fault(name="endpoint of a service misspelt", file=DATABASE, old="secretsmanager\n", new="secretmanager\n"),
-    Fault(name="proxy's id from the wrong part", file=DATABASE, old="!Select [6, !Split [':', !GetAtt Proxy", new="!Select [5, !Split [':', !GetAtt Proxy"),
-    Fault(name="no partial batch responses", old="            FunctionResponseTypes: [ReportBatchItemFailures]\n", new=""),
-    Fault(name="database open to a network", file=DATABASE, old="SourceSecurityGroupId: !Ref ClientSecurityGroupId", new="CidrIp: 10.0.0.0/8"),
-    Fault(name="public API", old="        DefaultAuthorizer: AWS_IAM\n", new=""),
-]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def faulty(examine: Callable[[dict[str, str], set[str]], dict]) -> dict:
+def faulty(examine: Examine) -> dict:
     """The templates with each fault in turn, by the fault's name."""
-    texts = {}
-    for fault in FAULTS:
-        text = (ROOT / fault.file).read_text()
-        assert fault.old in text, fault.name
-        texts[fault.name] = text.replace(fault.old, fault.new)
-    return examine(texts, {fault.name for fault in FAULTS if fault.linted})
+    faults = {fault.name: fault.apply(source(fault.file)) for fault in FAULTS}
+    return examine(faults, {fault.name for fault in FAULTS if fault.rule is LINTER})
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_seeded_fault_is_caught(examined: dict, faulty: dict, fault: Fault) -> None:
-    """Each of the seeded faults is caught: by SAM's transform or cfn-lint, else by a rule of our own."""
+    """Each of the seeded faults is caught by what is named: SAM's transform or cfn-lint, else a rule of our own."""
     seen = faulty[fault.name]
-    if fault.linted:
+    if fault.rule is LINTER:
         assert seen["problems"]
         return
-    application, database = examined[APPLICATION], examined[DATABASE]
-    changed = as_templates(application, seen) if fault.file == DATABASE else as_templates(seen, database)
+    changed = as_templates({**examined, fault.file: seen}, {fault.file: fault.apply(source(fault.file))})
+    with pytest.raises((AssertionError, LookupError, ValueError)):
+        fault.rule(changed)
 
-    def holds(rule: Callable[[Templates], None]) -> bool:
-        try:
-            rule(changed)
-        except (AssertionError, LookupError, ValueError):
-            return False
-        return True
 
-    assert [rule.__name__ for rule in RULES if not holds(rule)]
+def test_faults_are_counted() -> None:
+    """No fault hides another of the same name, the docs say how many there are, and every rule has one that it must catch."""
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+    assert re.findall(r"plants\s(\d+) mistakes", (ROOT / "docs" / "deploy.md").read_text()) == [str(len(FAULTS))]
+    assert {rule.__name__ for rule in RULES} - {fault.rule.__name__ for fault in FAULTS if fault.rule} == set()

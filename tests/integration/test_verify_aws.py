@@ -405,9 +405,12 @@ def test_says_what_is_left(account: LocalAccount, monkeypatch: pytest.MonkeyPatc
 
 
 def test_deletes_the_logs_that_services_leave(account: LocalAccount) -> None:
-    """Log groups that Lambda and RDS made for the run's resources go with it; other proxies' stay."""
+    """Log groups that Lambda and RDS made for the run's resources, and its layer, are deleted; those of others stay."""
     run, _console = run_of(account)
     run.deploy(account.network(None, ()))
+    layers = account.client("lambda")
+    for name in (f"{RUN}-plungepool", "somebody-elses"):
+        layers.publish_layer_version(LayerName=name, Content={"ZipFile": b"none"})
     logs = account.client("logs")
     for _logical, kind, physical in account.resources(RUN):
         if kind == "AWS::RDS::DBInstance":
@@ -418,6 +421,7 @@ def test_deletes_the_logs_that_services_leave(account: LocalAccount) -> None:
     assert len(left(account)["logs"]) == 5
     assert run.delete() is True
     assert left(account) == UNTOUCHED
+    assert [layer["LayerName"] for layer in layers.list_layers()["Layers"]] == ["somebody-elses"]
 
 
 def test_sam_that_fails_is_a_refusal(account: LocalAccount, tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ class Verification:
                 "Endpoint": "proxy",
                 "ProxyAuth": "iam",
                 "ProtectDatabase": "false",
+                "FinalSnapshot": "false",
+                "OrdersConcurrency": "0",  # a new account has none to reserve
                 "VpcId": network.vpc_id,
                 "SubnetIds": ",".join(network.subnet_ids),
                 "RouteTableIds": ",".join(network.route_table_ids),

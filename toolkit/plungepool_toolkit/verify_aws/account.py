@@ -169,7 +169,7 @@ class Account:
 
     def delete(self, run: str, say: Callable[[str], None], patience_s: float = 5400.0) -> list[str]:
         """
-        Delete all that a run made: its stacks, the log groups that these leave, and its bucket. Safe to call again.
+        Delete all that a run made: its stacks, the layer and the log groups that these leave, its bucket. Safe to call again.
 
         Returns: what is left, each with the command that deletes it; empty if nothing is. A step that fails does not keep
             the next from being tried. Blocks: half an hour is usual, since Lambda gives up network interfaces late.
@@ -186,6 +186,12 @@ class Account:
             with _noted(left, f"log groups {prefix}*: aws logs delete-log-group --log-group-name …"):
                 for group in logs.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]:
                     logs.delete_log_group(logGroupName=group["logGroupName"])
+        layers, layer = self.client("lambda"), f"{run}-plungepool"
+        with _noted(
+            left, f"the layer {layer}: aws lambda delete-layer-version --layer-name {layer} --version-number …"
+        ):
+            for version in layers.list_layer_versions(LayerName=layer)["LayerVersions"]:
+                layers.delete_layer_version(LayerName=layer, VersionNumber=version["Version"])
         say(f"deleting the bucket {run}")
         with _noted(left, f"the bucket {run}: aws s3 rb s3://{run} --force"):
             self._delete_bucket(run)

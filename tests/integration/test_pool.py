@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, exc, select, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, event, exc, select, text
 from sqlalchemy.orm import Session, declarative_base
 
 from plungepool import PoolExhausted, wire
@@ -359,3 +360,33 @@ def test_new_connection_is_not_pinged(make_engine: Callable[..., Engine], postgr
             trips[ping_after_idle_s] = network.round_trips
             engine.dispose()
     assert trips[0] == trips[30]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork_during_the_first_connect_does_not_deadlock(make_engine: Callable[..., Engine]) -> None:
+    """A child that is forked while another thread makes the engine's very first connection opens one of its own."""
+    engine = make_engine(pool_size=1)
+    parent, arrived, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    @event.listens_for(engine, "connect")
+    def wait(connection: object, record: object) -> None:
+        if os.getpid() == parent:
+            arrived.set()
+            go_on.wait()
+
+    def connect() -> None:
+        with engine.connect():
+            pass
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    arrived.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with engine.connect() as connection:
+            os._exit(connection.execute(text("SELECT 7")).scalar_one())
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 7

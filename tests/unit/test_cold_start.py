@@ -45,8 +45,10 @@ def test_what_was_left_out_comes_when_it_is_asked_for() -> None:
     print_it = """
 import plungepool, sys
 import sqlalchemy.util.concurrency as concurrency
-assert concurrency.asyncio.CancelledError is __import__("asyncio").CancelledError
 import asyncio, importlib.metadata
+assert concurrency.asyncio.CancelledError is asyncio.CancelledError
+assert concurrency.asyncio.TimeoutError is asyncio.TimeoutError
+assert concurrency.asyncio.get_running_loop is asyncio.get_running_loop
 async def nothing(): pass
 coroutine = nothing()
 assert concurrency.iscoroutine(coroutine) and not concurrency.iscoroutine(nothing)

@@ -31,18 +31,41 @@ _UNUSED = ("asyncio", "importlib.metadata", "sqlalchemy.dialects.postgresql.asyn
 class _Later(ModuleType):
     """Stands for a module until an attribute of it is asked for; then, and from then on, hands on the real one's."""
 
-    def iscoroutine(self, candidate: object) -> bool:
-        """Hand on asyncio's: SQLAlchemy takes this one function while it is imported, without calling it."""
-        return bool(self.__getattr__("iscoroutine")(candidate))
-
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class _Asyncio(_Later):
+    """
+    Stands for asyncio, and answers by itself what SQLAlchemy asks for within every database error.
+
+    An import there would be the first in the life of the process to be cut short by a time-out or a signal, with the
+    transaction open, and a package half imported breaks every error after it.
+    """
+
+    #: asyncio's is the built-in one (Python 3.11, "What's New")
+    TimeoutError = TimeoutError
+
+    def iscoroutine(self, candidate: object) -> bool:
+        """Hand on asyncio's: SQLAlchemy takes this one function while it is imported, without calling it."""
+        return bool(self.__getattr__("iscoroutine")(candidate))
+
+    @property
+    def CancelledError(self) -> type[BaseException]:  # noqa: N802 - asyncio names it
+        """Return asyncio's, if there is one: as long as nobody has imported it, nobody can raise it."""
+        return getattr(sys.modules.get("asyncio.exceptions"), "CancelledError", _NeverRaised)
+
+
+class _NeverRaised(BaseException):
+    """What asyncio's CancelledError is in a process without asyncio."""
+
+
 def _import_sqlalchemy() -> None:
-    proxies = [_Later(name) for name in _UNUSED if name not in sys.modules]
+    proxies = [
+        _Asyncio(name) if name == "asyncio" else _Later(name) for name in _UNUSED if name not in sys.modules
+    ]
     for proxy in proxies:
         sys.modules[proxy.__name__] = proxy
         parent, _, child = proxy.__name__.rpartition(".")

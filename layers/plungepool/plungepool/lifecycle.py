@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Each engine that lives, with what drops its credentials.
 _engines: weakref.WeakKeyDictionary[Engine, Callable[[], None]] = weakref.WeakKeyDictionary()
-_hooks_set = False
 
 
 def follow(engine: Engine, forget_credentials: Callable[[], None]) -> None:
@@ -28,21 +27,17 @@ def follow(engine: Engine, forget_credentials: Callable[[], None]) -> None:
 
     Args: forget_credentials: drops what was fetched, so that no snapshot holds a secret that is rotated later.
     """
-    global _hooks_set
     _engines[engine] = forget_credentials
-    if not _hooks_set:
-        _hooks_set = True
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forget_the_parents)
-        # The runtime says so before the handler's module is imported; elsewhere the package may not even exist.
-        if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
-            from snapshot_restore_py import register_before_snapshot
-
-            register_before_snapshot(_close_all)
 
 
 def _forget_the_parents() -> None:
     for engine in list(_engines):
+        # Another thread of the parent may have been at the first connect, which SQLAlchemy guards by a lock: nobody would
+        # release it here.
+        for name in ("connect", "first_connect"):
+            listeners = getattr(engine.pool.dispatch, name)
+            if getattr(listeners, "_exec_once_mutex", None) is not None:
+                listeners._exec_once_mutex = None
         engine.dispose(close=False)
 
 
@@ -50,3 +45,13 @@ def _close_all() -> None:
     for engine, forget_credentials in list(_engines.items()):
         engine.dispose()
         forget_credentials()
+
+
+# Hooks are set by the import, and not by the first engine: a flag "they are set" is wrong after an exception between the two.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
+# The runtime says so before the handler's module is imported; elsewhere the package may not even exist.
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+    from snapshot_restore_py import register_before_snapshot
+
+    register_before_snapshot(_close_all)

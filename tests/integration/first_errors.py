@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 
-import sqlalchemy
-from sqlalchemy import text
+# Before SQLAlchemy, as in a function: whoever imports that first has all of it.
+from plungepool import PoolExhausted, Settings, build_engine, lifecycle
 
-from plungepool import Settings, build_engine, lifecycle
+import sqlalchemy  # isort: skip
+from sqlalchemy import text  # isort: skip
 
 _, host, port = sys.argv
 imported: dict[str, list[str]] = {}
@@ -124,7 +125,7 @@ first("an error of a value", exc.DataError, statement("SELECT 1 / CAST(:x AS int
 first("a constraint", exc.IntegrityError, statement("DO $$ BEGIN RAISE unique_violation; END $$"))
 first("a conflict", exc.OperationalError, statement("DO $$ BEGIN RAISE serialization_failure; END $$"))
 first("the server's time-out", exc.OperationalError, statement("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)"))
-first("an exhausted pool", __import__("plungepool").PoolExhausted, nested)
+first("an exhausted pool", PoolExhausted, nested)
 first("a lost connection", exc.OperationalError, lost)
 first("a stale connection", None, replaced)
 first("an application's time-out", TimeoutError, struck)

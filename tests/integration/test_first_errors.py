@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from plungepool_toolkit.postgres import Postgres
 
@@ -26,44 +28,31 @@ def test_no_error_is_the_first_to_import_a_module(postgres: Postgres) -> None:
     assert {path: modules for path, modules in imported.items() if modules} == {}
 
 
-def test_strikes_during_the_first_error_break_no_later_one(postgres: Postgres) -> None:
-    """Twenty processes are struck twice within their first database error: the next error is the database's again."""
+@pytest.mark.parametrize("nth", [1, 8, 20, 40])
+def test_strike_during_an_import_of_the_first_error_breaks_no_later_one(postgres: Postgres, nth: int) -> None:
+    """Whatever the first error would import, and however far it would come: the next errors are the database's."""
     program = """
-import signal, sys
+import sys
 from plungepool import Settings, build_engine
 from sqlalchemy import exc, text
-delay, host, port = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+nth, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 engine = build_engine(Settings(host=host, port=port, user="postgres", password="unused", tls="disable"))
 with engine.connect() as connection:
     connection.execute(text("SELECT 1"))
-def ring(number, frame):
-    raise TimeoutError
-signal.signal(signal.SIGALRM, ring)
-def fail():
-    with engine.begin() as connection:
-        connection.execute(text("SELECT 1 / 0"))
-for _ in range(2):
+class Striker:
+    count = 0
+    def find_spec(self, *arguments):
+        self.count += 1
+        if self.count == nth:
+            raise TimeoutError("struck")
+sys.meta_path.insert(0, Striker())
+for _ in range(3):
     try:
-        signal.setitimer(signal.ITIMER_REAL, delay)
-        fail()
-    except (TimeoutError, exc.SQLAlchemyError):
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-try:
-    fail()
-except exc.DataError as error:
-    print(error.orig.sqlstate)
+        with engine.begin() as connection:
+            connection.execute(text("SELECT 1 / 0"))
+    except BaseException as error:
+        print(type(error).__name__)
 """
-    arguments = [sys.executable, "-W", "ignore", "-c", program]
-    running = [
-        subprocess.Popen(
-            [*arguments, str(0.0002 * (1 + number)), postgres.host, str(postgres.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(20)
-    ]
-    outputs = [process.communicate(timeout=60) for process in running]
-    assert [output.strip() for output, _ in outputs] == ["22012"] * 20, outputs
+    arguments = [sys.executable, "-c", program, str(nth), postgres.host, str(postgres.port)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["DataError"] * 3, done.stderr

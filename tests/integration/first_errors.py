@@ -107,8 +107,10 @@ def forked() -> None:
 
 
 def connect_once(**settings: object):
+    built = engine(**settings)  # at init, as a function does
+
     def run() -> None:
-        with engine(**settings).connect():
+        with built.connect():
             pass
 
     return run

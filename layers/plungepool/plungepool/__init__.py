@@ -1,7 +1,7 @@
 """Plungepool: a small, deep pool for cold starts. Outside the handler: `engine = get_engine()`."""
 
 from . import cold_start as _cold_start  # before all that imports SQLAlchemy  # noqa: F401
-from .engine import build_engine, dispose_engine, get_engine
+from .engine import Unavailable, build_engine, dispose_engine, get_engine
 from .errors import CredentialsError, PlungepoolError, SettingsError
 from .observe import PinningRefused
 from .pool import PoolExhausted
@@ -14,6 +14,7 @@ __all__ = [
     "PoolExhausted",
     "Settings",
     "SettingsError",
+    "Unavailable",
     "build_engine",
     "dispose_engine",
     "get_engine",

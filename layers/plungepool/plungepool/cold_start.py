@@ -63,9 +63,7 @@ class _NeverRaised(BaseException):
 
 
 def _import_sqlalchemy() -> None:
-    proxies = [
-        _Asyncio(name) if name == "asyncio" else _Later(name) for name in _UNUSED if name not in sys.modules
-    ]
+    proxies = [_Asyncio(name) if name == "asyncio" else _Later(name) for name in _UNUSED if name not in sys.modules]
     for proxy in proxies:
         sys.modules[proxy.__name__] = proxy
         parent, _, child = proxy.__name__.rpartition(".")

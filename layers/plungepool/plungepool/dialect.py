@@ -192,6 +192,28 @@ def _learn_translated_schema(dialect: Any, connection: Any, _: Any, options: Any
         dialect._ask_default_schema_name(connection)
 
 
+_IDENTIFIER = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
+
+
+def _identifiers(text: str) -> list[str]:
+    """Return the names of a list such as search_path's: in quotes as they are, else in lower case."""
+    return [
+        plain.lower() if plain else quoted.replace('""', '"')
+        for quoted, plain in _IDENTIFIER.findall(text)
+        if plain or quoted
+    ]
+
+
+# The last column: the schemas that the path may name, and a few more, as far as the role may use them.
+_SEARCH_PATH_AT_THE_START = """
+SELECT reset_val, session_user::pg_catalog.text, ARRAY(
+    SELECT nspname::pg_catalog.text FROM pg_catalog.pg_namespace
+    WHERE (nspname OPERATOR(pg_catalog.=) session_user OR pg_catalog.strpos(
+        pg_catalog.lower(pg_catalog.replace(reset_val, '""', '"')), pg_catalog.lower(nspname::pg_catalog.text)
+    ) OPERATOR(pg_catalog.>) 0) AND pg_catalog.has_schema_privilege(session_user, oid, 'USAGE')
+) FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'search_path'
+"""
+
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 
 
@@ -301,9 +323,20 @@ class PlungepoolDialect(PGDialect_pg8000):
         return "public" if self._initializing else super()._get_default_schema_name(connection)
 
     def _ask_default_schema_name(self, connection: Connection) -> None:
-        if not self._knows_default_schema_name:
-            self._knows_default_schema_name = True
-            self.default_schema_name = self._get_default_schema_name(connection)
+        """
+        Learn which schema unqualified names go to where nobody has changed the search path: for the process's life.
+
+        It is asked for within a transaction of the user's, which may have set another path (a tenant's) for itself or for
+        the session; so not what holds now is asked, but what a RESET would go back to, in the server's own order:
+        the first schema of it that is there and may be used.
+        """
+        if self._knows_default_schema_name:
+            return
+        found = connection.exec_driver_sql(_SEARCH_PATH_AT_THE_START).all()
+        path, user, usable = found[0] if found else ("public", "", ["public"])
+        names = [user if name == "$user" else name for name in _identifiers(path)]
+        self.default_schema_name = next((name for name in names if name in usable), None)  # type: ignore[assignment]
+        self._knows_default_schema_name = True
 
     # ---- transactions
 

@@ -1,58 +1,105 @@
-"""get_engine, build_engine, dispose_engine: the one place that puts the parts together."""
+"""get_engine, build_engine, dispose_engine, Unavailable: the one place that puts the parts together."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, create_engine, exc
 
 from . import credentials, dialect, lifecycle, observe, tls, wire
-from .pool import build_pool
-from .settings import Settings
+from .errors import CredentialsError, SettingsError
+from .pool import PoolExhausted, build_pool
+from .settings import Settings, variable
 
 if TYPE_CHECKING:
     import ssl
 
     from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from .credentials import Login
 
-# Settings -> engine; None stands for the settings of the environment variables.
-_engines: dict[Settings | None, Engine] = {}
+#: What means "try again later" to whoever called: `except Unavailable:` and answer 503. No connection (unreachable, full,
+#: every checkout taken, no credentials or refused ones), or one that was lost, timed out, cancelled or in a conflict.
+Unavailable: tuple[type[Exception], ...] = (
+    PoolExhausted,
+    CredentialsError,
+    exc.OperationalError,
+    exc.InterfaceError,
+)
+
+# Settings -> engine and the options that it was built with; None stands for the settings of the environment variables.
+_engines: dict[Settings | None, tuple[Engine, dict[str, Any]]] = {}
 _lock = threading.Lock()
 
+# What create_engine takes and this engine decides by itself, with what to use instead.
+_DECIDED = {
+    **dict.fromkeys(("url", "connect_args"), "the settings say where to connect and how"),
+    **dict.fromkeys(("creator", "pool", "poolclass"), f"use {variable('pool')}"),
+    **dict.fromkeys(("module", "dialect"), "the driver is this package's own"),
+    **dict.fromkeys(("paramstyle", "client_encoding"), "the driver speaks one: $1 for placeholders, UTF-8 for text"),
+    "hide_parameters": "values stay out of errors and logs",
+    "pool_size": f"use {variable('pool_size')}",
+    "max_overflow": f"there is never an overflow; use {variable('pool_size')}",
+    "pool_timeout": f"use {variable('checkout_timeout_s')}",
+    "pool_recycle": f"use {variable('max_age_s')}",
+    "pool_pre_ping": f"a kept connection is looked at anyway; use {variable('ping_after_idle_s')}",
+    "pool_use_lifo": "what was used last is used next, always",
+    "pool_reset_on_return": "a connection is rolled back when it is returned, always",
+}
 
-def get_engine(settings: Settings | None = None) -> Engine:
+
+def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
     """
     Return the process-wide engine for these settings, building it on the first call.
 
     Args: settings: None reads the PLUNGEPOOL_ environment variables, once; `dispose_engine` makes them read anew.
+        options: those of `sqlalchemy.create_engine` that do not contradict the settings, such as `json_serializer`,
+        `echo`, `isolation_level`, `execution_options`, `plugins`, `query_cache_size`; the same in every call.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
-    Raises: SettingsError; at the first connect sqlalchemy.exc.OperationalError, CredentialsError.
+    Raises: SettingsError, also for an option that contradicts, and for other options than those of the first call;
+        TypeError for an option that SQLAlchemy does not know; at the first connect sqlalchemy.exc.OperationalError,
+        CredentialsError.
     Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     Source: SQLAlchemy, Engine Configuration; Connection Pooling, "Using Connection Pools with Multiprocessing".
     """
-    engine = _engines.get(settings)
-    if engine is None:
+    built = _engines.get(settings)
+    if built is None:
         with _lock:
-            engine = _engines.get(settings)
-            if engine is None:
+            built = _engines.get(settings)
+            if built is None:
                 read = settings if settings is not None else Settings.from_env(os.environ)
                 # Both names give one engine: a second would be a second connection for this environment.
-                engine = _engines.get(read) or build_engine(read)
-                _engines[read] = _engines[settings] = engine
+                built = _engines.get(read) or (build_engine(read, **options), options)
+                _engines[read] = _engines[settings] = built
+    engine, first = built
+    if options != first:
+        differ = sorted(name for name in options.keys() | first.keys() if options.get(name) != first.get(name))
+        problem = (
+            f"get_engine was first called with other options ({', '.join(differ)}): these settings have one engine; give "
+            "the same options in every call, or make an engine of its own by build_engine"
+        )
+        raise SettingsError([problem])
     return engine
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings, **options: Any) -> Engine:
     """
     Return a new engine that nothing shares: for tests and tools. The caller disposes of it.
 
+    Args: options: as get_engine takes them.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
+    Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know.
     """
+    if contradictions := [f"{name}: {_DECIDED[name]}" for name in options if name in _DECIDED]:
+        raise SettingsError([f"get_engine does not take the option {one}" for one in contradictions])
+    if settings.tls != "disable":
+        import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
     source = credentials.source(settings)
     handshakes = tls.Handshakes(settings)
     proxy = settings.endpoint == "proxy"
@@ -61,8 +108,10 @@ def build_engine(settings: Settings) -> Engine:
         startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
     name = application_name(os.environ)
 
-    def connect(login: Login, timeout_s: float, context: ssl.SSLContext | None) -> wire.Connection:
-        return wire.connect(
+    def connect(
+        record: ConnectionPoolEntry, login: Login, timeout_s: float, context: ssl.SSLContext | None
+    ) -> wire.Connection:
+        parameters = _Parameters(
             user=login.user,
             password=login.password,
             host=login.host,
@@ -76,11 +125,19 @@ def build_engine(settings: Settings) -> Engine:
             startup_params=startup,
             cancel_on_abandon=not proxy,
         )
+        # As SQLAlchemy does it where it makes the pool: a listener changes the parameters, or connects by itself.
+        for listener in engine.dialect.dispatch.do_connect:
+            connection: wire.Connection | None = listener(engine.dialect, record, [], parameters)
+            if connection is not None:
+                return connection
+        return wire.connect(**parameters)
 
-    def open_connection(login: Login) -> wire.Connection:
+    def open_connection(record: ConnectionPoolEntry, login: Login) -> wire.Connection:
         deadline = time.time() + login.timeout_s
         # In hundredths: an error says how long it was waited.
-        return handshakes.connect(lambda context: connect(login, max(0.05, round(deadline - time.time(), 2)), context))
+        return handshakes.connect(
+            lambda context: connect(record, login, max(0.05, round(deadline - time.time(), 2)), context)
+        )
 
     def is_alive(connection: wire.Connection, idle_s: float) -> bool:
         # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a
@@ -106,11 +163,11 @@ def build_engine(settings: Settings) -> Engine:
     )
     engine = create_engine(
         url,
-        pool=build_pool(settings, lambda _record: source.connect(open_connection), is_alive),
+        pool=build_pool(settings, lambda record: source.connect(partial(open_connection, record)), is_alive),
         hide_parameters=True,
         # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
         # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.
-        insertmanyvalues_page_size=100 if proxy else 1000,
+        **({"insertmanyvalues_page_size": 100 if proxy else 1000} | options),
     )
     if proxy:
         observe.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
@@ -126,10 +183,17 @@ def build_engine(settings: Settings) -> Engine:
 def dispose_engine() -> None:
     """Close every idle connection of the engines that get_engine built, and forget them; the next call builds anew."""
     with _lock:
-        engines = set(_engines.values())
+        engines = {engine for engine, _ in _engines.values()}
         _engines.clear()
     for engine in engines:
         engine.dispose()
+
+
+class _Parameters(dict[str, Any]):
+    """The parameters of a connect; the repr, which a crash reporter prints, shows their names only."""
+
+    def __repr__(self) -> str:
+        return f"<parameters {', '.join(self)}>"
 
 
 def application_name(environ: dict[str, str] | os._Environ[str]) -> str:

@@ -1,4 +1,4 @@
-"""Orders from a queue: fulfil each once, each in its own transaction; what fails comes again, and it alone."""
+"""Orders from a queue: fulfil each once, each in its own transaction; what fails is redelivered, and it alone."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from plungepool import CredentialsError, PoolExhausted, get_engine
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
 
-# One statement for both tables. A message that comes twice finds the order fulfilled, and inserts nothing.
+# One statement for both tables. A message that is delivered twice finds the order fulfilled, and inserts nothing.
 FULFIL = text("""
     WITH fulfilled AS (
         UPDATE shop.orders SET status = 'fulfilled', fulfilled_at = now()
@@ -47,7 +47,7 @@ def handler(event: dict, context: object) -> dict:
             cause = getattr(error, "orig", None) or error
             sqlstate = getattr(cause, "sqlstate", None)
             logger.error("an order cannot be fulfilled now", sqlstate=sqlstate, reason=str(cause))
-            if sqlstate not in OF_ONE_RECORD:  # the database cannot be had: the rest would only wait for it in turn
+            if sqlstate not in OF_ONE_RECORD:  # the database is unavailable: the rest would only wait in turn
                 failed += [left.message_id for left in records[position:]]
                 break
             failed.append(record.message_id)

@@ -42,9 +42,9 @@ def place_order() -> tuple[dict, int]:
 
 @app.exception_handler([CredentialsError, InterfaceError, OperationalError, PoolExhausted])
 def try_again_later(error: Exception) -> Response:
-    """The database cannot be had: unreachable, full, no login, too slow. The client may try again."""
+    """The database is unavailable: unreachable, full, no login, too slow. The client may try again."""
     cause = getattr(error, "orig", None) or error
-    logger.error("the database cannot be had", sqlstate=getattr(cause, "sqlstate", None), reason=str(cause))
+    logger.error("the database is unavailable", sqlstate=getattr(cause, "sqlstate", None), reason=str(cause))
     body = {"statusCode": 503, "message": "The orders cannot be reached. Try again in a few seconds"}
     return Response(503, content_types.APPLICATION_JSON, body, headers={"Retry-After": "2"})
 

@@ -133,14 +133,14 @@ def test_wrong_settings_of_prepare_database_fail_its_invocation(start):
 
 
 def refused(invocation: Invocation, name: str) -> str | None:
-    """Check that the function says in its own way that the database cannot be had; give the SQLSTATE it logged."""
+    """Check that the function says in its own way that the database is unavailable; give the SQLSTATE it logged."""
     assert PASSWORD not in str(invocation)
     if name == "handle_orders":
         status, body = answer(invocation)
         assert (status, body["statusCode"]) == (503, 503)
         assert int(invocation.payload["headers"]["Retry-After"]) > 0
         assert invocation.payload["headers"]["Content-Type"] == "application/json"
-        return logged(invocation, "the database cannot be had").get("sqlstate")
+        return logged(invocation, "the database is unavailable").get("sqlstate")
     if name == "fulfil_orders":
         assert invocation.error is None
         every = [{"itemIdentifier": record["messageId"]} for record in event(name)["Records"]]

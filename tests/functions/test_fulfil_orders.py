@@ -34,7 +34,7 @@ def shipped(shop: Any) -> list[str]:
 
 
 def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop, load):
-    """Every order of the batch becomes fulfilled, with one shipment, and no message comes again."""
+    """Every order of the batch becomes fulfilled, with one shipment, and no message is returned."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 2, 3))) == []
     assert shipped(shop) == [order_id(1), order_id(2), order_id(3)]
@@ -42,7 +42,7 @@ def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop, load):
     assert [row[0] for row in fulfilled] == shipped(shop)
 
 
-def test_a_message_that_comes_twice_changes_nothing(shop, load):
+def test_a_message_that_is_delivered_twice_changes_nothing(shop, load):
     """SQS delivers at least once: the same order again, in the batch or later, is done and writes nothing."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 1))) == []
@@ -51,7 +51,7 @@ def test_a_message_that_comes_twice_changes_nothing(shop, load):
     assert shop.contents() == before
 
 
-def test_bad_messages_come_again_alone(shop, load):
+def test_bad_messages_are_returned_alone(shop, load):
     """Unknown orders and broken bodies fail by themselves; what stands before, between and after them is fulfilled."""
     bad = [
         9999,
@@ -69,7 +69,7 @@ def test_bad_messages_come_again_alone(shop, load):
     assert shipped(shop) == [order_id(number) for number in range(1, 2 + len(bad))]
 
 
-def test_a_locked_order_comes_again_alone(shop, load):
+def test_a_locked_order_is_returned_alone(shop, load):
     """A lock time-out is the trouble of that record: its message fails, the ones after it are fulfilled."""
     shop.execute(f"ALTER ROLE {shop.app_role} SET lock_timeout = '100ms'")
     function = load("fulfil_orders", shop.url())

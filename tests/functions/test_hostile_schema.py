@@ -177,14 +177,17 @@ def test_what_an_earlier_version_let_happen_is_taken_back(empty_shop, prepare):
         assert empty_shop.postgres.execute(f"SHOW {setting}", user=role, database=empty_shop.database) == [[value]]
 
 
-@pytest.mark.parametrize("through", ["the administrator", "a superuser", "the owner of the database"])
+@pytest.mark.parametrize("through", ["the administrator", "a superuser", "rds_superuser", "the owner of the database"])
 def test_a_role_that_may_become_the_administrator_is_refused(empty_shop, prepare, through):
     """Membership is as good as the role itself: limits mean nothing to who may SET ROLE."""
     role = empty_shop.app_role
-    empty_shop.execute(f"CREATE ROLE {role} LOGIN; CREATE ROLE shop_other")
+    other = "rds_superuser" if through == "rds_superuser" else "shop_other"
+    empty_shop.execute(f"CREATE ROLE {role} LOGIN; CREATE ROLE {other}")
     try:
         if through == "the administrator":
             empty_shop.execute(f"GRANT postgres TO {role}")
+        elif through == "rds_superuser":  # no superuser to PostgreSQL
+            empty_shop.execute(f"GRANT rds_superuser TO {role}")
         elif through == "a superuser":
             empty_shop.execute(f"ALTER ROLE shop_other SUPERUSER; GRANT shop_other TO {role}")
         else:
@@ -193,7 +196,7 @@ def test_a_role_that_may_become_the_administrator_is_refused(empty_shop, prepare
             prepare()
     finally:
         plungepool.dispose_engine()
-        empty_shop.execute(f"ALTER DATABASE {empty_shop.database} OWNER TO postgres; DROP ROLE shop_other, {role}")
+        empty_shop.execute(f"ALTER DATABASE {empty_shop.database} OWNER TO postgres; DROP ROLE {other}, {role}")
 
 
 def test_everybody_s_right_to_create_in_public_ends(empty_shop, prepare):

@@ -139,6 +139,20 @@ def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop, prepare):
     assert raised.value.orig.sqlstate in ("55P03", "57014")
 
 
+def test_all_of_a_script_ends_in_time(empty_shop, prepare, tmp_path):
+    """Each statement has what is left and not what there was: the second one is ended, or not begun."""
+    preparation = prepare.module.preparation
+    (tmp_path / "001_slow.sql").write_text("SELECT pg_sleep(0.6); SELECT pg_sleep(0.6);")
+    with pytest.raises((DBAPIError, preparation.PreparationError)) as raised:
+        with plungepool.get_engine().begin() as connection:
+            preparation.migrate(connection, [tmp_path / "001_slow.sql"], time.time() + 1)
+    assert getattr(getattr(raised.value, "orig", None), "sqlstate", "57014") == "57014"
+    with pytest.raises(preparation.PreparationError, match="raise the function's time-out"):
+        with plungepool.get_engine().begin() as connection:
+            preparation.migrate(connection, [], time.time())
+    assert tables(empty_shop) == []
+
+
 def test_scripts_are_split_at_the_ends_of_statements(load):
     """Semicolons in literals, names, comments and bodies end nothing; comments alone are no statement."""
     split = load("prepare_database", "postgresql://nobody@nowhere").module.preparation.statements

@@ -150,12 +150,12 @@ def migrate(connection: Connection, files: list[Path], deadline: float) -> tuple
     """
     Apply the files that were not applied before; a file is named 001_what_it_does.sql.
 
+    Args: connection: one that finds OWN_NAMES, as `prepare` has it. deadline: seconds since the epoch.
     Returns: the names applied now, and the schema's version. Migrations that a newer version of this function applied
         stay: CloudFormation invokes the older one when it rolls a stack back.
     Raises: PreparationError where a file was changed after it was applied, a number is not its own, or the schema is
         somebody else's.
     """
-    find_names(connection, OWN_NAMES)
     limit_time(connection, deadline)
     take_turn(connection)
     known = {

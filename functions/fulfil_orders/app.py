@@ -5,9 +5,8 @@ from uuid import UUID
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from plungepool import CredentialsError, PoolExhausted, get_engine
+from plungepool import Unavailable, get_engine
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -21,7 +20,8 @@ FULFIL = text("""
     INSERT INTO shop.shipments (order_id) SELECT id FROM fulfilled RETURNING order_id
 """)
 KNOWN = text("SELECT true FROM shop.orders WHERE id = CAST(:id AS uuid)")
-OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}  # serialization failure, deadlock, lock and statement time-out
+# Serialization failure, deadlock, lock and statement time-out: the trouble of one record, not of the database.
+OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}
 
 
 def fulfil_order(connection: Connection, order_id: str) -> bool:
@@ -43,7 +43,7 @@ def handler(event: dict, context: object) -> dict:
             order_id = str(UUID(record.json_body["order_id"]))
             with engine.begin() as connection:
                 fulfilled += fulfil_order(connection, order_id)
-        except (CredentialsError, InterfaceError, OperationalError, PoolExhausted) as error:
+        except Unavailable as error:
             cause = getattr(error, "orig", None) or error
             sqlstate = getattr(cause, "sqlstate", None)
             logger.error("an order cannot be fulfilled now", sqlstate=sqlstate, reason=str(cause))

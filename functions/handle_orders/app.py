@@ -8,9 +8,8 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response, content_types
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.logging import correlation_paths
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from plungepool import CredentialsError, PoolExhausted, get_engine
+from plungepool import Unavailable, get_engine
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -40,7 +39,7 @@ def place_order() -> tuple[dict, int]:
         return orders.place_order(connection, wanted), 201
 
 
-@app.exception_handler([CredentialsError, InterfaceError, OperationalError, PoolExhausted])
+@app.exception_handler([*Unavailable])
 def try_again_later(error: Exception) -> Response:
     """The database is unavailable: unreachable, full, no login, too slow. The client may try again."""
     cause = getattr(error, "orig", None) or error

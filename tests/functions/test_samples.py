@@ -3,6 +3,12 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+import plungepool
 
 ROOT = Path(__file__).parents[2]
 APPS = {path.parent.name: path for path in sorted((ROOT / "functions").glob("*/app.py"))}
@@ -36,3 +42,22 @@ def test_options_of_prepare_database_are_documented():
 def test_roles_are_one_file():
     """prepare_database runs infrastructure/roles.sql itself, not a copy that could differ."""
     assert (ROOT / "functions" / "prepare_database" / "roles.sql").resolve() == ROOT / "infrastructure" / "roles.sql"
+
+
+@pytest.mark.parametrize("kind", plungepool.Unavailable, ids=lambda kind: kind.__name__)
+def test_whatever_is_unavailable_is_tried_again_later(shop, load, kind):
+    """Each error that means "try later" is 503 to a client, and to a queue the rest of the batch."""
+    error = kind("a", None, Exception("b")) if issubclass(kind, DBAPIError) else kind("a")
+    events = {name: json.loads((ROOT / "events" / f"{name}.json").read_text()) for name in APPS}
+
+    def unavailable() -> None:
+        raise error
+
+    function = load("handle_orders", shop.url())
+    function.module.engine = SimpleNamespace(begin=unavailable)
+    response = function.invoke(events["handle_orders"])
+    assert (response["statusCode"], response["headers"]["Retry-After"]) == (503, "2")
+    function = load("fulfil_orders", shop.url())
+    function.module.engine = SimpleNamespace(begin=unavailable)
+    every = [{"itemIdentifier": record["messageId"]} for record in events["fulfil_orders"]["Records"]]
+    assert function.invoke(events["fulfil_orders"]) == {"batchItemFailures": every}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from sqlalchemy import text
 
-from plungepool import PoolExhausted, wire
+from plungepool import PoolExhausted, lifecycle, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -277,6 +277,36 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
             one_use(engine, 2 * number + 1, wrong)
     finally:
         signal.signal(signal.SIGALRM, before)
+    engine.pool._timeout_s = 0.1  # type: ignore[attr-defined]
+    assert_unbroken(engine, postgres, wrong)
+
+
+@pytest.mark.parametrize("leave", ["snapshot", "dispose"])
+def test_strike_at_each_line_of_a_shutdown(make_engine: Callable[..., Engine], postgres: Postgres, leave: str) -> None:
+    """However far closing everything came: the engine works as before, keeps what it should, and can be closed again."""
+    engine, wrong = make_engine(pool_size=2), list[tuple[int, Any]]()
+    close_all = lifecycle._close_all if leave == "snapshot" else engine.dispose
+    at = 0
+    while True:
+        at += 1
+        with engine.connect() as one, engine.connect() as other:
+            pids = {connection.execute(text("SELECT pg_backend_pid()")).scalar() for connection in (one, other)}
+        assert len(pids) == 2
+        with Injector(at, KINDS[at % 4]) as injector:
+            try:
+                close_all()
+            except BaseException:
+                if not injector.struck:
+                    raise
+        if at % 20 == 0:
+            kept = set()
+            for _ in range(2):
+                with engine.connect() as connection:
+                    kept.add(connection.execute(text("SELECT pg_backend_pid()")).scalar())
+            assert len(kept) == 1
+        if not injector.struck:
+            break
+    assert at > 50
     engine.pool._timeout_s = 0.1  # type: ignore[attr-defined]
     assert_unbroken(engine, postgres, wrong)
 

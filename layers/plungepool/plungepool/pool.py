@@ -57,7 +57,7 @@ class PoolExhausted(PlungepoolError, exc.TimeoutError):
 class _Checkout:
     """The use of one place, from the moment that it is asked for to its end."""
 
-    __slots__ = ("bell", "delivered", "fate", "parked", "record", "returned_at", "since", "thread", "trace")
+    __slots__ = ("bell", "delivered", "disposed", "fate", "parked", "record", "returned_at", "since", "thread", "trace")
 
     def __init__(self, trace: list[tuple[CodeType, int, str]]) -> None:
         self.trace, self.since, self.thread = trace, time.time(), threading.get_ident()
@@ -66,6 +66,8 @@ class _Checkout:
         self.record: Callable[[], Any] = _nothing
         # True when the caller of `connect` has it, and not only SQLAlchemy's code on the way there.
         self.delivered = False
+        # True when the pool was disposed of meanwhile: then it is not kept.
+        self.disposed = False
         self.parked: ConnectionPoolEntry | None = None
         self.returned_at = 0.0
         self.bell: Any = None
@@ -113,7 +115,6 @@ class BoundedPool(Pool):
         self._timeout_s, self._keep, self._is_alive = timeout_s, keep, is_alive
         self._places = tuple(_Place() for _ in range(size))
         self._line: deque[_Checkout] = deque()
-        self._disposed = False
 
     def recreate(self) -> BoundedPool:
         """Make an empty pool of the same kind, as Engine.dispose() asks for."""
@@ -133,16 +134,12 @@ class BoundedPool(Pool):
 
     def dispose(self) -> None:
         """Close what is kept; what is out is closed at its return."""
-        self._disposed = True
-        nobody = _Checkout([])
-        nobody.fate["end"] = _RETURNED
         for place in self._places:
-            last = place.last()
-            if "end" in last.fate and last.fate.setdefault("heir", nobody) is nobody:
-                if (record := last.parked) is not None:
-                    record.close()
-                nobody = _Checkout([])
-                nobody.fate["end"] = _RETURNED
+            last, nobody = place.last(), _Checkout([])
+            nobody.fate["end"] = _RETURNED
+            last.disposed = True
+            if "end" in last.fate and last.fate.setdefault("heir", nobody) is nobody and last.parked is not None:
+                last.parked.close()
 
     # ---- what SQLAlchemy's pools tell of themselves
 
@@ -304,7 +301,7 @@ class BoundedPool(Pool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         checkout = _notes(record).pop(_NOTE, None)
         connection = record.dbapi_connection
-        if checkout is None or self._disposed or (connection is not None and not self._keep(connection)):
+        if checkout is None or checkout.disposed or (connection is not None and not self._keep(connection)):
             record.close()
         if checkout is None:
             return

@@ -14,8 +14,9 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from sqlalchemy.exc import OperationalError
 
-from plungepool import CredentialsError, Settings, SettingsError
+from plungepool import CredentialsError, Settings, SettingsError, build_engine
 from plungepool.credentials import Login, source
 
 if TYPE_CHECKING:
@@ -395,3 +396,12 @@ def test_secret_values_are_in_no_log(secret: Secret, caplog: pytest.LogCaptureFi
         source(make_settings(secret, connect_timeout_s=0.2)).connect(Server())
     source(make_settings(secret)).connect(Server(app="first"))
     assert "first" not in caplog.text
+
+
+def test_plain_text_to_the_host_of_a_secret_is_loud(secret: Secret, caplog: pytest.LogCaptureFixture) -> None:
+    """Where only the secret knows the host, it is that host which decides whether plain text is worth a warning."""
+    secret.put(FULL | {"host": "nobody.invalid"})
+    engine = build_engine(make_settings(secret, host="", tls="disable"))
+    with pytest.raises(OperationalError):
+        engine.connect()
+    assert "rows travel to nobody.invalid in plain text" in caplog.text

@@ -176,7 +176,7 @@ def tries(handshakes: tls.Handshakes, server: Server) -> list[str]:
     """Connect once; return what was offered, in order, and whether it failed."""
     server.offered = []
     try:
-        handshakes.connect(server)
+        handshakes.connect("db.example", server)
     except RuntimeError:
         server.offered.append("failed")
     return server.offered
@@ -237,16 +237,16 @@ def test_engines_learn_apart_and_forget() -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "LOCALHOST.", "db.localhost"])
 def test_plain_text_to_this_machine_is_quiet(host: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing leaves the machine, so nothing is said."""
-    assert tls.Handshakes(make_settings(host=host, tls="disable")).connect(lambda context: context) is None
+    assert tls.Handshakes(make_settings(tls="disable")).connect(host, lambda context: context) is None
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost.example", "2001:db8::1"])
 def test_plain_text_elsewhere_is_loud_once(host: str, caplog: pytest.LogCaptureFixture) -> None:
     """An engine's first connect in plain text over a network logs one warning with the setting, the host and no password."""
-    handshakes = tls.Handshakes(make_settings(host=host, tls="disable", password="unmistakable"))
+    handshakes = tls.Handshakes(make_settings(tls="disable", password="unmistakable"))
     for _ in range(3):
-        assert handshakes.connect(lambda context: context) is None
+        assert handshakes.connect(host, lambda context: context) is None
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("plungepool", logging.WARNING)
     assert "PLUNGEPOOL_TLS=disable" in record.getMessage()

@@ -226,7 +226,7 @@ def _secure(settings: Settings, way: _Way) -> Check:
                 return secured.getpeercert() or {}, secured.version()
 
     try:
-        certificate, version = tls.Handshakes(settings).connect(shake_hands)
+        certificate, version = tls.Handshakes(settings).connect(way.host, shake_hands)
     except SettingsError as error:
         raise _Failure("TLS", str(error), "correct PLUNGEPOOL_CA_FILE, or leave it unset") from error
     except ssl.SSLError as error:

@@ -136,7 +136,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         deadline = time.time() + login.timeout_s
         # In hundredths: an error says how long it was waited.
         return handshakes.connect(
-            lambda context: connect(record, login, max(0.05, round(deadline - time.time(), 2)), context)
+            login.host, lambda context: connect(record, login, max(0.05, round(deadline - time.time(), 2)), context)
         )
 
     def is_alive(connection: wire.Connection, idle_s: float) -> bool:

@@ -72,10 +72,14 @@ class Handshakes:
         self._needs_every_curve: bool | None = False
         self._warned = False
 
-    def connect(self, attempt: Callable[[ssl.SSLContext | None], Connection]) -> Connection:
-        """Return what `attempt` returns for a context; a second attempt follows where another curve may be the cure."""
+    def connect(self, host: str, attempt: Callable[[ssl.SSLContext | None], Connection]) -> Connection:
+        """
+        Return what `attempt` returns for a context; a second attempt follows where another curve may be the cure.
+
+        Args: host: whom the connection is to; the settings may leave that to a secret.
+        """
         if self._settings.tls == "disable":
-            self._warn_of_plain_text()
+            self._warn_of_plain_text(host)
         needs = self._needs_every_curve
         if needs is False:
             try:
@@ -93,8 +97,7 @@ class Handshakes:
         self._needs_every_curve = needs is not None
         return connection
 
-    def _warn_of_plain_text(self) -> None:
-        host = self._settings.host
+    def _warn_of_plain_text(self, host: str) -> None:
         if is_loopback(host) or self._warned:
             return
         self._warned = True
@@ -120,12 +123,10 @@ def shipped_authorities(region: str | None) -> list[str]:
     return [os.path.join(_CERTIFICATES, name) for name in names]
 
 
-def is_loopback(host: str | None) -> bool:
+def is_loopback(host: str) -> bool:
     """Say whether a host name or address is this machine's own, without asking a resolver."""
     import ipaddress
 
-    if not host or host.startswith("/"):
-        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -450,6 +450,8 @@ def verify_aws(
         console.print(f"[red]Refused[/]: {escape(str(refusal))}", highlight=False)
         raise typer.Exit(2) from None
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts what it puts in the background with SIGINT ignored; what was made has to be deleted all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     raise typer.Exit(carry_out(run, network, architecture, output, patience_s=patience_s))
 
 

@@ -165,6 +165,58 @@ def test_texts_hold_no_value(connection, sql, values):
     assert error.sqlstate in str(error)
 
 
+@pytest.mark.parametrize(
+    ("sql", "values", "secrets", "sqlstate"),
+    [
+        ("SELECT to_tsquery($1)", ("4929 1234",), ("4929", "1234"), "42601"),
+        ("SELECT $1::text::regproc", ("Secret.Fn",), ("secret",), "42883"),
+        ("SELECT $1::text::regproc", ("secretfn",), ("secretfn",), "42883"),
+        ("SELECT $1::text::regclass", ("secret_table_" + "x" * 80,), ("secret_table",), "42P01"),
+        ("SELECT pg_has_role($1::text, 'USAGE')", ("topsecret",), ("topsecret",), "42704"),
+        ("SELECT set_config('role', $1, true)", ("topsecret",), ("topsecret",), "22023"),
+        ("SELECT make_date($1::int, $2::int, $3::int)", (2024, 13, 7), ("2024", "13", "07"), "22008"),
+        ("SELECT make_time($1::int, $2::int, 0)", (25, 61), ("25", "61"), "22008"),
+        ("SELECT plain($1::text)", ("a top secret",), ("secret",), "P0001"),
+        ("SELECT plain($1::text)", ("jo",), (" jo",), "P0001"),
+        ("SELECT plain($1::text)", ("Ä top SECRET",), ("SECRET", "Ä"), "P0001"),
+        ("SELECT plain($1::text || $2)", ("secret: " * 600_000, "number 77"), ("secret", "77"), "P0001"),
+        ("SELECT query_to_xml($1::text, true, true, '')", ("SELEC topsecret FROM x",), ("selec",), "42601"),
+    ],
+)
+def test_no_parameter_is_shown_whatever_the_code(connection, sql, values, secrets, sqlstate):
+    """Whole, in part, folded, cut off, as numbers, outside quotes: what was sent as a parameter is not in the text."""
+    connection.cursor().execute(
+        "CREATE FUNCTION plain(text) RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no user % here', $1; END$$"
+    )
+    error = failing(connection, sql, *values)
+    shown = "".join(traceback.format_exception_only(error)) + repr(error)
+    assert error.sqlstate == sqlstate, shown
+    assert [secret for secret in secrets if secret.lower() in shown.replace(sqlstate, "").lower()] == [], shown
+    assert [secret for secret in secrets if secret.lower() in error.message.lower()], error.message
+
+
+def test_parameter_of_a_declared_cursor_is_not_shown_by_a_fetch(engine):
+    """What a stream's FETCH fails for was sent by another flight."""
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError) as raised:
+        query = text("SELECT to_tsquery(CASE WHEN n > 2 THEN :x ELSE 'fine' END) FROM generate_series(1, 5) n")
+        connection.execution_options(yield_per=1).execute(query, {"x": "4929 1234"}).all()
+    assert "4929" not in str(raised.value.orig)
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "shown"),
+    [
+        ("INSERT INTO users VALUES ($1, $2)", ("users", 1), 'violates unique constraint "users_pkey"'),
+        ("SELECT $1, nothing", ("a",), 'column "nothing" does not exist'),
+        ("SELECT $1::int FROM missing", (1,), 'relation "missing" does not exist'),
+    ],
+)
+def test_what_is_no_parameter_stays_readable(connection, sql, values, shown):
+    """A short parameter counts as a word, not as letters anywhere."""
+    connection.cursor().execute("CREATE TABLE users (name text PRIMARY KEY, n int); INSERT INTO users VALUES ('users')")
+    assert shown in str(failing(connection, sql, *values))
+
+
 def test_values_stay_in_other_errors_names(connection):
     """Names of tables and columns are no values: they stay."""
     assert 'column "sallary" does not exist' in str(failing(connection, "SELECT sallary"))

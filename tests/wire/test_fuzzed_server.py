@@ -211,27 +211,6 @@ def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server, fa
         connection.close()
 
 
-AUTHENTICATION = [
-    message(b"R", struct.pack("!i", code) + rest)
-    for code, rest in [
-        (2, b""), (5, b"salt"), (5, b"s"), (6, b""), (7, b""), (8, b""), (9, b""), (10, b"\0"), (10, b"SCRAM-SHA-256\0"),
-        (10, b"SCRAM-SHA-256\0\0"), (10, b"OAUTHBEARER\0\0"), (11, b"r=x,s=y,i=0"), (12, b"v=x"), (-1, b""), (99, b""),
-    ]
-] + [message(b"R"), message(b"R", b"\0\0")]  # fmt: skip
-
-
-@pytest.mark.parametrize("request_", AUTHENTICATION, ids=lambda request_: request_[5:].hex() or "empty")
-def test_strange_authentication_request_is_a_classed_error(server, request_):
-    """Whatever way to authenticate a server asks for, the answer is a connection or a classed error."""
-    server.plan(authentication=request_)
-    texts = []
-    try:
-        connect(server, password="secret").close()
-    except wire.Error as failure:
-        texts.append(f"{failure} {failure!r}")
-    assert "secret" not in "".join(texts)
-
-
 @pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
 @pytest.mark.parametrize("position", range(18))
 def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(server, position, severity):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -100,8 +101,8 @@ class Warning(Exception):  # noqa: A001 - PEP 249 names it
 class Error(Exception):
     """What every error here derives from.
 
-    `str()` of a server's error holds no value of a parameter: the server puts those into the detail, which stays on the
-    attribute, and into the quoted parts of a data exception's message (SQLSTATE class 22), which are left out.
+    `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE class
+    22) quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.
     """
 
     #: the five-character code of the server, None when the error is the client's own
@@ -216,21 +217,101 @@ def _fields(body: bytes) -> dict[str, str]:
     return fields
 
 
-def _server_error(body: bytes) -> DatabaseError:
+def _server_error(body: bytes, sent: bytes = b"") -> DatabaseError:
+    """Build the error of an ErrorResponse; `sent`: the messages of the flight, whose parameters its text may not show."""
     fields = _fields(body)
     sqlstate, message = fields.get("sqlstate", ""), fields.get("message", "the server gave no message")
-    shown = message
-    if sqlstate.startswith(
-        "22"
-    ):  # invalid input syntax for type integer: "4929…": whatever stands in quotes is a value
-        for opening, closing in ('""', "»«", "„“", "«»"):
+    shown = _without_parameters(message, sent)
+    if sqlstate.startswith("22"):  # invalid input syntax for type integer: "4929…", which may stand in a table
+        for opening, closing in _QUOTES:
             first, last = shown.find(opening), shown.rfind(closing)
             if 0 <= first < last:
                 shown = f"{shown[: first + 1]}…{shown[last:]}"
     error = _ERROR_CLASSES.get(sqlstate[:2], DatabaseError)(f"{shown} (SQLSTATE {sqlstate or 'missing'})")
     for name, text in fields.items():
-        setattr(error, name, (int(text) if text.isdecimal() else None) if name == "position" else text)
+        setattr(
+            error, name, (int(text) if text.isdecimal() and len(text) < 10 else None) if name == "position" else text
+        )
     return error
+
+
+_QUOTES = (('"', '"'), ("»", "«"), ("„", "“"), ("«", "»"))  # as PostgreSQL's translations write them
+_QUOTED = re.compile("|".join(f"{opening}([^{opening}{closing}]+){closing}" for opening, closing in _QUOTES))
+_NUMBER = re.compile("[0-9]+")
+_RUN = 8  # so many characters in a row that stand in a parameter, too, are taken for a part of it
+_TEXT_AT_MOST = 10_000
+_SEARCHED_AT_MOST = 4_000_000
+
+
+def _without_parameters(message: str, sent: bytes) -> str:
+    """
+    Put `…` for what a message holds of the parameters in `sent`, whatever the SQLSTATE.
+
+    The server shows a parameter whole or in part, in quotes or without, as a name in lower case, or as numbers: make_date
+    (2024, 13, 1) is `2024-13-01` in its message. A short parameter counts as a word only: else `a` would hide every a.
+    """
+    parameters = {text for text in map(_lower, _parameters(sent)) if text}
+    if not parameters:
+        return message
+    message = message[:_TEXT_AT_MOST]
+    lower, hidden = _lower(message), bytearray(len(message))
+    everything = "\0".join(parameters)
+    if len(everything) > _SEARCHED_AT_MOST:  # seconds of searching
+        return "…"
+    numbers = {number.lstrip("0") for number in _NUMBER.findall(everything)}
+    spans = [match.span() for match in _NUMBER.finditer(lower) if match.group().lstrip("0") in numbers]
+    for match in _QUOTED.finditer(lower):
+        group = match.lastindex or 0
+        if match.group(group) in everything:
+            spans.append(match.span(group))
+    for start in range(len(lower) - _RUN + 1):
+        if lower[start : start + _RUN] in everything:
+            spans.append((start, start + _RUN))
+    for text in parameters:
+        start = lower.find(text) if len(text) < _RUN else -1
+        while start >= 0:
+            end = start + len(text)
+            if not (_joined(lower, start) or _joined(lower, end)):
+                spans.append((start, end))
+            start = lower.find(text, start + 1)
+    for start, end in spans:
+        hidden[start:end] = b"\1" * (end - start)
+    return "".join(
+        character if not hide else "" if place and hidden[place - 1] else "…"
+        for place, (character, hide) in enumerate(zip(message, hidden, strict=True))
+    )
+
+
+def _joined(text: str, place: int) -> bool:
+    """Whether a word goes on over `place`."""
+    return 0 < place < len(text) and all(c.isalnum() or c == "_" for c in text[place - 1 : place + 1])
+
+
+def _lower(text: str) -> str:
+    """In lower case, at the same length: a few letters have two in the other case."""
+    lower = text.lower()
+    return lower if len(lower) == len(text) else text
+
+
+def _parameters(sent: bytes) -> Iterator[str]:
+    """Read the texts of all parameters out of the Bind messages of a flight."""
+    position = 0
+    while position + 5 <= len(sent):
+        code, length = _HEADER.unpack_from(sent, position)
+        if code == 66:  # B
+            place = position + 5
+            for _ in range(2):  # the names of portal and statement
+                place = sent.index(b"\0", place) + 1
+            place += 2 + 2 * _SHORT.unpack_from(sent, place)[0]  # formats
+            (count,) = _SHORT.unpack_from(sent, place)
+            place += 2
+            for _ in range(count):
+                (size,) = _INT.unpack_from(sent, place)
+                place += 4
+                if size > 0:
+                    yield sent[place : place + size].decode("utf-8", "replace").strip()
+                    place += size
+        position += 1 + length
 
 
 # What ends a flight, raised where it is known and nowhere else: `_give_up` takes any other exception for somebody else's.
@@ -334,6 +415,7 @@ class _Reply:
         "refused",
         "rowcount",
         "rows",
+        "sent",
         "stream",
         "tag",
     )
@@ -350,6 +432,7 @@ class _Reply:
         #: what stopped a conversion, and the column's description if it was a value of that column
         self.refused: tuple[Exception, tuple[Any, ...] | None] | None = None
         self.may_have_asked = False
+        self.sent = b""
         self.stream = stream
 
     def convert(self, values: list[bytes | None]) -> None:
@@ -386,6 +469,17 @@ class _Reply:
         return error, None
 
 
+class _Secret:
+    """
+    Holds a password, or what is as good as one: crash reporters print a frame's locals, and this prints without it.
+
+    It is set as an attribute, and not by a constructor, whose frame would show it.
+    """
+
+    __slots__ = ("value",)
+    value: Any
+
+
 # ---- the connection -------------------------------------------------------------------------------------------------
 
 
@@ -415,13 +509,15 @@ def connect(
     Raises: OperationalError when the server cannot be reached, refuses, or is too slow.
     Threads, forks: a connection is for one thread at a time; a forked child may only close it.
     """
+    secret = _Secret()
+    secret.value, password = password, None
     return Connection(
         user=user,
         host=host,
         port=port,
         address=address,
         database=database,
-        password=password,
+        secret=secret,
         ssl_context=ssl_context,
         application_name=application_name,
         connect_timeout_s=connect_timeout_s,
@@ -434,6 +530,11 @@ def connect(
 class Connection:
     """One session; not to be shared between threads at the same time. `connect` makes it."""
 
+    # For the repr of one that was struck before it was made: crash reporters print it.
+    _sock: socket.socket | None = None
+    _flying = False
+    _place = "no server yet"
+
     def __init__(
         self,
         *,
@@ -442,7 +543,7 @@ class Connection:
         port: int,
         address: str | None,
         database: str | None,
-        password: str | None,
+        secret: _Secret,
         ssl_context: ssl.SSLContext | None,
         application_name: str | None,
         connect_timeout_s: float,
@@ -476,7 +577,6 @@ class Connection:
         self.deadline: float | None = None
         self.cancel_on_abandon = cancel_on_abandon
 
-        self._sock: socket.socket | None = None
         self._address: Any = None
         self._family = socket.AF_INET
         self._ssl_context = ssl_context
@@ -501,6 +601,7 @@ class Connection:
         self._may_have_asked = False
         # SET has turned default_transaction_read_only on, for the session.
         self._session_read_only = False
+        self._declared: list[bytes] = []  # flights of the open transaction that have declared a cursor with parameters
         self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
         self._xid: str | None = None
         self._prepared = False
@@ -508,7 +609,7 @@ class Connection:
         self._styled: dict[int, Callable[[str], Any]] = {}
         self._shapes: dict[bytes, tuple[list[tuple[Any, ...]], list[Column]]] = {}
         self._plan_begin()
-        self._open(password, database, application_name, connect_timeout_s, startup_params)
+        self._open(secret, database, application_name, connect_timeout_s, startup_params)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"process {self.backend_pid}"
@@ -819,7 +920,7 @@ class Connection:
         By the simple protocol (`_SEVERAL`) `before` is 1 where our BEGIN stands in front.
         """
         sock = self._usable()
-        data = b"".join(parts)
+        data = reply.sent = b"".join(parts)
         if self.deadline is not None and self.deadline <= clock.time():
             raise DeadlinePassed("the deadline has passed: nothing was sent")
         read_only_before = self.parameter_statuses.get("default_transaction_read_only")
@@ -841,10 +942,10 @@ class Connection:
         if reply.error is not None and (reply.own is None or reply.error.sqlstate != "57014"):
             self._judge(reply.error)
             if self._status == 73:
-                self._may_have_asked = False
+                self._may_have_asked, self._declared = False, []
             raise reply.error
         if self._status == 73:
-            self._may_have_asked = False
+            self._may_have_asked, self._declared = False, []
         if reply.own is not None:
             raise reply.own
         if reply.refused is not None:
@@ -926,6 +1027,21 @@ class Connection:
     def _readable(self, sock: Any) -> bool:
         self._poller.register(sock, select.POLLIN)
         return bool((self._secured and sock.pending()) or self._poller.poll(0))
+
+    def _send_secret(self, sock: socket.socket, message: _Secret) -> None:
+        """Send what holds a secret: no frame that an exception leaves behind shows it, those of `ssl` included."""
+        sent = 0
+        while sent < len(message.value):
+            try:
+                sent += sock.send(message.value[sent:])
+                continue
+            except self._would_block:
+                pass
+            except OSError as error:
+                raise _lost(error.with_traceback(None)) from None
+            except BaseException as error:  # noqa: BLE001 - raised at once, without the frames below this
+                raise error.with_traceback(None)  # noqa: B904
+            self._wait(sock, select.POLLOUT)
 
     def _send_long(self, sock: socket.socket, view: memoryview) -> None:
         """Write a flight of any length, reading what comes meanwhile: else both sides could wait for the other to read."""
@@ -1050,7 +1166,7 @@ class Connection:
                     self._sort_out_leftovers(error_waits=True)
                 return
             elif code == 69:  # E: ErrorResponse
-                error = _server_error(body)
+                error = _server_error(body, b"".join((*self._declared, reply.sent)))
                 reply.error = reply.error or error
                 if error.severity in ("FATAL", "PANIC"):
                     raise _EndOfStream
@@ -1205,7 +1321,7 @@ class Connection:
                 said
                 # A stream that uses the connection that reads from it has closed it, and was told so.
                 or (reply.own if reply is not None and self._sock is None else None)
-                or self._last_words()
+                or self._last_words(reply.sent if reply is not None else b"")
                 or OperationalError(f"the connection to {self._place} was lost: {cause.strerror or cause}")
             )
         else:
@@ -1221,7 +1337,7 @@ class Connection:
             raise error
         raise seen from cause
 
-    def _last_words(self) -> DatabaseError | None:
+    def _last_words(self, sent: bytes) -> DatabaseError | None:
         """The error that the server sent before it closed, when writing was what failed."""
         sock = self._sock
         if sock is None:
@@ -1234,7 +1350,7 @@ class Connection:
             code, length = _HEADER.unpack_from(buffer, position)
             stop = position + 1 + length
             if code == 69 and stop <= len(buffer):
-                return _server_error(buffer[position + 5 : stop])
+                return _server_error(buffer[position + 5 : stop], sent)
             position = stop
         return None
 
@@ -1286,7 +1402,7 @@ class Connection:
 
     def _open(
         self,
-        password: str | None,
+        secret: _Secret,
         database: str | None,
         application_name: str | None,
         connect_timeout_s: float,
@@ -1327,7 +1443,7 @@ class Connection:
                 stage = "authentication"
                 body = _INT.pack(196608) + packet + b"\0"
                 self._send(sock, _INT.pack(len(body) + 4) + body)
-                self._authenticate(sock, password, reply)
+                self._authenticate(sock, secret, reply)
                 self.deadline = None
             except _TooLate:
                 raise OperationalError(
@@ -1443,13 +1559,18 @@ class Connection:
         self._buffer = self._buffer[length + 1 :]
         return code, body
 
-    def _authenticate(self, sock: socket.socket, password: str | None, reply: _Reply) -> None:
+    def _authenticate(self, sock: socket.socket, secret: _Secret, reply: _Reply) -> None:
         scram: _Scram | None = None
-        authenticated = False
+        answered = authenticated = False
         while True:
             code, body = self._read_message(sock)
             if code == 69:
                 reply.error = _server_error(body)
+                refused = answered and (reply.error.sqlstate or "").startswith(("28", "08P01"))
+                if refused and secret.value != secret.value.strip():
+                    reply.error.args = (
+                        f"{reply.error.args[0]}; the password that was sent begins or ends with a blank or a line break",
+                    )
                 raise _EndOfStream
             if authenticated and code == 90:
                 if len(body) != 1 or body[0] not in b"ITE":
@@ -1458,6 +1579,8 @@ class Connection:
                 self._sort_out_leftovers()
                 return
             if authenticated and code == 75:
+                if not 8 <= len(body) <= 4 + _CANCEL_KEY_AT_MOST:
+                    raise _violation(f"a key for cancelling of {len(body) - 4} bytes")
                 (self.backend_pid,) = _INT.unpack_from(body)
                 self._secret = body[4:]
                 continue
@@ -1476,65 +1599,236 @@ class Connection:
                 raise NotSupportedError(
                     f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM are)"
                 )
-            if password is None:
-                raise OperationalError(f"the server asks for a password for user {self.user}, and none was given")
+            if kind <= 10:
+                # Only one method is answered: a server that cannot verify SCRAM does not get the password as well.
+                if answered:
+                    raise _violation("a second method of authentication")
+                if secret.value is None:
+                    raise OperationalError(f"the server asks for a password for user {self.user}, and none was given")
+                answered = True
+            message = _Secret()
             if kind == 3:
-                answer = password.encode() + b"\0"
+                message.value = _encoded_password(secret).value + b"\0"
             elif kind == 5:
-                answer = _md5(self.user, password, body[4:8])
+                if len(body) < 8:
+                    raise _violation("a salt that is too short")
+                message.value = _md5(self.user, secret, body[4:8]).value
             elif kind == 10:
-                scram = _Scram(self.user, password, body[4:], sock)
-                answer = scram.first
+                scram = _Scram(secret, body[4:], sock)
+                message.value = scram.first
             elif scram is None:
                 raise _violation("a step of SCRAM that was not begun")
             elif kind == 11:
-                answer = scram.answer(body[4:])
+                message.value = scram.answer(body[4:]).value
             else:
                 scram.verify(body[4:])
                 continue
-            self._send(sock, _message(b"p", answer))
+            message.value = _message(b"p", message.value)
+            self._send_secret(sock, message)
 
 
-def _md5(user: str, password: str, salt: bytes) -> bytes:
+_CANCEL_KEY_AT_MOST = 256  # of the protocol's version 3.2; 4 before
+_SCRAM_ITERATIONS_AT_MOST = 1_000_000  # half a second; a server may not keep us longer
+
+
+def _encoded_password(secret: _Secret) -> _Secret:
+    encoded = _Secret()
+    try:
+        # What os.environ could not decode is the bytes that it was.
+        encoded.value = secret.value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # which holds the whole password
+        encoded.value = None
+    if encoded.value is None:
+        raise OperationalError("the password cannot be sent: it is no text that UTF-8 can hold")
+    if b"\0" in encoded.value:
+        raise OperationalError("the password cannot be sent: it holds the character zero")
+    return encoded
+
+
+def _md5(user: str, secret: _Secret, salt: bytes) -> _Secret:
     from hashlib import md5
 
-    inner = md5(password.encode() + user.encode(), usedforsecurity=False).hexdigest()
-    return b"md5" + md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
+    answer = _Secret()
+    answer.value = md5(_encoded_password(secret).value + user.encode(), usedforsecurity=False).hexdigest().encode()
+    answer.value = b"md5" + md5(answer.value + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
+    return answer
 
 
 class _Scram:
-    """SCRAM by scramp, which pg8000 uses too; not imported before a server asks for it: it is a fifth of a cold start."""
+    """
+    SCRAM-SHA-256 (RFC 5802, 7677), bound to the TLS channel where the server offers it.
 
-    def __init__(self, user: str, password: str, mechanisms: bytes, sock: socket.socket) -> None:
-        from scramp import ScramClient, ScramException
+    As libpq does it, unlike libraries that hold to the RFC's recommendations: any count of iterations, and a password that
+    SASLprep refuses is taken as it is.
+    """
 
-        self._failure = ScramException
+    def __init__(self, secret: _Secret, mechanisms: bytes, sock: Any) -> None:
+        from binascii import b2a_base64
+
         self.verified = False
-        names = [name.decode("ascii", "replace") for name in mechanisms.split(b"\0") if name]
-        binding = ("tls-server-end-point", sock) if hasattr(sock, "getpeercert") else None
-        try:
-            self._client = ScramClient(names, user, password, channel_binding=binding)
-            first = self._client.get_client_first().encode()
-        except ScramException as error:
-            raise NotSupportedError(
-                f"SCRAM as the server offers it ({', '.join(names)}) is not possible: {error}"
-            ) from error
-        self.first = self._client.mechanism_name.encode() + b"\0" + _INT.pack(len(first)) + first
+        self._expected: bytes | None = None
+        self._password = _encoded_password(secret)
+        names = [name for name in mechanisms.split(b"\0") if name]
+        digest = None
+        self._header, binding, mechanism = b"n,,", b"", b"SCRAM-SHA-256"
+        if hasattr(sock, "getpeercert"):
+            certificate = sock.getpeercert(binary_form=True)
+            digest = _digest_of_signature(certificate)
+            if digest is not None and b"SCRAM-SHA-256-PLUS" in names:
+                from hashlib import new
 
-    def answer(self, server_first: bytes) -> bytes:
+                mechanism = b"SCRAM-SHA-256-PLUS"
+                self._header, binding = b"p=tls-server-end-point,,", new(digest, certificate).digest()
+            elif digest is not None:
+                self._header = b"y,,"  # so that the server notices if somebody took its offer out
+        if mechanism not in names:
+            offered = ", ".join(name.decode("ascii", "replace") for name in names)
+            raise NotSupportedError(
+                f"the server offers {offered or 'no method'} to prove the password; SCRAM-SHA-256 is known here"
+            )
+        self._binding = b2a_base64(self._header + binding, newline=False)
+        self._nonce = b2a_base64(os.urandom(18), newline=False)
+        self._bare = b"n=,r=" + self._nonce  # the server takes the user of the start-up
+        first = self._header + self._bare
+        self.first = mechanism + b"\0" + _INT.pack(len(first)) + first
+
+    def answer(self, server_first: bytes) -> _Secret:
+        from binascii import Error as NotBase64
+        from binascii import a2b_base64
+
+        if self._expected is not None:
+            raise _violation("a step of SCRAM for the second time")
+        fields = server_first.split(b",")
+        if [field[:2] for field in fields] != [b"r=", b"s=", b"i="]:
+            raise _violation("a step of SCRAM that makes no sense")
+        nonce, salt_text, count = (field[2:] for field in fields)
+        if not nonce.startswith(self._nonce) or nonce == self._nonce:
+            raise _violation("SCRAM with a nonce that is not ours")
         try:
-            self._client.set_server_first(server_first.decode())
-            final: str = self._client.get_client_final()
-        except (self._failure, ValueError) as error:
-            raise _violation("a step of SCRAM that makes no sense") from error
-        return final.encode()
+            salt = a2b_base64(salt_text, strict_mode=True)
+        except NotBase64:
+            salt = b""
+        if not salt or not count.isdigit() or len(count) > 10 or not int(count):
+            raise _violation("a step of SCRAM that makes no sense")
+        if int(count) > _SCRAM_ITERATIONS_AT_MOST:
+            raise OperationalError(
+                f"the server asks for {int(count)} iterations of SCRAM; more than {_SCRAM_ITERATIONS_AT_MOST} are not done"
+            )
+        final = b"c=" + self._binding + b",r=" + nonce
+        answer, self._expected = _scram_proof(
+            self._password, salt, int(count), b",".join((self._bare, server_first, final))
+        )
+        answer.value = final + b",p=" + answer.value
+        return answer
 
     def verify(self, server_final: bytes) -> None:
-        try:
-            self._client.set_server_final(server_final.decode())
-        except (self._failure, ValueError) as error:
-            raise OperationalError("the server could not prove that it knows the password") from error
+        from hmac import compare_digest
+
+        if self._expected is None:
+            raise _violation("the end of SCRAM before its middle")
+        if server_final[:2] == b"e=":
+            raise OperationalError(f"the server refused SCRAM: {server_final[2:].decode('ascii', 'replace')}")
+        if not compare_digest(server_final, self._expected):
+            raise OperationalError("the server could not prove that it knows the password")
         self.verified = True
+
+
+def _scram_proof(password: _Secret, salt: bytes, iterations: int, exchange: bytes) -> tuple[_Secret, bytes]:
+    """Return the client's proof, in Base64, and what the server has to answer; both follow from the password."""
+    from binascii import b2a_base64
+    from hashlib import pbkdf2_hmac, sha256
+    from hmac import digest
+
+    salted, client, proof = _Secret(), _Secret(), _Secret()
+    try:
+        salted.value = pbkdf2_hmac("sha256", _saslprep(password.value), salt, iterations)
+        client.value = digest(salted.value, b"Client Key", "sha256")
+        proof.value = digest(sha256(client.value).digest(), exchange, "sha256")
+        proof.value = bytes(one ^ other for one, other in zip(client.value, proof.value, strict=True))
+        proof.value = b2a_base64(proof.value, newline=False)
+        expected = digest(digest(salted.value, b"Server Key", "sha256"), exchange, "sha256")
+    except BaseException as error:  # noqa: BLE001 - raised at once, without the frames below, which hold keys
+        raise error.with_traceback(None)  # noqa: B904
+    return proof, b"v=" + b2a_base64(expected, newline=False)
+
+
+def _saslprep(password: bytes) -> bytes:
+    """Prepare a password after RFC 4013; one that it forbids stays as it is, as in PostgreSQL."""
+    if password.isascii():
+        return password
+    import stringprep as tables
+    from unicodedata import ucd_3_2_0
+
+    try:
+        text = password.decode()
+    except UnicodeDecodeError:
+        return password
+    text = "".join(" " if tables.in_table_c12(c) else c for c in text if not tables.in_table_b1(c))
+    text = ucd_3_2_0.normalize("NFKC", text)
+    forbidden = (
+        tables.in_table_a1,
+        tables.in_table_c12,
+        tables.in_table_c21_c22,
+        tables.in_table_c3,
+        tables.in_table_c4,
+        tables.in_table_c5,
+        tables.in_table_c6,
+        tables.in_table_c7,
+        tables.in_table_c8,
+        tables.in_table_c9,
+    )
+    if not text or any(table(c) for c in text for table in forbidden):
+        return password
+    if any(map(tables.in_table_d1, text)) and (
+        any(map(tables.in_table_d2, text)) or not (tables.in_table_d1(text[0]) and tables.in_table_d1(text[-1]))
+    ):
+        return password
+    return text.encode()
+
+
+# By the object identifier of a certificate's signature; RFC 5929 takes SHA-256 for MD5 and SHA-1.
+_DIGESTS = {
+    **{
+        bytes.fromhex("2a864886f70d0101") + bytes((last,)): name
+        for last, name in ((4, "sha256"), (5, "sha256"), (11, "sha256"), (12, "sha384"), (13, "sha512"), (14, "sha224"))
+    },
+    bytes.fromhex("2a8648ce3d0401"): "sha256",
+    **{
+        bytes.fromhex("2a8648ce3d0403") + bytes((last,)): name
+        for last, name in ((1, "sha224"), (2, "sha256"), (3, "sha384"), (4, "sha512"))
+    },
+}
+_RSA_PSS = bytes.fromhex("2a864886f70d01010a")
+_PSS_DIGESTS = {
+    bytes.fromhex("6086480165030402") + bytes((last,)): name
+    for last, name in ((1, "sha256"), (2, "sha384"), (3, "sha512"), (4, "sha224"))
+}
+
+
+def _digest_of_signature(certificate: bytes) -> str | None:
+    """Return the digest that a certificate (DER) is signed by; None where it has none of its own (Ed25519)."""
+    try:
+        start, _ = _der(certificate, 0)  # Certificate: a sequence of the certificate to be signed and the algorithm
+        _, start = _der(certificate, start)
+        start, end = _der(certificate, start)
+        name, after = _der(certificate, start)
+    except IndexError:
+        return None
+    algorithm = certificate[name:after]
+    if algorithm != _RSA_PSS:
+        return _DIGESTS.get(algorithm)
+    parameters = certificate[after:end]
+    return next((name for identifier, name in _PSS_DIGESTS.items() if identifier in parameters), "sha256")
+
+
+def _der(data: bytes, start: int) -> tuple[int, int]:
+    """Return where the content of the element at `start` begins and ends."""
+    size, begin = data[start + 1], start + 2
+    if size & 0x80:
+        count = size & 0x7F
+        size = int.from_bytes(data[begin : begin + count], "big")
+        begin += count
+    return begin, begin + size
 
 
 def _tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
@@ -1604,7 +1898,10 @@ class Cursor:
     def declare(self, name: str, operation: str, args: Sequence[Any] = ()) -> None:
         """Declare a cursor on the server, for FETCH; one flight, which also tells `description`."""
         self._start()
-        self._take(self.connection._declare(name, operation, args))
+        reply = self.connection._declare(name, operation, args)
+        self._take(reply)
+        if args:  # an error of a later FETCH may show them
+            self.connection._declared.append(reply.sent)
 
     def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> Cursor:
         """Execute the statement once for each of `param_sets`, all in one flight: all of it happens, or nothing."""

@@ -192,7 +192,7 @@ def test_a_role_that_may_become_the_administrator_is_refused(empty_shop, prepare
             empty_shop.execute(f"ALTER ROLE shop_other SUPERUSER; GRANT shop_other TO {role}")
         else:
             empty_shop.execute(f"ALTER DATABASE {empty_shop.database} OWNER TO shop_other; GRANT shop_other TO {role}")
-        with pytest.raises(DBAPIError, match="a role of its own"):
+        with pytest.raises(DBAPIError, match=f'role "{role}" owns this database'):
             prepare()
     finally:
         plungepool.dispose_engine()
@@ -224,6 +224,10 @@ def test_an_administrator_who_may_not_take_that_right_back_says_so(empty_shop, l
         function = load("prepare_database", empty_shop.url(owner))
         assert function.invoke({"role_name": empty_shop.app_role})["public_may_create"] is True
         assert "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in caplog.text
+        # Neither a superuser nor the database's owner, and still not to be the application.
+        # Not "a role of its own", which stands in the statement that every error of it quotes.
+        with pytest.raises(DBAPIError, match=f'role "{owner}" owns this database'):
+            function.invoke({"role_name": owner})
     finally:
         plungepool.dispose_engine()
         empty_shop.execute(f"DROP OWNED BY {empty_shop.app_role}; DROP ROLE {empty_shop.app_role}")

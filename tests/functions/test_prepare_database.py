@@ -244,7 +244,7 @@ def test_names_are_quoted(empty_shop, prepare):
 
 def test_the_owner_is_not_made_the_application(empty_shop, prepare):
     """Limiting the owner, or a superuser, would lock everybody out: refused, and nothing is prepared."""
-    with pytest.raises(DBAPIError, match="a role of its own"):
+    with pytest.raises(DBAPIError, match='role "postgres" owns this database'):
         prepare(role_name="postgres")
     assert tables(empty_shop) == []
     assert empty_shop.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'postgres'") == [[-1]]
@@ -413,7 +413,7 @@ def test_an_owner_who_is_no_superuser_can_prepare(empty_shop, prepare, load, rds
             assert function.invoke(properties | changed)["applied"] == []
         report = load("report_sales", empty_shop.url()).invoke({"time": "2026-01-15T06:00:00Z"})
         assert len(report["products"]) == 3
-        with pytest.raises(DBAPIError, match="a role of its own"):
+        with pytest.raises(DBAPIError, match=f'role "{owner}" owns this database'):
             load("prepare_database", empty_shop.url(owner)).invoke({"role_name": owner})
     finally:
         plungepool.dispose_engine()
@@ -425,8 +425,9 @@ def test_an_owner_who_is_no_superuser_can_prepare(empty_shop, prepare, load, rds
 
 def test_iam_login_needs_a_server_that_has_it(prepare):
     """Asked for on a server that is no RDS, it is refused with what that means."""
-    with pytest.raises(DBAPIError, match="no role rds_iam"):
+    with pytest.raises(DBAPIError) as raised:
         prepare(iam_login=True)
+    assert "no role rds_iam" in str(raised.value.orig)
 
 
 # CloudFormation

@@ -61,27 +61,34 @@ def test_it_prepares_once_and_again_without_a_change(empty_shop, prepare):
     assert len(before) > 80
 
 
-def test_two_at_once_prepare_once(empty_shop, prepare):
-    """Invocations at the same moment wait for each other; between them each migration is applied once."""
+def test_two_at_once_prepare_once(empty_shop, prepare, tmp_path):
+    """Invocations at the same moment wait for each other, the first time and later: each migration is applied once."""
     preparation = prepare.module.preparation
     options = preparation.Options.read({"role_name": empty_shop.app_role, "demo_data": True})
+    later = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "003_slow.sql"]
+    later[-1].write_text("CREATE TABLE shop.slow (); SELECT pg_sleep(0.1);")
     engine = plungepool.build_engine(empty_shop.settings("postgres", pool_size=4))
     begin = threading.Barrier(4)
     applied = []
 
-    def run() -> None:
+    def run(work) -> None:
         with engine.connect() as connection:
             begin.wait()
             with connection.begin():
-                applied.append(len(preparation.prepare(connection, options, 60)["applied"]))
+                applied.append(work(connection))
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for work, expected in [
+        (lambda connection: len(preparation.prepare(connection, options, 60)["applied"]), 2),
+        (lambda connection: len(preparation.migrate(connection, later, in_a_minute())[0]), 1),
+    ]:
+        applied.clear()
+        threads = [threading.Thread(target=run, args=(work,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(applied) == [0, 0, 0, expected]
     engine.dispose()
-    assert sorted(applied) == [0, 0, 0, 2]
 
 
 def test_a_new_migration_is_applied_alone(empty_shop, prepare, tmp_path):

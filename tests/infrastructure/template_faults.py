@@ -7,7 +7,7 @@ import template_rules as rules
 from template_rules import Templates
 
 APPLICATION, DATABASE, LAYER = "template.yaml", "infrastructure/database.yaml", "layers/plungepool/template.yaml"
-PROJECT = "templates/{{cookiecutter.project_name}}/template.yaml"
+PROJECT_FILE = "templates/{{cookiecutter.project_name}}/template.yaml"
 LINTER = None
 
 
@@ -183,14 +183,14 @@ FAULTS = [
     Fault("layer for one Python", rules.functions_run_where_the_layer_is_compiled, "CompatibleRuntimes: [python3.12, python3.13, python3.14]", "CompatibleRuntimes: [python3.13]", LAYER),
     Fault("layer built from another folder", rules.layer_is_handed_on, "ContentUri: .", "ContentUri: plungepool", LAYER),
     Fault("parameter that holds no ARN", rules.layer_is_handed_on, "Value: !Ref PlungepoolLayer\n\nOutputs", "Value: !GetAtt PlungepoolLayer.Arn\n\nOutputs", LAYER),
-    Fault("project's layer that goes with it", rules.what_others_use_is_kept, "RetentionPolicy: Retain", "RetentionPolicy: Delete", PROJECT),
-    Fault("project's right for every resource", rules.project_is_what_its_schema_says, "dbuser:${ResourceId}/${User}", "dbuser:*/${User}", PROJECT),
-    Fault("project's right for one partition", rules.nothing_names_a_partition_or_a_region, "arn:${AWS::Partition}:rds-db", "arn:aws:rds-db", PROJECT),
-    Fault("project beyond its role's limit", rules.project_is_what_its_schema_says, "    Default: 20\n", "    Default: 100\n", PROJECT),
-    Fault("project's API for everybody", rules.api_asks_for_a_signature, "        DefaultAuthorizer: AWS_IAM\n", "", PROJECT),
-    Fault("project's log without an end", rules.logs_end, "      RetentionInDays: 30\n", "      LogGroupClass: STANDARD\n", PROJECT),
-    Fault("project's user of any name", rules.parameters_are_held_to_their_bounds, "    Default: 'app'\n    AllowedPattern: '[A-Za-z_][A-Za-z0-9_]{0,62}'\n", "    Default: 'app'\n", PROJECT),
-    Fault("project's subnets without groups", rules.rules_refuse_what_would_not_work, "- Assert: !Or\n          - !And [!EachMemberEquals", "- Assert: !Or\n          - !Or [!EachMemberEquals", PROJECT),
-    Fault("project's function under another address", rules.project_is_what_its_schema_says, "PLUNGEPOOL_HOST: !Ref Host", "PLUNGEPOOL_HOST_NAME: !Ref Host", PROJECT),
-    Fault("project that publishes what it was given", rules.project_is_what_its_schema_says, "PublishesLayer: !Equals [!Ref PlungepoolLayerArn, '']", "PublishesLayer: !Not [!Equals [!Ref PlungepoolLayerArn, x]]", PROJECT),
+    Fault("project's layer that goes with it", rules.what_others_use_is_kept, "RetentionPolicy: Retain", "RetentionPolicy: Delete", PROJECT_FILE),
+    Fault("project's right for every resource", rules.project_is_what_its_schema_says, "dbuser:${ResourceId}/${User}", "dbuser:*/${User}", PROJECT_FILE),
+    Fault("project's right for one partition", rules.nothing_names_a_partition_or_a_region, "arn:${AWS::Partition}:rds-db", "arn:aws:rds-db", PROJECT_FILE),
+    Fault("project beyond its role's limit", rules.project_is_what_its_schema_says, "    Default: 20\n", "    Default: 100\n", PROJECT_FILE),
+    Fault("project's API for everybody", rules.api_asks_for_a_signature, "        DefaultAuthorizer: AWS_IAM\n", "", PROJECT_FILE),
+    Fault("project's log without an end", rules.logs_end, "      RetentionInDays: 30\n", "      LogGroupClass: STANDARD\n", PROJECT_FILE),
+    Fault("project's user of any name", rules.parameters_are_held_to_their_bounds, "    Default: 'app'\n    AllowedPattern: '[A-Za-z_][A-Za-z0-9_]{0,62}'\n", "    Default: 'app'\n", PROJECT_FILE),
+    Fault("project's subnets without groups", rules.rules_refuse_what_would_not_work, "- Assert: !Or\n          - !And [!EachMemberEquals", "- Assert: !Or\n          - !Or [!EachMemberEquals", PROJECT_FILE),
+    Fault("project's function under another address", rules.project_is_what_its_schema_says, "PLUNGEPOOL_HOST: !Ref Host", "PLUNGEPOOL_HOST_NAME: !Ref Host", PROJECT_FILE),
+    Fault("project that publishes what it was given", rules.project_is_what_its_schema_says, "PublishesLayer: !Equals [!Ref PlungepoolLayerArn, '']", "PublishesLayer: !Not [!Equals [!Ref PlungepoolLayerArn, x]]", PROJECT_FILE),
 ]  # fmt: skip

@@ -93,7 +93,8 @@ DEPLOYMENTS: dict[str, dict[str, str]] = {
     }
     | NETWORK,
 }
-# Parameters of the project that `sam init` makes.
+# Parameters of infrastructure/database.yaml, and of the project that `sam init` makes.
+NESTED = {"Mode": "instance", "VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "ClientSecurityGroupId": "sg-1"}
 PROJECT = {"Host": "db", "ResourceId": "db-1"}
 
 
@@ -550,8 +551,7 @@ def data_outlives_mistakes(name: str, stack: Stack) -> None:
 
 def templated_database(template: dict, name: str) -> tuple[str | None, str | None]:
     """Return what the database is called where its name is given, and where it is postgres, which is always there."""
-    given = {"Mode": "instance", "VpcId": "vpc-1", "SubnetIds": "subnet-1", "ClientSecurityGroupId": "sg-1"}
-    stacks = (Stack(template, given | {"Database": database}) for database in (name, "postgres"))
+    stacks = (Stack(template, NESTED | {"Database": database}) for database in (name, "postgres"))
     first, second = (stack.properties("Instance").get("DBName") for stack in stacks)
     return first, second
 
@@ -1037,9 +1037,8 @@ def rules_refuse_what_would_not_work(templates: Templates) -> None:
         assert text in (why_refused(templates.deploy_with, parameters) or "it is taken"), name
     for name, parameters in TAKEN.items():
         assert why_refused(templates.deploy_with, parameters) is None, name
-    demo = {"Mode": "aurora", "VpcId": "vpc-1", "SubnetIds": "subnet-1", "ClientSecurityGroupId": "sg-1"}
     for endpoint, port, fits in (("proxy", "5432", True), ("proxy", "5433", False), ("direct", "5433", True)):
-        refused = why_refused(Stack, templates.database, demo | {"Endpoint": endpoint, "Port": port})
+        refused = why_refused(Stack, templates.database, NESTED | {"Endpoint": endpoint, "Port": port})
         assert (refused is None) is fits, refused
     subnets, groups = {"SubnetIds": "subnet-1"}, {"SecurityGroupIds": "sg-1"}
     for network, fits in (({}, True), (subnets, False), (groups, False), (subnets | groups, True)):

@@ -8,12 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from template_faults import APPLICATION, DATABASE, FAULTS, LAYER, LINTER, PROJECT, Fault
-from template_rules import DEPLOYMENTS, RULES, Templates
+from stack import Stack
+from template_faults import APPLICATION, DATABASE, FAULTS, LAYER, LINTER, PROJECT_FILE, Fault
+from template_rules import (
+    BOUNDS,
+    DATABASE_BOUNDS,
+    DEPLOYMENTS,
+    NESTED,
+    PROJECT,
+    PROJECT_BOUNDS,
+    REFUSED,
+    RULES,
+    TAKEN,
+    Templates,
+    why_refused,
+)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # a build or a deployment is in the set-up of a test
-FILES = (APPLICATION, DATABASE, LAYER, PROJECT)
+FILES = (APPLICATION, DATABASE, LAYER, PROJECT_FILE)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Examine = Callable[[dict[str, str], set[str]], dict]
 
@@ -88,7 +101,7 @@ def test_parameters_in_the_docs_exist(templates: Templates) -> None:
 
 def test_every_deployment_is_tagged() -> None:
     """`sam deploy` puts a tag on everything that it makes, in each environment of both samconfig.toml."""
-    for file in (ROOT / "samconfig.toml", ROOT / PROJECT.replace("template.yaml", "samconfig.toml")):
+    for file in (ROOT / "samconfig.toml", ROOT / PROJECT_FILE.replace("template.yaml", "samconfig.toml")):
         for name, of in tomllib.loads(file.read_text()).items():
             assert name == "version" or of["deploy"]["parameters"]["tags"].startswith("application="), f"{file}: {name}"
 
@@ -195,3 +208,25 @@ def test_faults_are_counted() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
     assert re.findall(r"plants\s(\d+) mistakes", (ROOT / "docs" / "deploy.md").read_text()) == [str(len(FAULTS))]
     assert {rule.__name__ for rule in RULES} - {fault.rule.__name__ for fault in FAULTS if fault.rule} == set()
+
+
+def test_another_evaluator_refuses_the_same(templates: Templates) -> None:
+    """ministack, which measured on AWS how rules are judged, takes and refuses the parameters that stack.py does."""
+    by_name = {"application": templates.application, "database": templates.database, "project": templates.project}
+    cases = [("application", parameters) for parameters in [*TAKEN.values(), *(of for of, _ in REFUSED.values())]]
+    valid = {"application": DEPLOYMENTS["existing, password"], "database": NESTED, "project": PROJECT}
+    for name, bounds in (("application", BOUNDS), ("database", DATABASE_BOUNDS), ("project", PROJECT_BOUNDS)):
+        for parameter, values in bounds.items():
+            if "AWS::" not in by_name[name]["Parameters"][parameter]["Type"]:  # AWS looks these up, ministack does not
+                cases += [(name, valid[name] | {parameter: value}) for value in (*values[0], *values[1])]
+    python = ROOT / ".venv-ministack" / "bin" / "python"
+    if not python.exists():
+        command = [ROOT / "toolkit" / "set-up", "venv", ".venv-ministack", "requirements/ministack.txt"]
+        subprocess.run(command, check=True)
+    asked = json.dumps({"templates": by_name, "cases": cases}, default=str)
+    script = Path(__file__).with_name("judge_parameters.py")
+    result = subprocess.run([python, script], input=asked, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    ours = [why_refused(Stack, by_name[name], parameters) for name, parameters in cases]
+    both = zip(cases, ours, json.loads(result.stdout), strict=True)
+    assert [of for of in both if (of[1] is None) != (of[2] is None)] == []

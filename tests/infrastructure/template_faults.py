@@ -52,6 +52,9 @@ FAULTS = [
     Fault("public API", rules.api_asks_for_a_signature, "        DefaultAuthorizer: AWS_IAM\n", ""),
     Fault("description without the sum", rules.numbers_add_up, "13 here + 5 workers", "14 here + 5 workers"),
     Fault("licence that is not ours", rules.repository_metadata_is_complete, "SpdxLicenseId: Apache-2.0", "SpdxLicenseId: MIT"),
+    drop("database of another name", rules.each_parameter_arrives_where_it_is_read, "        PLUNGEPOOL_DATABASE: !Ref Database\n"),
+    Fault("plain text that nobody can ask for", rules.each_parameter_arrives_where_it_is_read, "verify-full, !Ref Tls]", "verify-full, verify-full]"),
+    drop("functions of one size", rules.each_parameter_arrives_where_it_is_read, "    MemorySize: 512\n"),
     # Rights.
     Fault("typo in an action", rules.every_role_may_do_what_it_needs_and_nothing_else, "Action: rds-db:connect", "Action: rds-db:Conect"),
     Fault("right for every user", rules.every_role_may_do_what_it_needs_and_nothing_else, "dbuser:${Id}/${User}", "dbuser:${Id}/*"),
@@ -63,6 +66,8 @@ FAULTS = [
     Fault("administrator of the account", rules.every_role_may_do_what_it_needs_and_nothing_else, "        - !If [PreparationReadsSecrets, !Ref AdminPolicy, !Ref AWS::NoValue]", "        - AdministratorAccess"),
     Fault("proxy that reads every secret", rules.every_role_may_do_what_it_needs_and_nothing_else, "                  Resource: !GetAtt ApplicationSecret.Id", "                  Resource: '*'", DATABASE),
     drop("proxy's role for every account", rules.every_role_trusts_its_own_service, "            Condition:\n              StringEquals: {'aws:SourceAccount': !Ref AWS::AccountId}\n", DATABASE),
+    drop("policy that says nothing", rules.policies_are_whole, "    Condition: NeedsRights\n"),
+    Fault("policy of another age", rules.policies_are_whole, "Version: '2012-10-17'", "Version: '2008-10-17'"),
     # Reachability.
     Fault("proxy's id from the wrong part", rules.client_connects_where_it_may, "!Select [6, !Split [':', !GetAtt Proxy", "!Select [5, !Split [':', !GetAtt Proxy", DATABASE),
     Fault("right for the database behind the proxy", rules.client_connects_where_it_may, "      - !Select [6, !Split [':', !GetAtt Proxy.DBProxyArn]]", "      - !If [IsAurora, !GetAtt Cluster.DBClusterResourceId, !GetAtt Instance.DbiResourceId]", DATABASE),

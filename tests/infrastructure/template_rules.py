@@ -193,6 +193,32 @@ def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
             settings_of(function)
 
 
+def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
+    """What is given for the database and the functions is what every function has, prepare_database as the administrator."""
+    given = {
+        "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password", "Password": "p",
+        "Tls": "disable", "Endpoint": "proxy", "AdminUser": "owner", "AdminPassword": "q", "PoolSize": "3",
+        "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
+    }  # fmt: skip
+    stack = templates.deploy_with(given)
+    for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
+        settings = settings_of(function)
+        user = ("owner", "q") if logical_id == "PrepareDatabaseFunction" else ("reader", "p")
+        assert (settings.user, settings.password) == user, logical_id
+        found = (settings.host, settings.port, settings.database, settings.tls, settings.endpoint, settings.pool_size)
+        assert found == ("db.example", 6432, "orders", "disable", "proxy", 3), logical_id
+        variables = function["Environment"]["Variables"]
+        assert variables["POWERTOOLS_SERVICE_NAME"] == stack.values["AWS::StackName"], logical_id
+        assert variables["POWERTOOLS_METRICS_NAMESPACE"] == "Plungepool", logical_id
+        levels = (variables["POWERTOOLS_LOG_LEVEL"], function["LoggingConfig"]["ApplicationLogLevel"])
+        assert levels == ("DEBUG", "DEBUG"), logical_id
+        assert function["Architectures"] == ["x86_64"], logical_id
+        assert function["Layers"][1] == given["PowertoolsLayerArn"], logical_id
+        assert function["MemorySize"] >= 256, (
+            logical_id
+        )  # a share of the processor comes with it: a cold start of seconds
+
+
 # ---- Rights ----------------------------------------------------------------------------------------------------------
 
 Right = tuple[str, str, str]  # action, resource, condition
@@ -293,6 +319,21 @@ def every_role_trusts_its_own_service(templates: Templates) -> None:
             assert permission["Principal"] == "apigateway.amazonaws.com"
             assert ":execute-api:" in permission["SourceArn"]
         assert not stack.of_type("AWS::Lambda::LayerVersionPermission")
+
+
+def policies_are_whole(templates: Templates) -> None:
+    """A policy of ours says something, by the language's present version, and somebody has it: IAM refuses an empty one."""
+    for name, stack in templates.everywhere():
+        attached = {
+            arn for role in stack.of_type("AWS::IAM::Role").values() for arn in role.get("ManagedPolicyArns", [])
+        }
+        policies = stack.of_type("AWS::IAM::ManagedPolicy")
+        assert {f"ref-{logical_id}" for logical_id in policies} <= attached, name
+        endpoints = stack.of_type("AWS::EC2::VPCEndpoint")
+        for logical_id, resource in (policies | endpoints).items():
+            document = resource["PolicyDocument"]
+            assert document["Version"] == "2012-10-17", f"{name}: {logical_id}"
+            assert document["Statement"], f"{name}: {logical_id}"
 
 
 @each_deployment
@@ -1178,8 +1219,10 @@ def repository_metadata_is_complete(templates: Templates) -> None:
 RULES: list[Callable[[Templates], None]] = [
     variables_are_valid_settings,
     choices_that_are_taken_are_valid_settings,
+    each_parameter_arrives_where_it_is_read,
     every_role_may_do_what_it_needs_and_nothing_else,
     every_role_trusts_its_own_service,
+    policies_are_whole,
     client_connects_where_it_may,
     proxy_demands_iam_and_tls,
     role_is_prepared_for_how_it_signs_in,

@@ -25,10 +25,11 @@ DIALECT = dialect.PlungepoolDialect()
 
 @pytest.fixture
 def connection(database):
-    with wire.connect(
+    connection = wire.connect(
         user="postgres", host=database.server.host, port=database.server.port, database=database.name
-    ) as connection:
-        yield connection
+    )
+    yield connection
+    connection.close()
 
 
 @pytest.fixture

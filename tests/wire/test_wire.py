@@ -34,8 +34,9 @@ def address(database):
 
 @pytest.fixture
 def connection(address):
-    with wire.connect(**address) as connection:
-        yield connection
+    connection = wire.connect(**address)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state 
 from __future__ import annotations
 
 import re
+import weakref
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ class _ExecutionContext(PGExecutionContext):
 
     def create_server_side_cursor(self) -> Any:
         cursor: Any = self._dbapi_connection.cursor()
-        return _ServerSideCursor(cursor, f"plungepool_{id(self):x}")
+        return _ServerSideCursor(cursor, cursor.connection.name_cursor())
 
 
 def _learn_translated_schema(dialect: Any, connection: Any, _: Any, options: Any) -> None:
@@ -214,6 +215,52 @@ SELECT reset_val, session_user::pg_catalog.text, ARRAY(
 ) FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'search_path'
 """
 
+
+def _seconds(text: str) -> float:
+    """a number of seconds"""
+    return float(text)
+
+
+def _boolean(text: str) -> bool:
+    """true or false"""
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def _text(text: str) -> str:
+    """text"""
+    return text
+
+
+# What may stand behind the `?` of a URL.
+_URL_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "address": _text,
+    "application_name": _text,
+    "cancel_on_abandon": _boolean,
+    "connect_timeout_s": _seconds,
+    "dead_peer_timeout_s": _seconds,
+}
+_CONNECT_OPTIONS = frozenset(wire.connect.__kwdefaults__ or ()) | {"user"}
+_INSTEAD = {
+    **dict.fromkeys(
+        ("sslmode", "sslrootcert", "sslcert", "sslkey", "ssl", "sslnegotiation"),
+        'TLS is asked for by connect_args={"ssl_context": ssl.create_default_context(cafile=…)}',
+    ),
+    "options": 'settings of the server are connect_args={"startup_params": {"statement_timeout": "5s"}}',
+    "connect_timeout": "the option is connect_timeout_s",
+    "timeout": "the option is connect_timeout_s",
+    "hostaddr": "the option is address",
+    "dbname": "the database is the path of the URL",
+    "target_session_attrs": "one host is connected to, whatever it is",
+}
+
+
+def _unknown_option(name: str) -> str:
+    instead = _INSTEAD.get(name, f"in a URL there are {', '.join(_URL_OPTIONS)}")
+    return f"{name} is no option of postgresql+plungepool: {instead}"
+
+
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 
 
@@ -228,11 +275,11 @@ class PlungepoolDialect(PGDialect_pg8000):
     execution_ctx_cls: Any = _ExecutionContext
     inspector = _Inspector
     supports_sane_multi_rowcount = True
-    # What the server has unless told otherwise. It is not asked for: a `reset` goes back to "say nothing in BEGIN".
-    default_isolation_level: Any = "READ COMMITTED"
     default_schema_name = "public"
     _knows_default_schema_name = False
     _initializing = False
+    _setting_up = False
+    _engine: weakref.ref[Engine] | None = None
 
     connection_characteristics = PGDialect.connection_characteristics.union(
         {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable()}
@@ -269,6 +316,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def engine_created(cls, engine: Engine) -> None:
         """No plain pool may hand out a connection that was torn, or that the server has hung up."""
         event.listen(engine, "checkout", _refuse_dead)
+        engine.dialect._engine = weakref.ref(engine)  # type: ignore[attr-defined]
 
     def retrieve_dbapi_version(self, dbapi: Any) -> Any:  # noqa: ARG002
         return None
@@ -276,10 +324,28 @@ class PlungepoolDialect(PGDialect_pg8000):
     # ---- connecting
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
-        options: dict[str, Any] = {**url.translate_connect_args(username="user"), **url.query}
-        if "port" in options:
-            options["port"] = int(options["port"])
+        """Take the URL apart; what stands behind its `?` is text and becomes what `wire.connect` wants."""
+        options: dict[str, Any] = url.translate_connect_args(username="user")
+        for name, text in url.query.items():
+            if name in ("host", "port"):
+                raise exc.ArgumentError(
+                    f"{name}: one host and one port stand in the URL itself, and no others behind it"
+                )
+            if name not in _URL_OPTIONS:
+                raise exc.ArgumentError(_unknown_option(name))
+            if not isinstance(text, str):
+                raise exc.ArgumentError(f"{name} stands in the URL more than once")
+            try:
+                options[name] = _URL_OPTIONS[name](text)
+            except ValueError:
+                raise exc.ArgumentError(f"{name} must be {_URL_OPTIONS[name].__doc__}") from None
         return [], options
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """Refuse what `wire.connect` does not know by a sentence, and not by a TypeError."""
+        for name in cparams.keys() - _CONNECT_OPTIONS:
+            raise exc.ArgumentError(_unknown_option(name))
+        return super().connect(*cargs, **cparams)
 
     def on_connect(self) -> Callable[[Any], None] | None:
         json, native_inet = self._json_deserializer, self._native_inet_types
@@ -314,10 +380,11 @@ class PlungepoolDialect(PGDialect_pg8000):
         # own search path is, only the server knows; but nobody needs the name before he reflects.
         self._knows_default_schema_name = _dbapi(connection).flights > 0
         self._initializing = not self._knows_default_schema_name
+        self._setting_up = True
         try:
             super().initialize(connection)
         finally:
-            self._initializing = False
+            self._initializing = self._setting_up = False
 
     def _get_default_schema_name(self, connection: Connection) -> Any:
         return "public" if self._initializing else super()._get_default_schema_name(connection)
@@ -340,8 +407,35 @@ class PlungepoolDialect(PGDialect_pg8000):
 
     # ---- transactions
 
-    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:  # noqa: ARG002
-        return "READ COMMITTED"
+    @property
+    def default_isolation_level(self) -> Any:
+        """The level of a transaction that asks for none: the role's, or the database's.
+
+        Nothing here needs it (a reset says nothing in BEGIN), so that no connect asks for it. Who reads it pays a connection
+        of its own: this property does not know the one that it is read by, and the pool may have no other.
+        """
+        engine = self._engine() if self._engine is not None else None
+        if engine is None:
+            return "READ COMMITTED"
+        connection: Any = engine.pool._invoke_creator(None)  # type: ignore[arg-type]
+        try:
+            return self.get_default_isolation_level(connection)
+        finally:
+            connection.close()
+
+    @default_isolation_level.setter
+    def default_isolation_level(self, value: Any) -> None:
+        """SQLAlchemy sets it at the first connect."""
+
+    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
+        if self._setting_up:
+            return None
+        before = dbapi_conn.in_transaction
+        with dbapi_conn.cursor() as cursor:
+            level = cursor.execute("SHOW default_transaction_isolation").fetchone()[0]
+        if not before:
+            dbapi_conn.rollback()
+        return level.upper()
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         dbapi_connection.autocommit = level == "AUTOCOMMIT"
@@ -379,6 +473,7 @@ class PlungepoolDialect(PGDialect_pg8000):
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         if not dbapi_connection.closed:  # else the server has rolled back long ago
+            dbapi_connection.leave_tpc()
             super().do_rollback(dbapi_connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:

@@ -22,8 +22,9 @@ import struct
 import time as clock
 from collections import deque
 from datetime import date, datetime, time
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from itertools import count, islice
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from .settings import split_address
 from .tls import explain
@@ -82,6 +83,9 @@ class _Kind(frozenset[int]):
     def __eq__(self, other: object) -> bool:
         return other in self if isinstance(other, int) else super().__eq__(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     __hash__ = frozenset.__hash__
 
 
@@ -90,6 +94,20 @@ BINARY = _Kind((17,))
 NUMBER = _Kind((20, 21, 23, 700, 701, 790, 1700))
 DATETIME = _Kind((1082, 1083, 1114, 1184, 1186, 1266))
 ROWID = _Kind((26,))
+
+
+class Xid(NamedTuple):
+    """PEP 249's name of a two-phase transaction; `str()` is the server's, written as psycopg writes it."""
+
+    format_id: int
+    gtrid: str
+    bqual: str
+
+    def __str__(self) -> str:
+        from base64 import b64encode
+
+        return "_".join((str(self.format_id), *(b64encode(part.encode()).decode() for part in self[1:])))
+
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +141,24 @@ class Error(Exception):
     #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
     disconnected: bool = False
 
+    # What the server said, by the names below.
+    _fields: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def pgcode(self) -> str | None:
+        """psycopg2's name for `sqlstate`."""
+        return self.sqlstate
+
+    @property
+    def pgerror(self) -> str | None:
+        """psycopg2's name for `message`."""
+        return self.message
+
+    @property
+    def diag(self) -> Diagnostic:
+        """All that the server said, under the names that psycopg2 and psycopg give it."""
+        return Diagnostic(self._fields)
+
     @property
     def retryable(self) -> bool:
         """
@@ -132,6 +168,30 @@ class Error(Exception):
         time-out). Not a lost connection: whether its COMMIT was carried out, nobody knows.
         """
         return self.sqlstate in _RETRYABLE or (self.message or "").startswith(_BORROW_TIMEOUT)
+
+
+class Diagnostic:
+    """What the server said of an error, under psycopg's names; None for what it did not say."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        get = fields.get
+        self.severity = self.severity_nonlocalized = get("severity")
+        self.sqlstate = get("sqlstate")
+        self.message_primary = get("message")
+        self.message_detail = get("detail")
+        self.message_hint = get("hint")
+        self.statement_position = get("position")
+        self.internal_position = get("internal_position")
+        self.internal_query = get("internal_query")
+        self.context = get("context")
+        self.schema_name = get("schema_name")
+        self.table_name = get("table_name")
+        self.column_name = get("column_name")
+        self.datatype_name = get("datatype_name")
+        self.constraint_name = get("constraint_name")
+        self.source_file = get("source_file")
+        self.source_line = get("source_line")
+        self.source_function = get("source_function")
 
 
 class InterfaceError(Error):
@@ -196,7 +256,13 @@ _FIELDS = {
     "c": "column_name",
     "d": "datatype_name",
     "n": "constraint_name",
+    "p": "internal_position",
+    "q": "internal_query",
+    "F": "source_file",
+    "L": "source_line",
+    "R": "source_function",
 }
+_INNER = frozenset(("internal_position", "internal_query", "source_file", "source_line", "source_function"))
 _READ_ONLY = "25006"
 # The command tags of statements that can ask for READ ONLY.
 _MAY_ASK = frozenset((b"SET", b"BEGIN", b"START TRANSACTION"))
@@ -228,10 +294,12 @@ def _server_error(body: bytes, sent: bytes = b"") -> DatabaseError:
             if 0 <= first < last:
                 shown = f"{shown[: first + 1]}…{shown[last:]}"
     error = _ERROR_CLASSES.get(sqlstate[:2], DatabaseError)(f"{shown} (SQLSTATE {sqlstate or 'missing'})")
+    error._fields = fields
     for name, text in fields.items():
-        setattr(
-            error, name, (int(text) if text.isdecimal() and len(text) < 10 else None) if name == "position" else text
-        )
+        if name == "position":
+            error.position = int(text) if text.isdecimal() and len(text) < 10 else None
+        elif name not in _INNER:
+            setattr(error, name, text)
     return error
 
 
@@ -603,6 +671,7 @@ class Connection:
         self._session_read_only = False
         self._declared: list[bytes] = []  # flights of the open transaction that have declared a cursor with parameters
         self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
+        self._cursor_names = count(1)
         self._xid: str | None = None
         self._prepared = False
         self._adapters: dict[int, Callable[[str], Any]] = {}
@@ -709,11 +778,20 @@ class Connection:
     def cursor(self) -> Cursor:
         return Cursor(self)
 
+    def name_cursor(self) -> str:
+        """Return a name for a cursor on the server that this session has not used yet."""
+        return f"plungepool_{next(self._cursor_names)}"
+
     def commit(self) -> None:
         """Commit; no round trip when nothing was sent since the last one.
 
-        Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed.
+        Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed;
+            ProgrammingError within a two-phase transaction.
         """
+        self._refuse_within_tpc("commit")
+        self._commit()
+
+    def _commit(self) -> None:
         if self._sock is None or self._flying or self._status != 73:
             reply = self._query("COMMIT")
             if reply.tag == b"ROLLBACK":
@@ -724,7 +802,14 @@ class Connection:
                 raise error
 
     def rollback(self) -> None:
-        """Roll back; no round trip when nothing was sent since the last one."""
+        """Roll back; no round trip when nothing was sent since the last one.
+
+        Raises: ProgrammingError within a two-phase transaction.
+        """
+        self._refuse_within_tpc("rollback")
+        self._rollback()
+
+    def _rollback(self) -> None:
         if self._sock is None or self._flying or self._status != 73:
             if not self._in_doubt:
                 self._query("ROLLBACK")
@@ -766,22 +851,44 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Commit, or roll back where an exception leaves the block; then close, as psycopg does.
+
+        Raises: what `commit` raises, also where the block has hidden the failure of a statement.
+        """
+        try:
+            if kind is None and not self.closed:
+                self.commit()
+            elif not self.closed:
+                self.leave_tpc()
+                with contextlib.suppress(Error):  # the exception that is on its way tells more
+                    self.rollback()
+        finally:
+            self.close()
 
     # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
 
-    def tpc_begin(self, xid: str) -> None:
+    def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
+        """Return a name for `tpc_begin`, which takes any text, too."""
+        if not 0 <= format_id <= 0x7FFFFFFF:
+            raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
+        if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):
+            raise ProgrammingError("xid: each part may have 64 bytes")
+        return Xid(format_id, global_transaction_id, branch_qualifier)
+
+    def tpc_begin(self, xid: str | Xid) -> None:
         """Name the transaction that the next statement starts."""
+        if not self._prepared:  # a prepared one is the server's, and may have been ended by somebody else
+            self._refuse_within_tpc("tpc_begin")
         self._refuse_inside_transaction("tpc_begin")
         if self._autocommit:
             raise ProgrammingError("tpc_begin cannot be used in autocommit mode")
-        self._xid, self._prepared = xid, False
+        self._xid, self._prepared = str(xid), False
 
     def tpc_prepare(self) -> None:
         """First phase: the server keeps the transaction, under its name, whatever becomes of this connection."""
-        if self._xid is None:
-            raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named")
+        if self._xid is None or self._prepared:
+            raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named, and once")
         prefix = (
             "" if self.in_transaction else f"{self._begin};"
         )  # nothing was executed: an empty transaction is prepared
@@ -792,12 +899,23 @@ class Connection:
             )
         self._prepared = True
 
-    def tpc_commit(self, xid: str | None = None) -> None:
-        """Second phase, or the only one when the transaction was not prepared."""
+    def tpc_commit(self, xid: str | Xid | None = None) -> None:
+        """Second phase, or the only one when the transaction was not prepared; `xid`: one that tpc_recover has found."""
         self._tpc_end("COMMIT", xid)
 
-    def tpc_rollback(self, xid: str | None = None) -> None:
+    def tpc_rollback(self, xid: str | Xid | None = None) -> None:
+        """Roll back, prepared or not; `xid`: one that tpc_recover has found."""
         self._tpc_end("ROLLBACK", xid)
+
+    def leave_tpc(self) -> None:
+        """Forget the two-phase transaction; one that is prepared stays on the server until somebody ends it by its name."""
+        self._xid, self._prepared = None, False
+
+    def _refuse_within_tpc(self, name: str) -> None:
+        if self._xid is not None and not self.closed:
+            raise ProgrammingError(
+                f"{name} cannot be used within a two-phase transaction: use tpc_commit or tpc_rollback"
+            )
 
     def tpc_recover(self) -> list[str]:
         """The names of the prepared transactions of this database."""
@@ -806,15 +924,19 @@ class Connection:
         )
         return [row[0] for row in reply.rows]
 
-    def _tpc_end(self, verb: str, xid: str | None) -> None:
+    def _tpc_end(self, verb: str, xid: str | Xid | None) -> None:
+        if xid is None and self._xid is None:
+            raise ProgrammingError(f"tpc_{verb.lower()} needs a transaction that tpc_begin has named, or a name")
+        if xid is not None and self._xid not in (None, str(xid)):
+            raise ProgrammingError(f"tpc_{verb.lower()} of another transaction needs the end of this one first")
         own, self._xid = self._xid if self._prepared else None, None
         if xid is None and self.in_transaction:
             if verb == "COMMIT":
-                self.commit()
+                self._commit()
             else:
-                self.rollback()
+                self._rollback()
         elif xid is not None or own is not None:
-            self._query(f"{verb} PREPARED {_literal(xid or own or '')}")
+            self._query(f"{verb} PREPARED {_literal(str(xid or own))}")
 
     # ---- is it alive
 
@@ -1875,6 +1997,12 @@ def _pieces(stream: Any) -> Iterator[bytes | str]:
 # ---- the cursor -----------------------------------------------------------------------------------------------------
 
 
+# PEP 249's optional extension: the exceptions, for whoever has a connection and not the module.
+_classes: tuple[type[Exception], ...] = (Warning, Error, InterfaceError, DatabaseError, *_ERROR_CLASSES.values())
+for _class in _classes:
+    setattr(Connection, _class.__name__, _class)
+
+
 class Cursor:
     """The result of one statement, all of it in memory."""
 
@@ -1913,6 +2041,12 @@ class Cursor:
             self.rowcount = 0
         return self
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _start(self) -> None:
         if self._closed:
             raise InterfaceError("the cursor is closed")
@@ -1940,8 +2074,12 @@ class Cursor:
     def fetchall(self) -> list[tuple[Any, ...]]:
         return list(self._results())
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return self._results()
+    def __iter__(self) -> Self:
+        self._results()
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        return next(self._results())
 
     def close(self) -> None:
         self._closed = True

@@ -1,0 +1,86 @@
+"""The dialect's own doings: options of a URL, the default isolation level, names of cursors on the server."""
+
+import pytest
+import sqlalchemy
+from sqlalchemy import create_engine, text
+
+from plungepool import wire
+
+
+@pytest.fixture
+def url(database):
+    return database.server.url("postgres", database.name).replace("postgresql://", "postgresql+plungepool://")
+
+
+@pytest.fixture
+def address(database):
+    return {"user": "postgres", "host": database.server.host, "port": database.server.port, "database": database.name}
+
+
+def test_options_of_a_url_have_their_types(url, monkeypatch):
+    """Seconds are numbers and `false` is false."""
+    seen = {}
+    connect = wire.connect
+    query = "?connect_timeout_s=2.5&dead_peer_timeout_s=7&cancel_on_abandon=false&application_name=app"
+    engine = create_engine(url + query)
+    monkeypatch.setattr(wire, "connect", lambda **options: (seen.update(options), connect(**options))[1])
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW application_name")).scalar_one() == "app"
+        assert connection.connection.dbapi_connection.cancel_on_abandon is False
+    assert (seen["connect_timeout_s"], seen["dead_peer_timeout_s"]) == (2.5, 7.0)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("connect_timeout_s=soon", "connect_timeout_s must be a number of seconds"),
+        ("cancel_on_abandon=0", "cancel_on_abandon must be true or false"),
+        ("host=a&host=b", "host: one host"),
+        ("port=1", "port: one host and one port"),
+        ("sslmode=require", "sslmode is no option.*ssl_context"),
+        ("options=-c%20geqo%3Doff", "options is no option.*startup_params"),
+        ("connect_timeout=5", "the option is connect_timeout_s"),
+        ("password=secret", "password is no option"),
+        ("colour=red", "colour is no option of postgresql.plungepool: in a URL there are address, application_name"),
+        ("application_name=a&application_name=b", "application_name stands in the URL more than once"),
+    ],
+)
+def test_other_options_of_a_url_are_refused_by_name(query, says):
+    """One sentence that says what to write instead, and no TypeError; values are not quoted."""
+    with pytest.raises(sqlalchemy.exc.ArgumentError, match=says) as raised:
+        create_engine(f"postgresql+plungepool://app@localhost/db?{query}").connect()
+    assert "secret" not in str(raised.value)
+
+
+def test_unknown_connect_args_are_refused_by_name(url):
+    """The same for connect_args."""
+    engine = create_engine(url, connect_args={"sslmode": "require"})
+    with pytest.raises(sqlalchemy.exc.ArgumentError, match="sslmode is no option"):
+        engine.connect()
+
+
+def test_default_isolation_level_is_the_roles(database, url):
+    """Also when the pool's only connection is the one that asks; a plain connect does not ask."""
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=5)
+    with engine.connect() as connection:
+        assert connection.connection.dbapi_connection.flights == 0
+        assert connection.default_isolation_level == "READ COMMITTED"
+        database.execute(f"ALTER DATABASE {database.name} SET default_transaction_isolation = 'serializable'")
+        assert connection.default_isolation_level == "SERIALIZABLE"
+        assert connection.connection.dbapi_connection.flights == 0
+    engine.dispose()
+
+
+def test_half_read_streams_live_side_by_side(url):
+    """A dozen streams of one transaction that are not read to their end, while the garbage collector reuses addresses."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        query = text("SELECT generate_series(1, 1000)")
+        for _ in range(30):
+            for row in connection.execution_options(yield_per=10).execute(query):
+                assert row == (1,)
+                break
+        one, other = (iter(connection.execution_options(yield_per=2).execute(query)) for _ in range(2))
+        assert [next(one)[0] for _ in range(5)] == [next(other)[0] for _ in range(5)] == [1, 2, 3, 4, 5]
+    engine.dispose()

@@ -224,6 +224,17 @@ def test_other_failures_teach_nothing() -> None:
     assert [tries(handshakes, server), tries(handshakes, server)] == [["usual", "failed"]] * 2
 
 
+def test_lost_network_does_not_unlearn_the_curve(caplog: pytest.LogCaptureFixture) -> None:
+    """What was learnt of a server holds while nothing speaks against it; and where there is TLS nothing is said of plain text."""
+    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    tries(handshakes, server)
+    server.every, server.failure = False, RuntimeError("lost")
+    assert tries(handshakes, server) == ["every", "failed"]
+    server.every = True
+    assert [tries(handshakes, server), tries(handshakes, server)] == [["every"]] * 2
+    assert caplog.records == []
+
+
 def test_engines_learn_apart_and_forget() -> None:
     """What one engine has learnt another does not know, and a snapshot keeps nothing of it."""
     server = Server(usual=False, every=True)

@@ -7,17 +7,21 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
 import botocore.client
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from sqlalchemy.exc import OperationalError
 
-from plungepool import CredentialsError, PlungepoolError, Settings, SettingsError, credentials
+from plungepool import CredentialsError, PlungepoolError, Settings, SettingsError, build_engine, credentials
 from plungepool.credentials import Keys, rds_token, source
+from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,17 +53,27 @@ def frames(traceback: TracebackType | None) -> Iterator[FrameType]:
         traceback = traceback.tb_next
 
 
+def shows(value: object) -> bool:
+    """Say whether a crash reporter would show a secret: by the repr, or by going through a mapping or a sequence itself."""
+    shown = [repr(value)]
+    if isinstance(value, Mapping):
+        shown.append(repr(dict(value)))
+    elif isinstance(value, (list, tuple, set)):
+        shown += [repr(dict(item)) for item in value if isinstance(item, Mapping)]
+    return any(mark in text for text in shown for mark in MARKS)
+
+
 def leaks(error: BaseException) -> list[str]:
     """Return where a secret shows: in a text, an attribute, or a local of a frame, whatever it is called or held by."""
     found = []
     for one in chain(error):
         kind = type(one).__name__
         for name, value in {"str": str(one), "repr": repr(one), "args": one.args, "attributes": vars(one)}.items():
-            if any(mark in repr(value) for mark in MARKS):
+            if shows(value):
                 found.append(f"{name} of {kind}")
         for frame in frames(one.__traceback__):
             for name, value in frame.f_locals.items():
-                if any(mark in repr(value) for mark in MARKS):
+                if shows(value):
                     found.append(f"{name} in {frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})")
     return found
 
@@ -333,6 +347,35 @@ def test_wrong_keywords_leave_nothing_behind(changes: dict[str, Any]) -> None:
     assert leaks(caught.value) == []
 
 
+@pytest.mark.parametrize("authentication", ["scram-sha-256", "password"])
+def test_failed_connect_leaves_nothing_behind(authentication: Literal["scram-sha-256", "password"]) -> None:
+    """Through engine, pool, SQLAlchemy and wire: a refused password, nobody at the port, an authority that is not trusted."""
+    with Postgres(tls=True, authentication=authentication) as server:
+        server.execute("CREATE ROLE app LOGIN PASSWORD 'other'")
+        whole: dict[str, Any] = {"host": server.host, "port": server.port, "ca_file": str(server.ca_file)}
+        for changes in ({}, {"port": 1}, {"ca_file": None}, {"database": "nowhere"}, {"host": "nobody.invalid"}):
+            engine = build_engine(Settings(**whole | changes, user="app", password=f"{MARK}-password"))
+            with pytest.raises(OperationalError) as caught:
+                engine.connect()
+            engine.dispose()
+            assert leaks(caught.value) == []
+
+
+def test_failed_connect_with_a_token_leaves_nothing_behind(postgres: Postgres) -> None:
+    """A proxy that does not know the credentials: neither the token nor the keys that signed it are in any frame."""
+    with RdsProxy(postgres, endpoints=["localhost"]) as proxy:
+        engine = build_engine(
+            Settings(
+                host="localhost", port=proxy.port, user="app", auth="iam", endpoint="proxy", region=proxy.region,
+                ca_file=str(proxy.ca_file),
+            )
+        )  # fmt: skip
+        with pytest.raises(CredentialsError) as caught:
+            engine.connect()
+        engine.dispose()
+    assert leaks(caught.value) == []
+
+
 def test_no_line_of_credentials_holds_a_secret_in_a_local(reader: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only where an error is raised today: at no line of the module does a local show one, whoever interrupts it."""
     found: dict[str, None] = {}
@@ -344,7 +387,7 @@ def test_no_line_of_credentials_holds_a_secret_in_a_local(reader: None, monkeypa
             return None
         lines += 1
         for name, value in list(frame.f_locals.items()):
-            if any(mark in repr(value) for mark in MARKS):
+            if shows(value):
                 found[f"{name} in {frame.f_code.co_qualname}:{frame.f_lineno}"] = None
         return trace
 

@@ -127,10 +127,10 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         )
         # As SQLAlchemy does it where it makes the pool: a listener changes the parameters, or connects by itself.
         for listener in engine.dialect.dispatch.do_connect:
-            connection: wire.Connection | None = listener(engine.dialect, record, [], parameters)
+            connection: wire.Connection | None = listener(engine.dialect, record, [], parameters.values)
             if connection is not None:
                 return connection
-        return wire.connect(**parameters)
+        return wire.connect(**parameters.values)
 
     def open_connection(record: ConnectionPoolEntry, login: Login) -> wire.Connection:
         deadline = time.time() + login.timeout_s
@@ -189,11 +189,11 @@ def dispose_engine() -> None:
         engine.dispose()
 
 
-class _Parameters(dict[str, Any]):
-    """The parameters of a connect; the repr, which a crash reporter prints, shows their names only."""
+class _Parameters:
+    """Holds the parameters of a connect: a crash reporter that goes through a dictionary would show the password."""
 
-    def __repr__(self) -> str:
-        return f"<parameters {', '.join(self)}>"
+    def __init__(self, **values: Any) -> None:
+        self.values = values
 
 
 def application_name(environ: dict[str, str] | os._Environ[str]) -> str:

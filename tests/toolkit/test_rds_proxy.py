@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
+import hashlib
+import hmac
 import re
 import select
 import shlex
@@ -14,9 +17,11 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import botocore.session
 import pg8000.dbapi
@@ -161,6 +166,80 @@ def test_a_policy_can_keep_a_user_out() -> None:
         verify(token(bound), credentials=[bound])
 
 
+def signed(extra: str = "", **changes: str | None) -> str:
+    """Sign whatever fields at 12:00 UTC: the signature is good, so that nothing else can be why a token is refused."""
+    secret, session = CREDENTIAL.secret_access_key, CREDENTIAL.session_token
+    fields: dict[str, str | None] = {
+        "Action": "connect",
+        "DBUser": "proxied",
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": f"{CREDENTIAL.access_key_id}/20260114/eu-west-1/rds-db/aws4_request",
+        "X-Amz-Date": "20260114T120000Z",
+        "X-Amz-Expires": "900",
+        "X-Amz-Security-Token": session,
+        "X-Amz-SignedHeaders": "host",
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    kept = {name: value for name, value in fields.items() if value is not None}
+    query = "&".join(f"{quote(name, safe='')}={quote(kept[name], safe='')}" for name in sorted(kept)) + extra
+    _key, *scope = str(fields["X-Amz-Credential"]).split("/")
+    canonical = f"GET\n/\n{query}\nhost:{ENDPOINT}\n\nhost\n{hashlib.sha256(b'').hexdigest()}"
+    to_sign = "\n".join(
+        ("AWS4-HMAC-SHA256", str(fields["X-Amz-Date"]), "/".join(scope), hashlib.sha256(canonical.encode()).hexdigest())
+    )
+    key = b"AWS4" + secret.encode()
+    for part in (*scope, to_sign):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return f"{ENDPOINT}/?{query}&X-Amz-Signature={key.hex()}"
+
+
+NOON = datetime(2026, 1, 14, 12, tzinfo=UTC).timestamp()
+SCOPE = f"{CREDENTIAL.access_key_id}/20260114/eu-west-1/rds-db/aws4_request"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"Action": "list"}, "malformed"),
+        ({"X_Amz_Algorithm": "AWS4-HMAC-SHA1"}, "malformed"),
+        ({"X_Amz_SignedHeaders": "host;x-other"}, "malformed"),
+        ({"Other": "1"}, "malformed"),
+        ({"extra": "&DBUser=other"}, "malformed"),
+        ({"DBUser": "other"}, "another user"),
+        ({"DBUser": None}, "malformed"),
+        ({"X_Amz_Credential": SCOPE.replace("eu-west-1", "eu-west-2")}, "another region"),
+        ({"X_Amz_Credential": SCOPE.replace("rds-db", "rds")}, "another scope"),
+        ({"X_Amz_Credential": SCOPE.replace("aws4_request", "aws4")}, "another scope"),
+        ({"X_Amz_Credential": SCOPE.replace("20260114", "20260113")}, "another scope"),
+        ({"X_Amz_Credential": "other" + SCOPE}, "access key is unknown"),
+        ({"X_Amz_Security_Token": None}, "session token"),
+        ({"X_Amz_Security_Token": "other"}, "session token"),
+        ({"X_Amz_Expires": "0"}, "expired"),
+        ({"X_Amz_Expires": "-900"}, "expired"),
+        ({"X_Amz_Expires": "many"}, "malformed"),
+        ({"X_Amz_Date": "20260114T120501Z"}, "signed in the future"),
+        ({"X_Amz_Date": "20260114T114500Z"}, "expired"),
+        ({"X_Amz_Date": "20260114T114500Z", "X_Amz_Expires": "3600"}, "expired"),
+        ({"X_Amz_Date": "20260114T115900Z", "X_Amz_Expires": "60"}, "expired"),
+    ],
+)
+def test_a_token_is_refused_for_what_it_says_though_its_signature_is_good(changes: dict[str, Any], why: str) -> None:
+    """Each rule by itself, at its bound: only the rule can refuse what somebody with the key has signed."""
+    verify(signed(), now=NOON)
+    with pytest.raises(TokenRefused, match=why):
+        verify(signed(**changes), now=NOON)
+
+
+def test_a_token_is_good_up_to_its_bounds() -> None:
+    """The last second of its life, of its credentials' and of a clock that is ahead."""
+    verify(signed(), now=NOON + 899)
+    verify(signed(X_Amz_Expires="60"), now=NOON + 59)
+    verify(signed(), now=NOON - 300)
+    ending = replace(CREDENTIAL, expires_at=NOON + 5)
+    verify(signed(), now=NOON + 4.9, credentials=[ending])
+    with pytest.raises(TokenRefused, match="credentials that signed it"):
+        verify(signed(), now=NOON + 5, credentials=[ending])
+
+
 _GOOD = token()
 
 
@@ -275,6 +354,74 @@ def test_passwords_are_verified(rds_proxy: Start, auth: str, password: str) -> N
     else:
         with client(proxy, password=password) as connection:
             assert connection.execute("SELECT current_user").fetchone() == ("proxied",)
+
+
+# What SASLprep maps, leaves, or refuses; PostgreSQL and libpq take what it refuses as it is.
+@pytest.mark.parametrize(
+    "password", ["\u00aa\u2168", "soft\u00adhyphen", "\u00ad", "pw\U0001f600", "\u05d0\u05d11", "line\n"]
+)
+def test_any_password_is_prepared_as_libpq_does(rds_proxy: Start, password: str) -> None:
+    """SCRAM with characters that SASLprep changes or forbids."""
+    proxy = rds_proxy(auth="scram", users={"proxied": password})
+    with client(proxy, password=password) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def scram_conversation(proxy: RdsProxy, **lies: bytes) -> bytes:
+    """Sign in by SCRAM as proxied, saying something else where `lies` say so; return the last message."""
+    say = {
+        "mechanism": b"SCRAM-SHA-256",
+        "header": b"n,,",
+        "nonce": b"r=mine",
+        "channel": b"biws",
+        "password": b"hush",
+    } | lies
+    one = Raw(proxy, None)
+    try:
+        first = b"n=," + say["nonce"]
+        body = say["mechanism"] + b"\0" + struct.pack("!i", len(first) + len(say["header"])) + say["header"] + first
+        one.sock.sendall(message("p", body))
+        kind, reply = one.message()
+        if kind == "E":
+            return reply
+        server_first = reply[4:]
+        fields = {part[:1]: part[2:] for part in server_first.split(b",")}
+        salted = hashlib.pbkdf2_hmac("sha256", say["password"], base64.b64decode(fields[b"s"]), int(fields[b"i"]))
+        bare = b"c=" + say["channel"] + b",r=" + say.get("answer", fields[b"r"])
+        key = hmac.digest(salted, b"Client Key", "sha256")
+        mask = hmac.digest(hashlib.sha256(key).digest(), b",".join((first, server_first, bare)), "sha256")
+        proof = say.get("proof", base64.b64encode(bytes(a ^ b for a, b in zip(key, mask, strict=True))))
+        one.sock.sendall(message("p", bare + b",p=" + proof))
+        return one.message()[1]
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("lies", "code"),
+    [
+        ({"mechanism": b"SCRAM-SHA-1"}, b"C28000"),
+        ({"mechanism": b"SCRAM-SHA-256-PLUS"}, b"C28000"),
+        ({"header": b"p=tls-server-end-point,,"}, b"C28P01"),
+        ({"header": b"n,a=other,"}, b"C28P01"),
+        ({"header": b"y,,"}, b"C28P01"),
+        ({"nonce": b"r="}, b"C28P01"),
+        ({"nonce": b"s=mine"}, b"C28P01"),
+        ({"channel": b"eSws"}, b"C28P01"),
+        ({"channel": b"!"}, b"C28P01"),
+        ({"answer": b"mine"}, b"C28P01"),
+        ({"answer": b"mine" + b"0" * 24}, b"C28P01"),
+        ({"password": b"other"}, b"C28P01"),
+        ({"proof": b""}, b"C28P01"),
+        ({"proof": base64.b64encode(b"\0" * 32)}, b"C28P01"),
+        ({"proof": base64.b64encode(b"\0" * 31)}, b"C28P01"),
+    ],
+)
+def test_a_lie_in_scram_is_refused(rds_proxy: Start, lies: dict[str, bytes], code: bytes) -> None:
+    """Each part of the conversation is looked at, with a proof that is right for what was said."""
+    proxy = scram(rds_proxy)
+    assert scram_conversation(proxy).startswith(struct.pack("!i", 12))
+    assert code in scram_conversation(proxy, **lies)
 
 
 def test_an_unknown_user_is_asked_like_any_other(rds_proxy: Start) -> None:
@@ -658,7 +805,7 @@ def test_what_ends_with_the_transaction_does_not_pin(rds_proxy: Start) -> None:
 class Raw:
     """A client of the protocol that sends just the bytes it is told to."""
 
-    def __init__(self, proxy: RdsProxy, password: bytes = b"p\0\0\0\x09hush\0") -> None:
+    def __init__(self, proxy: RdsProxy, password: bytes | None = b"p\0\0\0\x09hush\0") -> None:
         sock = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
         sock.sendall(struct.pack("!ii", 8, 80877103))
         assert sock.recv(1) == b"S"
@@ -667,8 +814,9 @@ class Raw:
         fields = b"user\0proxied\0database\0postgres\0\0"
         self.sock.sendall(struct.pack("!ii", len(fields) + 8, 196608) + fields)
         assert self.message()[0] == "R"
-        self.sock.sendall(password)
-        self.until_ready()
+        if password is not None:  # or the rest is the test's
+            self.sock.sendall(password)
+            self.until_ready()
 
     def message(self) -> tuple[str, bytes]:
         kind, length = struct.unpack("!ci", self.file.read(5))
@@ -846,6 +994,27 @@ def test_several_syncs_in_one_write(raw: tuple[RdsProxy, Raw]) -> None:
     assert [int(body[6:]) for body in rows] == list(range(50))
     assert proxy.counters.transactions == 50
     assert proxy.counters.unnamed_statement_outlived == 0
+
+
+def test_a_statement_pins_by_its_length_from_one_byte_over_16_kb(raw: tuple[RdsProxy, Raw]) -> None:
+    """16,384 bytes are 16 KB."""
+    proxy, one = raw
+    for size, pinned in ((16_384, {}), (16_385, {"over 16 KB": 1})):
+        one.sock.sendall(query("SELECT 1 --".ljust(size, "x")))
+        one.until_ready()
+        assert dict(proxy.counters.pinned) == pinned
+
+
+def test_a_client_that_waits_for_an_answer_is_not_idle(raw: tuple[RdsProxy, Raw]) -> None:
+    """Time passes while the database works: the answer still comes, and the client is closed when it idles after it."""
+    proxy, one = raw
+    one.sock.sendall(query("SELECT pg_sleep(0.3)"))
+    while not proxy.counters.borrows:
+        time.sleep(0.01)
+    proxy.advance(proxy.idle_client_timeout_s + 1)
+    assert one.kinds() == "TDCZ"
+    proxy.advance(proxy.idle_client_timeout_s + 1)
+    assert one.message()[0] == "E"
 
 
 def test_begin_rides_along(raw: tuple[RdsProxy, Raw]) -> None:

@@ -26,7 +26,6 @@ import ssl
 import struct
 import threading
 import time
-import unicodedata
 from collections import Counter, deque
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -36,6 +35,7 @@ from urllib.parse import quote, unquote
 import pytest
 import scramp
 import typer
+from scramp.utils import saslprep
 
 from plungepool_toolkit.certificates import Authority
 
@@ -844,8 +844,11 @@ class _ScramServer:
 
     def __init__(self, password: str) -> None:
         self._salt, self._iterations = secrets.token_bytes(16), 4096
-        normal = unicodedata.normalize("NFKC", password).encode()
-        self._salted = hashlib.pbkdf2_hmac("sha256", normal, self._salt, self._iterations)
+        try:
+            prepared = saslprep(password) or password
+        except scramp.ScramException:
+            prepared = password  # what SASLprep refuses, libpq and PostgreSQL take as it is
+        self._salted = hashlib.pbkdf2_hmac("sha256", prepared.encode(), self._salt, self._iterations)
         self._header = self._said = self._nonce = b""
 
     def first(self, message: bytes) -> bytes:

@@ -84,6 +84,7 @@ FAULTS = [
     drop("endpoint whose name does not resolve", rules.endpoints_are_made_where_there_is_no_way_out, "      PrivateDnsEnabled: true\n", DATABASE),
     Fault("endpoint for every account", rules.endpoints_are_made_where_there_is_no_way_out, "StringEquals: {'aws:PrincipalAccount': !Ref AWS::AccountId, 'aws:ResourceAccount': !Ref AWS::AccountId}", "StringEquals: {'aws:PrincipalAccount': !Ref AWS::AccountId}", DATABASE),
     Fault("endpoint that CloudFormation's answer does not pass", rules.endpoints_are_made_where_there_is_no_way_out, "Action: s3:PutObject", "Action: s3:GetObject", DATABASE),
+    Fault("endpoint that passes nothing", rules.endpoints_are_made_where_there_is_no_way_out, "Action: secretsmanager:*", "Action: secretsmanager:ListSecrets", DATABASE),
     # Limits.
     Fault("reservation by another parameter", rules.limits_reach_what_they_limit, "ReservesOrders: !Not [!Equals [!Ref OrdersConcurrency, 0]]", "ReservesOrders: !Not [!Equals [!Ref WorkersConcurrency, 0]]"),
     Fault("reservation of nothing", rules.limits_reach_what_they_limit, "ReservedConcurrentExecutions: !If [ReservesOrders, !Ref OrdersConcurrency, !Ref AWS::NoValue]", "ReservedConcurrentExecutions: !Ref OrdersConcurrency"),
@@ -109,6 +110,11 @@ FAULTS = [
     drop("preparation that does not run again", rules.preparation_is_part_of_the_deployment, "      FunctionVersion: !Ref PrepareDatabaseFunction.Version\n"),
     Fault("layer that goes with its stack", rules.what_others_use_is_kept, "      RetentionPolicy: Retain\n", "      RetentionPolicy: Delete\n"),
     Fault("queue that stays behind", rules.what_others_use_is_kept, "  DeadOrders:\n    Type: AWS::SQS::Queue\n    DeletionPolicy: Delete", "  DeadOrders:\n    Type: AWS::SQS::Queue\n    DeletionPolicy: Retain"),
+    Fault("version that was not asked for", rules.demo_database_is_what_was_asked_for, "EngineVersion: !Ref EngineVersion", "EngineVersion: '17'", DATABASE),
+    drop("database in the default subnets", rules.demo_database_is_what_was_asked_for, "      DBSubnetGroupName: !Ref SubnetGroup\n", DATABASE),
+    drop("log that nobody writes", rules.demo_database_is_what_was_asked_for, "      EnableCloudwatchLogsExports: [postgresql]\n", DATABASE),
+    Fault("secret that nobody needs", rules.demo_database_is_what_was_asked_for, "    Condition: ProxyUsesSecret\n    DeletionPolicy", "    DeletionPolicy", DATABASE),
+    Fault("groups in another VPC", rules.demo_database_is_what_was_asked_for, "      GroupDescription: The demo database\n      VpcId: !Ref VpcId\n", "      GroupDescription: The demo database\n", DATABASE),
     # Secrets.
     Fault("proxy that takes passwords", rules.proxy_demands_iam_and_tls, "IAMAuth: REQUIRED", "IAMAuth: DISABLED", DATABASE),
     Fault("proxy without TLS", rules.proxy_demands_iam_and_tls, "RequireTLS: true", "RequireTLS: false", DATABASE),

@@ -83,7 +83,7 @@ DEPLOYMENTS: dict[str, dict[str, str]] = {
         "AlarmTopicArn": TOPIC,
     }
     | NETWORK,
-    "instance": {"DatabaseMode": "instance", "Port": "5433", "EngineVersion": "16.3"} | NETWORK,
+    "instance": {"DatabaseMode": "instance", "Port": "5433", "EngineVersion": "16.3", "AlarmTopicArn": TOPIC} | NETWORK,
     "instance, proxy, IAM": {
         "DatabaseMode": "instance",
         "Endpoint": "proxy",
@@ -480,13 +480,19 @@ def endpoints_are_made_where_there_is_no_way_out(name: str, stack: Stack) -> Non
         assert services.keys() == ({secrets, storage} if "RouteTableIds" in DEPLOYMENTS[name] else set()), name
         for endpoint in endpoints.values():
             for statement in endpoint["PolicyDocument"]["Statement"]:
-                if statement.get("Condition") != own:
+                assert (statement["Effect"], statement["Principal"]) == ("Allow", "*")
+                if statement.get("Condition") == own:
+                    assert statement["Action"] == endpoint["ServiceName"].rpartition(".")[2] + ":*"
+                    assert statement["Resource"] == "*"
+                else:
                     assert statement["Action"] == "s3:PutObject"
                     bucket = "arn:aws:s3:::cloudformation-custom-resource-response-"
                     assert statement["Resource"] == [f"{bucket}{region}/*" for region in ("euwest1", "eu-west-1")]
         if services:
             assert services[secrets]["PrivateDnsEnabled"] is True
             assert services[secrets]["SubnetIds"] == ["subnet-1", "subnet-2"]
+            assert services[secrets]["VpcEndpointType"] == "Interface"
+            assert len(services[secrets]["PolicyDocument"]["Statement"]) == 1
             assert services[storage]["RouteTableIds"] == ["rtb-1"]
             assert len(services[storage]["PolicyDocument"]["Statement"]) == 2
 
@@ -590,11 +596,52 @@ def data_outlives_mistakes(name: str, stack: Stack) -> None:
         assert named == ("orders", None), named
 
 
+@each_deployment
+def demo_database_is_what_was_asked_for(name: str, stack: Stack) -> None:
+    """A demo database is of the kind and version that was asked for, in its network, with what belongs to it and nothing else."""
+    given = DEPLOYMENTS[name]
+    for nested in stack.nested.values():
+        aurora, proxied = given["DatabaseMode"] == "aurora", given.get("Endpoint") == "proxy"
+        expected = {"DatabaseSecurityGroup", "SubnetGroup", "DatabaseLogGroup", "ConnectionsAlarm"}
+        if aurora:
+            expected |= {"Cluster", "ClusterInstance", "ClusterParameters", "CapacityAlarm"}
+        else:
+            expected |= {"Instance", "InstanceParameters", "StorageAlarm"}
+        if proxied:
+            expected |= {"ProxySecurityGroup", "ProxyMayConnect", "ProxyRole", "ProxyLogGroup", "Proxy", "ProxyTargets"}
+            expected |= {f"Proxy{alarm}Alarm" for alarm in ("Connects", "Refusals", "Waits", "Pinned")}
+            assert nested.properties("Proxy")["RoleArn"] == "Arn-of-ProxyRole"
+            assert nested.properties("ProxyTargets")["DBProxyName"] == "ref-Proxy"
+        if proxied and given.get("ProxyAuth") != "iam":
+            expected.add("ApplicationSecret")
+        if "RouteTableIds" in given:
+            expected |= {"EndpointSecurityGroup", "SecretsEndpoint", "ResponsesEndpoint"}
+        assert nested.resources.keys() == expected, name
+        database = nested.properties("Cluster" if aurora else "Instance")
+        assert database["Engine"] == ("aurora-postgresql" if aurora else "postgres"), name
+        assert database["EngineVersion"] == given.get("EngineVersion", "17"), name
+        assert database["MasterUsername"] == "postgres"
+        assert database["DBSubnetGroupName"] == "ref-SubnetGroup"
+        assert database["EnableCloudwatchLogsExports"] == ["postgresql"]
+        for instance in nested.of_type("AWS::RDS::DBInstance").values():
+            assert instance["DBInstanceClass"] == ("db.serverless" if aurora else "db.t4g.micro"), name
+            assert instance["Engine"] == database["Engine"]
+            assert instance["AutoMinorVersionUpgrade"] is True
+            assert instance.get("DBClusterIdentifier") == ("ref-Cluster" if aurora else None)
+        for kind in ("AWS::EC2::SecurityGroup", "AWS::EC2::VPCEndpoint"):
+            for logical_id, resource in nested.of_type(kind).items():
+                assert resource["VpcId"] == "vpc-1", f"{name}: {logical_id}"
+
+
 def templated_database(template: dict, name: str) -> tuple[str | None, str | None]:
     """Return what the database is called where its name is given, and where it is postgres, which is always there."""
-    stacks = (Stack(template, NESTED | {"Database": database}) for database in (name, "postgres"))
-    first, second = (stack.properties("Instance").get("DBName") for stack in stacks)
-    return first, second
+    found = []
+    for database in (name, "postgres"):
+        instance = Stack(template, NESTED | {"Database": database}).properties("Instance")
+        cluster = Stack(template, NESTED | {"Mode": "aurora", "Database": database}).properties("Cluster")
+        assert instance.get("DBName") == cluster.get("DatabaseName")
+        found.append(instance.get("DBName"))
+    return found[0], found[1]
 
 
 def what_others_use_is_kept(templates: Templates) -> None:
@@ -887,6 +934,8 @@ def two_stacks_fit_into_one_account(templates: Templates) -> None:
         for logical_id, resource in stack.resources.items():
             properties = stack.properties(logical_id)
             given = {properties.get(key) for key in NAMES}
+            if resource["Type"] == "AWS::Lambda::LayerVersion":  # else SAM names it by its logical id
+                assert "LayerName" in properties, f"{name}: {logical_id}"
             if resource["Type"] in ("AWS::Scheduler::Schedule", "AWS::SSM::Parameter", "AWS::SecretsManager::Secret"):
                 given.add(properties.get("Name"))
             for fixed in filter(None, given):
@@ -1233,6 +1282,7 @@ RULES: list[Callable[[Templates], None]] = [
     numbers_add_up,
     nobody_waits_longer_than_is_of_use,
     data_outlives_mistakes,
+    demo_database_is_what_was_asked_for,
     what_others_use_is_kept,
     engine_version_is_offered,
     passwords_are_not_shown,

@@ -8,6 +8,7 @@ imported only when one of its types is needed: its import costs a cold start mor
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from ipaddress import ip_address, ip_interface, ip_network
@@ -61,6 +62,12 @@ def _bytea(text: str) -> bytes:
     if text.startswith("\\x"):
         return bytes.fromhex(text[2:])
     return re.sub(rb"\\(\\|[0-3][0-7]{2})", _bytea_escape, text.encode("latin-1"))  # bytea_output = escape
+
+
+def _bytea_bytes(value: bytes) -> bytes:
+    if value.startswith(b"\\x"):
+        return unhexlify(memoryview(value)[2:])  # without a copy as text: a value may be large
+    return _bytea(value.decode("latin-1"))
 
 
 def _bytea_escape(match: re.Match[bytes]) -> bytes:
@@ -420,6 +427,7 @@ def _dates(column: Sequence[bytes]) -> list[Any]:
 
 
 _BYTES_READERS: dict[int, Callable[[bytes], Any]] = {
+    BYTEA: _bytea_bytes,
     BOOL: b"t".__eq__,
     INT2: int,
     INT4: int,

@@ -22,6 +22,7 @@ import struct
 import time as clock
 from collections import deque
 from datetime import date, datetime, time
+from io import BytesIO
 from itertools import count, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
@@ -283,7 +284,7 @@ def _fields(body: bytes) -> dict[str, str]:
     return fields
 
 
-def _server_error(body: bytes, sent: bytes = b"") -> DatabaseError:
+def _server_error(body: bytes, sent: Sequence[bytes] = ()) -> DatabaseError:
     """Build the error of an ErrorResponse; `sent`: the messages of the flight, whose parameters its text may not show."""
     fields = _fields(body)
     sqlstate, message = fields.get("sqlstate", ""), fields.get("message", "the server gave no message")
@@ -311,14 +312,14 @@ _TEXT_AT_MOST = 10_000
 _SEARCHED_AT_MOST = 4_000_000
 
 
-def _without_parameters(message: str, sent: bytes) -> str:
+def _without_parameters(message: str, sent: Sequence[bytes]) -> str:
     """
     Put `…` for what a message holds of the parameters in `sent`, whatever the SQLSTATE.
 
     The server shows a parameter whole or in part, in quotes or without, as a name in lower case, or as numbers: make_date
     (2024, 13, 1) is `2024-13-01` in its message. A short parameter counts as a word only: else `a` would hide every a.
     """
-    parameters = {text for text in map(_lower, _parameters(sent)) if text}
+    parameters = {text for part in sent for text in map(_lower, _parameters(part)) if text}
     if not parameters:
         return message
     message = message[:_TEXT_AT_MOST]
@@ -362,7 +363,7 @@ def _lower(text: str) -> str:
 
 
 def _parameters(sent: bytes) -> Iterator[str]:
-    """Read the texts of all parameters out of the Bind messages of a flight."""
+    """Read the texts of all parameters out of the Bind messages among those of a flight."""
     position = 0
     while position + 5 <= len(sent):
         code, length = _HEADER.unpack_from(sent, position)
@@ -428,6 +429,7 @@ _TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 _CANCEL_CODE = 80877102
 
 _PIECE = 65536  # bytes of one read, and of one piece of a long write
+_LARGE = 1 << 20  # what is longer is not copied without need
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
 _CANCEL_TIMEOUT_S = 0.5
 _DEAD_PEER_AT_MOST_S = 80_000  # TCP_KEEPIDLE has 15 bits
@@ -500,7 +502,7 @@ class _Reply:
         #: what stopped a conversion, and the column's description if it was a value of that column
         self.refused: tuple[Exception, tuple[Any, ...] | None] | None = None
         self.may_have_asked = False
-        self.sent = b""
+        self.sent: Sequence[bytes] = ()
         self.stream = stream
 
     def convert(self, values: list[bytes | None]) -> None:
@@ -669,7 +671,9 @@ class Connection:
         self._may_have_asked = False
         # SET has turned default_transaction_read_only on, for the session.
         self._session_read_only = False
-        self._declared: list[bytes] = []  # flights of the open transaction that have declared a cursor with parameters
+        self._declared: list[
+            bytes
+        ] = []  # messages of flights of the open transaction that have declared a cursor with parameters
         self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
         self._cursor_names = count(1)
         self._xid: str | None = None
@@ -1042,7 +1046,7 @@ class Connection:
         By the simple protocol (`_SEVERAL`) `before` is 1 where our BEGIN stands in front.
         """
         sock = self._usable()
-        data = reply.sent = b"".join(parts)
+        reply.sent = parts
         if self.deadline is not None and self.deadline <= clock.time():
             raise DeadlinePassed("the deadline has passed: nothing was sent")
         read_only_before = self.parameter_statuses.get("default_transaction_read_only")
@@ -1051,7 +1055,7 @@ class Connection:
         try:
             if self._buffer:
                 self._sort_out_leftovers()
-            self._send(sock, data)
+            self._send_parts(sock, parts)
             self._read_reply(sock, reply, before, times)
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, reply)
@@ -1150,6 +1154,23 @@ class Connection:
         self._poller.register(sock, select.POLLIN)
         return bool((self._secured and sock.pending()) or self._poller.poll(0))
 
+    def _send_parts(self, sock: socket.socket, parts: Sequence[bytes]) -> None:
+        """Send whole messages: many short ones at once, and a long one without a copy of it."""
+        batch: list[bytes] = []
+        size = 0
+        for part in parts:
+            if len(part) > _LARGE:
+                self._send(sock, b"".join(batch))
+                batch, size = [], 0
+                self._send(sock, part)
+                continue
+            batch.append(part)
+            size += len(part)
+            if size > _LARGE:
+                self._send(sock, b"".join(batch))
+                batch, size = [], 0
+        self._send(sock, b"".join(batch))
+
     def _send_secret(self, sock: socket.socket, message: _Secret) -> None:
         """Send what holds a secret: no frame that an exception leaves behind shows it, those of `ssl` included."""
         sent = 0
@@ -1196,6 +1217,49 @@ class Connection:
             have += len(parts[-1])
         return b"".join(parts)
 
+    def _take_large_row(self, sock: socket.socket, buffer: bytes, values: list[bytes | None], width: int) -> bytes:
+        """Read a row value by value, so that none is held twice; return what came behind it."""
+        buffer = self._fill(sock, buffer, 0, 7) if len(buffer) < 7 else buffer
+        left = _INT.unpack_from(buffer, 1)[0] - 6
+        if _SHORT.unpack_from(buffer, 5)[0] != width:
+            raise _violation("a row that was not described")
+        buffer = buffer[7:]
+        for _ in range(width):
+            if left < 4:
+                raise _violation("a row that is too short")
+            buffer = self._fill(sock, buffer, 0, 4) if len(buffer) < 4 else buffer
+            (size,) = _INT.unpack_from(buffer)
+            left -= 4
+            if size < -1 or size > left:
+                raise _violation("a value of a length that does not fit its row")
+            buffer = buffer[4:]
+            if size < 0:
+                values.append(None)
+                continue
+            left -= size
+            if size <= len(buffer):
+                values.append(buffer[:size])
+                buffer = buffer[size:]
+                continue
+            # Grows in place, and gives its bytes away without a copy.
+            value = BytesIO()
+            have = value.write(buffer)
+            buffer = b""
+            while have < size:
+                if self._incoming:
+                    chunk = self._incoming.pop(0)
+                else:
+                    chunk = self._receive(sock, _size(min(size - have, _PIECE)))
+                have += value.write(chunk)
+            if have > size:
+                value.seek(size)
+                buffer = value.read()
+                value.truncate(size)
+            values.append(value.getvalue())
+        if left:
+            raise _violation("a row of another length than it says")
+        return buffer
+
     def _read_reply(self, sock: socket.socket, reply: _Reply, before: int, times: int) -> None:
         simple = times == _SEVERAL
         statements = before + times
@@ -1221,6 +1285,10 @@ class Connection:
                     raise _violation(f"a message {chr(code)!r} of {length} bytes")
                 if len(values) > 4096:
                     reply.convert(values)
+                if code == 68 and length > _LARGE and described:
+                    buffer = self._take_large_row(sock, buffer[position:], values, width)
+                    position, end = 0, len(buffer)
+                    continue
                 buffer = self._fill(sock, buffer, position, length + 1)
                 position, end, stop = 0, len(buffer), length + 1
             if length < 4:
@@ -1288,7 +1356,7 @@ class Connection:
                     self._sort_out_leftovers(error_waits=True)
                 return
             elif code == 69:  # E: ErrorResponse
-                error = _server_error(body, b"".join((*self._declared, reply.sent)))
+                error = _server_error(body, (*self._declared, *reply.sent))
                 reply.error = reply.error or error
                 if error.severity in ("FATAL", "PANIC"):
                     raise _EndOfStream
@@ -1443,7 +1511,7 @@ class Connection:
                 said
                 # A stream that uses the connection that reads from it has closed it, and was told so.
                 or (reply.own if reply is not None and self._sock is None else None)
-                or self._last_words(reply.sent if reply is not None else b"")
+                or self._last_words(reply.sent if reply is not None else ())
                 or OperationalError(f"the connection to {self._place} was lost: {cause.strerror or cause}")
             )
         else:
@@ -1459,7 +1527,7 @@ class Connection:
             raise error
         raise seen from cause
 
-    def _last_words(self, sent: bytes) -> DatabaseError | None:
+    def _last_words(self, sent: Sequence[bytes]) -> DatabaseError | None:
         """The error that the server sent before it closed, when writing was what failed."""
         sock = self._sock
         if sock is None:
@@ -2029,7 +2097,7 @@ class Cursor:
         reply = self.connection._declare(name, operation, args)
         self._take(reply)
         if args:  # an error of a later FETCH may show them
-            self.connection._declared.append(reply.sent)
+            self.connection._declared += reply.sent
 
     def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> Cursor:
         """Execute the statement once for each of `param_sets`, all in one flight: all of it happens, or nothing."""

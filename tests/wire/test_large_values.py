@@ -1,0 +1,80 @@
+"""Rows beyond a megabyte: read value by value, whole wherever the pieces are cut, and without a second copy."""
+
+import random
+import struct
+import tracemalloc
+
+import pytest
+from fuzz_server import Fault, FuzzServer, data_row, row_description
+
+from plungepool import wire
+
+
+@pytest.fixture
+def connection(database):
+    connection = wire.connect(
+        user="postgres", host=database.server.host, port=database.server.port, database=database.name
+    )
+    yield connection
+    connection.close()
+
+
+def test_large_values_are_whole_among_small_ones(connection):
+    """Long, short, empty and NULL values in one row, several such rows, with short rows before and behind them."""
+    cursor = connection.cursor()
+    cursor.execute(
+        "SELECT n, repeat(chr(96 + n), n * 700000), NULL, '', decode(repeat('ab', n * 300000), 'hex'), n::text"
+        " FROM (VALUES (1), (2), (0), (3), (1)) v(n)"
+    )
+    expected = [(n, chr(96 + n) * n * 700000, None, "", b"\xab" * n * 300000, str(n)) for n in (1, 2, 0, 3, 1)]
+    assert cursor.fetchall() == expected
+    assert cursor.execute("SELECT $1::bytea", (b"\x00\xff" * 900_000,)).fetchone() == (b"\x00\xff" * 900_000,)
+    cursor.execute("SET bytea_output = 'escape'")
+    assert cursor.execute("SELECT $1::bytea", (b"\x00\\" * 400_000,)).fetchone() == (b"\x00\\" * 400_000,)
+
+
+def test_large_values_are_sent_whole(connection):
+    """Many rows of long and short parameters in one flight."""
+    cursor = connection.cursor()
+    cursor.execute("CREATE TEMP TABLE t (n int, a text)")
+    random_ = random.Random(1)
+    rows = [(n, "x" * random_.choice((0, 3, 70_000, 1_500_000))) for n in range(40)]
+    cursor.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    assert cursor.rowcount == 40
+    cursor.execute("SELECT n, length(a) FROM t ORDER BY n")
+    assert cursor.fetchall() == [(n, len(a)) for n, a in rows]
+
+
+def test_large_value_is_held_once(connection):
+    """As bytes from the server and as what it becomes, and no third time."""
+    cursor = connection.cursor()
+    cursor.execute("CREATE TEMP TABLE t AS SELECT decode(repeat('ff', 8000000), 'hex') AS a")
+    tracemalloc.start()
+    try:
+        assert len(cursor.execute("SELECT a FROM t").fetchone()[0]) == 8_000_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000 * 3.5
+
+
+@pytest.mark.parametrize("lie", ["too long", "too short", "negative", "longer row", "another width"])
+def test_large_row_that_lies_is_a_classed_error(lie):
+    """Lengths within a large row are not believed."""
+    honest = data_row(b"x" * 2_000_000, b"q-1")
+    lies = {
+        "too long": honest[:7] + struct.pack("!i", 2_000_100) + honest[11:],
+        "too short": honest[:7] + struct.pack("!i", 1_000_000) + honest[11:],
+        "negative": honest[:7] + struct.pack("!i", -7) + honest[11:],
+        "longer row": honest[:1] + struct.pack("!i", len(honest) + 4) + honest[5:] + b"12345",
+        "another width": honest[:5] + struct.pack("!h", 3) + honest[7:],
+    }
+    with FuzzServer() as server:
+        server.plan(
+            query_faults={0: Fault(lambda reply: [*reply[:2], row_description("a", "b"), lies[lie], *reply[4:]])}
+        )
+        connection = wire.connect(user="app", host=server.host, port=server.port)
+        connection.autocommit = True
+        with pytest.raises(wire.OperationalError, match="broke the protocol"):
+            connection.cursor().execute("SELECT $1", ("q-1",))
+        assert connection.closed

@@ -299,5 +299,5 @@ def test_latency_is_paid_once_a_round_trip(server):
             for _ in range(5):
                 cursor.execute("SELECT $1::text", ("x" * 20_000,))
             taken = time.perf_counter() - begin
-        assert proxy.round_trips == 5
+            assert proxy.round_trips == 5
         assert taken > 5 * 0.02

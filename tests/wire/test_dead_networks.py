@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from fuzz_server import Fault, FuzzServer
 
 from plungepool import wire
 from plungepool_toolkit.network import ChaosProxy
@@ -65,6 +66,17 @@ def test_deadline_that_has_passed_sends_nothing(address):
             connection.cursor().execute("SELECT 1")
         connection.deadline = None
         assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
+
+
+def test_peer_that_acknowledges_and_never_answers_is_given_up_at_the_deadline():
+    """No time-out of TCP sees it: its packets are acknowledged, keep-alive probes included."""
+    with FuzzServer() as server:
+        server.plan(query_faults={0: Fault(lambda reply: [], "silent")})
+        connection = wire.connect(user="app", host=server.host, port=server.port)
+        connection.deadline = time.time() + 0.3
+        with pytest.raises(wire.DeadlinePassed):
+            connection.cursor().execute("SELECT $1", ("q-1",))
+        assert connection.closed
 
 
 def test_deadline_of_an_earlier_flight_is_gone(address):
@@ -307,7 +319,8 @@ def test_dead_peer_settings_follow_from_one_number(address):
     for arguments, limit_s in [({}, 10), ({"dead_peer_timeout_s": 3.0}, 3), ({"dead_peer_timeout_s": 30.0}, 30)]:
         with wire.connect(**address, **arguments) as connection:
             read = lambda name: connection._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
-            assert 0 < read("TCP_USER_TIMEOUT") <= limit_s * 1000
-            assert read("TCP_KEEPIDLE") + read("TCP_KEEPINTVL") * read("TCP_KEEPCNT") <= limit_s
+            # In milliseconds, and not so early that a short outage is taken for a dead peer.
+            assert limit_s * 500 <= read("TCP_USER_TIMEOUT") <= limit_s * 1000
+            assert limit_s / 2 <= read("TCP_KEEPIDLE") + read("TCP_KEEPINTVL") * read("TCP_KEEPCNT") <= limit_s
             assert connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert read("TCP_NODELAY") == 1

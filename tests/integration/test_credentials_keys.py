@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import ClientError, CredentialRetrievalError, TokenRetrievalError
 
 from plungepool import CredentialsError, Settings
 from plungepool.credentials import source
@@ -243,3 +244,55 @@ def test_missing_profile_is_an_error_of_ours(tmp_path: Path) -> None:
     run = run_program({"HOME": str(tmp_path), "AWS_PROFILE": "nobody"})
     assert "plungepool.errors.CredentialsError: AWS credentials are not available" in run.stderr
     assert "nobody" in run.stderr
+
+
+@pytest.fixture
+def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither keys nor an endpoint: botocore's chain is asked."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_LAMBDA_RUNTIME_API"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("nothing_in_the_environment")
+def test_missing_botocore_is_named(tokens: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of Lambda, without keys in the environment, somebody has to look for a profile."""
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    with pytest.raises(CredentialsError, match="for a profile botocore must be installed, which it is not"):
+        tokens.connect(password)
+
+
+@pytest.mark.usefixtures("nothing_in_the_environment")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "AssumeRole"), "lack sts:AssumeRole"),
+        (TokenRetrievalError(provider="sso", error_msg="expired"), "aws sso login"),
+        (CredentialRetrievalError(provider="custom-process", error_msg="unmistakable"), "check AWS_PROFILE"),
+    ],
+)
+def test_chain_that_fails_says_what_to_renew(
+    tokens: Source, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    """A role that may not be assumed, a sign-in that has run out, a program of the user's, whose own words are not quoted."""
+
+    def fail(_session: object) -> None:
+        raise error
+
+    monkeypatch.setattr("botocore.session.Session.get_credentials", fail)
+    with pytest.raises(CredentialsError, match="not available from botocore's provider chain") as caught:
+        tokens.connect(password)
+    assert words in str(caught.value)
+    assert "unmistakable" not in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.usefixtures("nothing_in_the_environment")
+def test_exception_of_a_signal_handler_passes_the_chain(tokens: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What strikes while botocore looks is the user's, and no matter of credentials."""
+
+    def strike(_session: object) -> None:
+        raise TimeoutError("the user's")
+
+    monkeypatch.setattr("botocore.session.Session.get_credentials", strike)
+    with pytest.raises(TimeoutError, match="the user's"):
+        tokens.connect(password)

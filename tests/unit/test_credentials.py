@@ -178,6 +178,58 @@ def test_half_a_pair_of_keys_is_an_error(aws_environ: pytest.MonkeyPatch, token_
         source(token_settings).connect(Server())
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("AWS_ACCESS_KEY_ID", "access key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret key"),
+        ("AWS_SESSION_TOKEN", "session token"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", " ", "\u00a0", "\udcff"])
+def test_key_that_was_copied_with_more_is_named(
+    aws_environ: pytest.MonkeyPatch, token_settings: Settings, name: str, said: str, end: str
+) -> None:
+    """A blank or a line break would make a signature that is refused without a reason: nothing is signed with it."""
+    aws_environ.setenv(name, f"unmistakable{end}")
+    server = Server()
+    with pytest.raises(
+        CredentialsError, match=f"the {said} of the environment .* holds a blank, a line break"
+    ) as caught:
+        source(token_settings).connect(server)
+    assert server.logins == []
+    assert "unmistakable" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "sqlstate", "message", "first"),
+    [
+        ("direct", "28P01", "password authentication failed", "the database user does not exist or lacks the role"),
+        ("direct", "28000", "PAM authentication failed", "the function's role is not allowed rds-db:connect"),
+        ("direct", "28000", "no pg_hba.conf entry", "the database user does not exist or lacks the role"),
+        ("proxy", "28P01", "The password that was provided is wrong", "the proxy does not ask for IAM"),
+        ("proxy", "28P01", "The IAM authentication failed", "the function's role is not allowed rds-db:connect"),
+        ("proxy", "28P01", "This RDS proxy has no credentials", "the proxy has neither a secret"),
+    ],
+)
+def test_what_the_server_says_orders_the_causes(
+    aws_environ: pytest.MonkeyPatch, endpoint: str, sqlstate: str, message: str, first: str
+) -> None:
+    """The step that refused is known from its words; every cause is named all the same, IAM that is not enabled among them."""
+
+    def refuse(_login: Login) -> None:
+        error = Refused(sqlstate)
+        error.args = (message,)
+        raise error
+
+    with pytest.raises(CredentialsError) as caught:
+        source(Settings(host="h", user="app", auth="iam", region="eu-west-1", endpoint=endpoint)).connect(refuse)
+    text = str(caught.value)
+    assert f"(1) {first}" in text
+    assert [word for word in ("rds-db:connect", "CNAME", "clock", "TLS", "(6)" if endpoint == "direct" else "IAMAuth") if word not in text] == []  # fmt: skip
+    assert ("IAM authentication is not enabled" in text) == (endpoint == "direct")
+
+
 def test_expiry_in_the_environment_bounds_the_token(aws_environ: pytest.MonkeyPatch, token_settings: Settings) -> None:
     """AWS_CREDENTIAL_EXPIRATION, which tools export beside the keys, is respected; nonsense in it is an error."""
     server = Server()

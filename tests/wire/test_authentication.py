@@ -147,6 +147,30 @@ def test_channel_binding_takes_the_digest_of_the_certificate(tmp_path, key, dige
         wire._digest_of_signature(der[:length])
 
 
+STARVED = """
+import os, resource, sys
+from plungepool import wire
+spare = int(sys.argv[2])
+first = os.dup(0)  # the lowest descriptor that is free
+resource.setrlimit(resource.RLIMIT_NOFILE, (first + spare, 4096))
+os.close(first)
+try:
+    wire.connect(user="app", host="127.0.0.1", port=int(sys.argv[1]), database="postgres", password="pw\u00e9").close()
+except wire.OperationalError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_connect_without_descriptors_left_is_an_operational_error(spare):
+    """None for the socket: said as it is; with one it connects."""
+    with Postgres(authentication="scram-sha-256") as server:
+        server.execute("CREATE ROLE app LOGIN PASSWORD 'pw\u00e9'")
+        command = [sys.executable, "-c", STARVED, str(server.port), str(spare)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ("Too many open files" in done.stdout) is (spare == 0), done.stdout
+
+
 # ---- servers that lie
 
 

@@ -1796,6 +1796,8 @@ class Connection:
                 if secret.value is None:
                     raise OperationalError(f"the server asks for a password for user {self.user}, and none was given")
                 answered = True
+            if kind in (5, 10):
+                _load("binascii", "hashlib", "hmac", *([] if secret.value.isascii() else ["stringprep"]))
             message = _Secret()
             if kind == 3:
                 message.value = _encoded_password(secret).value + b"\0"
@@ -1819,6 +1821,17 @@ class Connection:
 
 _CANCEL_KEY_AT_MOST = 256  # of the protocol's version 3.2; 4 before
 _SCRAM_ITERATIONS_AT_MOST = 1_000_000  # half a second; a server may not keep us longer
+
+
+def _load(*modules: str) -> None:
+    """Import what the next step needs: where that fails (no descriptor left), it is an error of the connect."""
+    from importlib import import_module
+
+    for name in modules:
+        try:
+            import_module(name)
+        except (ImportError, OSError) as error:
+            raise OperationalError(f"authentication needs Python's {name}, which cannot be loaded: {error}") from error
 
 
 def _encoded_password(secret: _Secret) -> _Secret:

@@ -230,7 +230,7 @@ def test_parameter_that_cannot_be_sent_costs_nothing(connection, value):
     cursor.execute("CREATE TEMP TABLE kept (a int)")
     if isinstance(value, type):
         value = type("Odd", (), {"__str__": lambda self: 1 / 0})()
-    with pytest.raises(wire.DataError, match="parameter 2 of type"):
+    with pytest.raises((wire.DataError, wire.ProgrammingError), match=r"parameter 2 (is )?of type"):
         cursor.executemany("INSERT INTO kept VALUES ($1), ($2)", [(1, 2), (1, value)])
     assert cursor.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 

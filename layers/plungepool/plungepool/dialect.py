@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import re
 import weakref
+from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
+from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql import ranges
 from sqlalchemy.dialects.postgresql.base import (
@@ -26,10 +28,10 @@ from sqlalchemy.dialects.postgresql.base import (
     PGInspector,
     PGReadOnlyConnectionCharacteristic,
 )
-from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
+from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, PGDialect_pg8000, _PGNumericNoBind
 
 from . import wire
-from .values import to_text
+from .values import array_reader, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +40,87 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection, Engine
 
 __all__ = ["PlungepoolDialect"]
+
+
+class _Compiler(PGCompiler):
+    """
+    Each occurrence of a bound value is a parameter of its own: what it means is then up to its place, as for a literal.
+
+    Not where a statement groups or is DISTINCT: there the server compares expressions, and two parameters are never equal.
+    """
+
+    _compares_expressions = False
+
+    def visit_select(self, select_stmt: Any, *arguments: Any, **options: Any) -> Any:
+        before = self._compares_expressions
+        self._compares_expressions = bool(before or select_stmt._group_by_clauses or select_stmt._distinct)
+        try:
+            return super().visit_select(select_stmt, *arguments, **options)
+        finally:
+            self._compares_expressions = before
+
+    def visit_textclause(self, textclause: Any, *arguments: Any, **options: Any) -> Any:
+        before = self._compares_expressions
+        self._compares_expressions = before or _COMPARES_EXPRESSIONS.search(textclause.text) is not None
+        if _NULL_TEST.search(textclause.text):
+            # A literal there is text; of a parameter the server would not know what it is.
+            textclause = textclause._clone()
+            textclause.text = _NULL_TEST.sub(r"CAST(:\1 AS text)", textclause.text)
+        try:
+            return super().visit_textclause(textclause, *arguments, **options)
+        finally:
+            self._compares_expressions = before
+
+    def visit_bindparam(self, bindparam: Any, *arguments: Any, **options: Any) -> Any:
+        name = self.bind_names.get(bindparam)
+        again = self.binds.get(name or bindparam.key)
+        if (
+            again is None
+            or self._compares_expressions
+            or options.get("literal_binds")
+            or bindparam.expanding
+            or bindparam.literal_execute
+            or bindparam._is_crud
+            or (again is not bindparam and (again.unique or bindparam.unique or again.expanding or again._is_crud))
+        ):
+            return super().visit_bindparam(bindparam, *arguments, **options)
+        # SQLAlchemy fills a bind by its key, and its cache of statements follows clones.
+        own = bindparam._clone(maintain_key=True)
+        number = 2
+        while f"{name or bindparam.key}_again_{number}" in self.binds:
+            number += 1
+        self.bind_names[own] = f"{name or bindparam.key}_again_{number}"
+        try:
+            return super().visit_bindparam(own, *arguments, **options)
+        finally:
+            self.binds[again.key] = again
+
+
+# As coarse as SQLAlchemy's own search for names in a text: a literal in it is not told apart.
+_COMPARES_EXPRESSIONS = re.compile(r"\b(?:GROUP\s+BY|DISTINCT)\b", re.IGNORECASE)
+_NULL_TEST = re.compile(r"(?<![:\w\\]):(\w+)(?=\s+IS\s+(?:NOT\s+)?NULL\b)", re.IGNORECASE)
+
+
+class _Numeric(_PGNumericNoBind):
+    """Floats for a numeric column go as the decimal number that they show: from float8 the server keeps 15 digits only."""
+
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
+        return lambda value: Decimal(repr(value)) if type(value) is float else value
+
+
+class _Array(_PGARRAY):
+    """Arrays of a type that the server made up by itself (CREATE TYPE, an extension) come as text."""
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        process = super().result_processor(dialect, coltype)
+        if self._against_native_enum:
+            return process
+        read = array_reader(str)
+
+        def process_text_too(value: Any) -> Any:
+            return process(read(value) if isinstance(value, str) else value)
+
+        return process_text_too
 
 
 class _Range(ranges.AbstractSingleRangeImpl):
@@ -82,6 +165,16 @@ def _range_value(value: Any) -> Any:
     if value is None:
         return None
     return ranges.Range(value.lower, value.upper, bounds=value.bounds, empty=value.is_empty)
+
+
+def _as_text(serialize: Callable[[Any], Any]) -> Callable[[Any], str]:
+    """JSON is text to the server; some serializers (orjson's) give bytes."""
+
+    def serialize_as_text(value: Any) -> str:
+        document: str | bytes = serialize(value)
+        return document.decode() if isinstance(document, bytes) else document
+
+    return serialize_as_text
 
 
 class _ReadOnly(PGReadOnlyConnectionCharacteristic):
@@ -270,7 +363,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     driver = "plungepool"
     supports_statement_cache = True
     default_paramstyle = "numeric_dollar"
-    statement_compiler: Any = PGCompiler
+    statement_compiler: Any = _Compiler
     preparer: Any = PGIdentifierPreparer
     execution_ctx_cls: Any = _ExecutionContext
     inspector = _Inspector
@@ -291,6 +384,8 @@ class PlungepoolDialect(PGDialect_pg8000):
             for type_, impl in PGDialect_pg8000.colspecs.items()
             if not issubclass(type_, (ranges.AbstractSingleRange, ranges.AbstractMultiRange))
         },
+        sqltypes.Numeric: _Numeric,
+        sqltypes.ARRAY: _Array,
         ranges.AbstractSingleRange: _Range,
         ranges.AbstractMultiRange: _MultiRange,
     }
@@ -300,6 +395,8 @@ class PlungepoolDialect(PGDialect_pg8000):
             raise exc.ArgumentError(
                 "client_encoding: plungepool speaks UTF-8 to the server, whatever the database holds"
             )
+        if keywords.get("json_serializer") is not None:
+            keywords["json_serializer"] = _as_text(keywords["json_serializer"])
         super().__init__(**keywords)
         self._native_inet_types = native_inet_types
 

@@ -11,7 +11,18 @@ import re
 from binascii import unhexlify
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from ipaddress import ip_address, ip_interface, ip_network
+from enum import Enum
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from json import dumps, loads
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -52,9 +63,11 @@ def _date(text: str) -> date | str:
 
 
 def _time(text: str) -> time | str:
+    if text.startswith("24"):  # which Python 3.14 reads as midnight, silently
+        return text
     try:
         return time.fromisoformat(text)
-    except ValueError:  # 24:00:00
+    except ValueError:
         return text
 
 
@@ -120,7 +133,10 @@ def _clock(text: str) -> int:
 
 
 def _micro(number: str, factor: int) -> int:
-    return int(number) * factor if "." not in number else int(Decimal(number) * factor)
+    """Microseconds of a decimal number of units; in whole numbers, since Decimal's arithmetic depends on the caller's context."""
+    whole, _, fraction = number.partition(".")
+    part = int(fraction[:6].ljust(6, "0")) * factor // 1_000_000 if fraction else 0
+    return int(whole or 0) * factor + (-part if number.startswith("-") else part)
 
 
 def interval(text: str) -> Any:
@@ -195,8 +211,10 @@ _ARRAY_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([{}])|([^",{}]+)', re.DOTALL)
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 
-def array_reader(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A reader of arrays of any number of dimensions whose elements `one` reads."""
+def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[str], list[Any]]:
+    """A reader of arrays of any number of dimensions whose elements `one` reads; only the type box has another delimiter."""
+    if delimiter != ",":
+        return lambda text: [one(item) for item in text[text.index("{") + 1 : -1].split(delimiter) if item]
 
     def read(text: str) -> list[Any]:
         if text.startswith("["):  # [2:4]={...}: bounds other than from 1
@@ -253,9 +271,13 @@ def range_reader(one: Callable[[str], Any]) -> Callable[[str], Any]:
 _IN_MULTIRANGE = re.compile(r'empty|[\[(](?:"(?:[^"\\]|\\.|"")*"|[^"\])])*[\])]', re.DOTALL)
 
 
-def multirange_reader(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+class MultiRange(list[Any]):
+    """The ranges of a multirange: a list that goes back to the server as a multirange, and not as an array."""
+
+
+def multirange_reader(one: Callable[[str], Any]) -> Callable[[str], MultiRange]:
     read = range_reader(one)
-    return lambda text: [read(item) for item in _IN_MULTIRANGE.findall(text)]
+    return lambda text: MultiRange(read(item) for item in _IN_MULTIRANGE.findall(text))
 
 
 def _text(text: str) -> str:
@@ -300,6 +322,34 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
     (790, 791, _text),  # money
     (2275, 1263, _text),  # cstring
 ]
+# The arrays of every other type of the server's own, whose elements stay text (pg_type.dat; new ones come with new versions).
+_ARRAYS_OF_TEXT = (
+    *(
+        143,
+        210,
+        270,
+        271,
+        272,
+        273,
+        629,
+        719,
+        775,
+        1008,
+        1010,
+        1012,
+        1013,
+        1018,
+        1019,
+        1027,
+        1034,
+        1040,
+        1561,
+        1563,
+        2201,
+    ),
+    *(2207, 2208, 2209, 2210, 2211, 2949, 3221, 3643, 3644, 3645, 3735, 3770, 4073, 4090, 4097, 4192, 5039),
+)
+_BOX_ARRAY = 1020
 # oid of the range, of its array, of the multirange, of its array, and the reader of a bound
 _RANGES: list[tuple[int, int, int, int, Callable[[str], Any]]] = [
     (3904, 3905, 4451, 6150, int),
@@ -402,6 +452,9 @@ READERS: dict[int, Callable[[str], Any]] = {oid: reader for oid, _, reader in _S
 ARRAY_OF: dict[int, int] = {array: oid for oid, array, _ in _SCALARS}
 for _oid, _array, _reader in _SCALARS:
     READERS[_array] = array_reader(_reader)
+for _array in _ARRAYS_OF_TEXT:
+    READERS[_array] = array_reader(_text)
+READERS[_BOX_ARRAY] = array_reader(_text, ";")
 for _range, _range_array, _multi, _multi_array, _reader in _RANGES:
     READERS[_range] = range_reader(_reader)
     READERS[_range_array] = array_reader(range_reader(_reader))
@@ -535,16 +588,25 @@ def _quoted(value: Any, plain: re.Pattern[str]) -> str:
     return f'"{escaped}"'
 
 
+_BOX = re.compile(r"\([^()]*\),\([^()]*\)")
+
+
 def _array_out(value: Iterable[Any]) -> str:
     items = []
     for item in value:
         if item is None:
             items.append("NULL")
-        elif isinstance(item, list):
+        elif isinstance(item, list) and not isinstance(item, MultiRange):
             items.append(_array_out(item))
         else:
             items.append(_quoted(item, _ARRAY_PLAIN))
-    return "{" + ",".join(items) + "}"
+    # Text that can be nothing but boxes, the one type whose arrays have another delimiter.
+    boxes = items and all(isinstance(item, str) and _BOX.fullmatch(item) for item in value)
+    return "{" + (";" if boxes else ",").join(items) + "}"
+
+
+def _multirange_out(value: MultiRange) -> str:
+    return "{" + ",".join(str(to_text(item)) for item in value) + "}"
 
 
 def _composite_out(value: tuple[Any, ...]) -> str:
@@ -571,6 +633,8 @@ WRITERS: dict[type, Callable[[Any], str]] = {
     UUID: str,
     dict: dumps,
     list: _array_out,
+    MultiRange: _multirange_out,
+    **dict.fromkeys((IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network), str),
     tuple: _composite_out,
 }
 
@@ -583,17 +647,104 @@ def to_text(value: Any) -> str | None:
     return writer(value) if writer else _unusual(value)
 
 
-def _unusual(value: Any) -> str:
-    """A subclass of a type that is known, one of pg8000's own types, or whatever pg8000 makes of it."""
-    for base in type(value).__mro__[1:-1]:
-        writer = WRITERS.get(base)
-        if writer and not hasattr(value, "value"):  # an enum that is also a str is sent as its value
-            return str.__str__(value) if base is str else writer(value)
-    from pg8000.converters import PY_TYPES, make_param
-    from pg8000.types import PGInterval, Range
+class UnknownType(TypeError):
+    """A parameter is of a type that stands for no value of PostgreSQL; the text says what to do."""
 
-    if isinstance(value, PGInterval):
+
+def _unusual(value: Any) -> str | None:
+    """A subclass of a type that is known, one of the driver's own types, an enum or a number of numpy's."""
+    plain = _plain(value)
+    if plain is not value:
+        return to_text(plain)
+    for base in type(value).__mro__[1:-1]:
+        if writer := WRITERS.get(base):
+            return str.__str__(value) if base is str else writer(value)
+    name = _drivers_own(value)
+    if name == "PGInterval":
         return _pg_interval_out(value)
-    if isinstance(value, Range):
+    if name == "Range":
         return _range_out(value)
-    return str(make_param(PY_TYPES, value))
+    raise UnknownType(
+        "pass list(...)"
+        if isinstance(value, (set, frozenset)) or hasattr(value, "__next__")
+        else "pass a value of a type that docs/wire.md lists, such as str(...)"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What stands behind a value: an enum's value; the number that a number of numpy's is."""
+    if isinstance(value, Enum):
+        return value.value
+    if type(value).__module__ == "numpy" and not getattr(value, "shape", True):
+        return value.item()
+    return value
+
+
+def _drivers_own(value: Any) -> str:
+    # By name: whoever has such a value has imported pg8000, and nobody else shall.
+    return type(value).__name__ if type(value).__module__ == "pg8000.types" else ""
+
+
+# ---- what a parameter is --------------------------------------------------------------------------------------------
+
+# The type that a literal of the Python type would have. Zero is for the server to find out, as for a literal in quotes.
+_OIDS: dict[type, int] = {
+    type(None): 0,
+    str: 0,
+    dict: 0,
+    tuple: 0,
+    MultiRange: 0,
+    bool: BOOL,
+    float: FLOAT8,
+    Decimal: NUMERIC,
+    bytes: BYTEA,
+    bytearray: BYTEA,
+    memoryview: BYTEA,
+    date: DATE,
+    timedelta: INTERVAL,
+    UUID: UUID_,
+    **dict.fromkeys((IPv4Address, IPv6Address, IPv4Interface, IPv6Interface), INET),
+    **dict.fromkeys((IPv4Network, IPv6Network), CIDR),
+}
+_INTEGERS = (INT4, INT8, NUMERIC)
+_ARRAYS = {oid: array for array, oid in ARRAY_OF.items()}
+
+
+def parameter_oid(value: Any) -> int:
+    """The oid of the type that a parameter is declared as; 0 leaves it to the server."""
+    oid = _OIDS.get(type(value))
+    return _oid_by_value(value) if oid is None else oid
+
+
+def common_oid(values: Iterable[Any]) -> int:
+    """The type that all values have, of integers the widest, NULLs aside; 0 where they differ."""
+    oids = {parameter_oid(value) for value in values if value is not None}
+    if len(oids) > 1 and oids.issubset(_INTEGERS):
+        return max(oids, key=_INTEGERS.index)
+    return oids.pop() if len(oids) == 1 else 0
+
+
+def _oid_by_value(value: Any) -> int:
+    plain = _plain(value)
+    if plain is not value:
+        return parameter_oid(plain)
+    if isinstance(value, int):
+        return INT4 if -(1 << 31) <= value < 1 << 31 else INT8 if -(1 << 63) <= value < 1 << 63 else NUMERIC
+    if isinstance(value, datetime):
+        return TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ
+    if isinstance(value, time):
+        return TIME if value.tzinfo is None else TIMETZ
+    if isinstance(value, list):
+        return _ARRAYS.get(common_oid(_elements(value)), 0)
+    for base in type(value).__mro__[1:-1]:
+        if base in _OIDS:
+            return _OIDS[base]
+    return INTERVAL if _drivers_own(value) == "PGInterval" else 0
+
+
+def _elements(value: list[Any]) -> Iterable[Any]:
+    for item in value:
+        if isinstance(item, list) and not isinstance(item, MultiRange):
+            yield from _elements(item)
+        else:
+            yield item

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from .settings import split_address
 from .tls import explain
-from .values import Column, styled_readers, to_text
+from .values import Column, UnknownType, common_oid, parameter_oid, styled_readers, to_text
 
 if TYPE_CHECKING:
     import ssl
@@ -63,7 +63,12 @@ __all__ = [
 
 # ---- what else PEP 249 wants of a module ------------------------------------------------------------------------------
 
-Binary, Date, Time, Timestamp = bytes, date, time, datetime
+Date, Time, Timestamp = date, time, datetime
+
+
+def Binary(data: bytes | bytearray | memoryview) -> bytes:  # noqa: N802 - PEP 249 names it
+    """Return the bytes of what holds bytes; a number is a TypeError, where bytes() would make so many zeros of it."""
+    return data if type(data) is bytes else bytes(memoryview(data))
 
 
 def DateFromTicks(ticks: float) -> date:  # noqa: N802 - PEP 249 names it
@@ -442,8 +447,18 @@ def _message(code: bytes, body: bytes) -> bytes:
     return code + _INT.pack(len(body) + 4) + body
 
 
-def _parse(statement: str, encoding: str) -> bytes:
-    return _message(b"P", b"\0" + _encoded(statement, encoding) + b"\0\0\0")
+def _parse(statement: str, encoding: str, oids: Sequence[int] = ()) -> bytes:
+    types = struct.pack(f"!H{len(oids)}i", len(oids), *oids) if any(oids) else b"\0\0"
+    return _message(b"P", b"\0" + _encoded(statement, encoding) + b"\0" + types)
+
+
+def _oids(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """The types of a statement's parameters: those that literals of their Python values would have, in every row."""
+    if any(len(row) > 65535 for row in rows):
+        raise ProgrammingError(f"{max(map(len, rows))} parameters in one statement; the protocol allows 65535")
+    if len(rows) == 1:
+        return [parameter_oid(value) for value in rows[0]]
+    return [common_oid(column) for column in zip(*rows, strict=False)]
 
 
 def _encoded(statement: str, encoding: str) -> bytes:
@@ -456,8 +471,6 @@ def _encoded(statement: str, encoding: str) -> bytes:
 
 
 def _bind(values: Sequence[Any], encoding: str) -> bytes:
-    if len(values) > 65535:
-        raise ProgrammingError(f"{len(values)} parameters in one statement; the protocol allows 65535")
     parts = [b"\0\0\0\0", _SHORT.pack(len(values))]
     for position, value in enumerate(values, 1):
         try:
@@ -467,6 +480,12 @@ def _bind(values: Sequence[Any], encoding: str) -> bytes:
             else:
                 encoded = text.encode(encoding)
                 parts += (_INT.pack(len(encoded)), encoded)
+        except UnknownType as error:
+            kind = type(value)
+            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+            raise ProgrammingError(
+                f"parameter {position} is of type {name} or holds such a value, which is none of PostgreSQL's: {error}"
+            ) from None
         except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
             raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
     parts.append(b"\0\0")
@@ -985,18 +1004,19 @@ class Connection:
             reply = self._run(statement, (values,))
         return reply
 
-    def _run(self, statement: str, rows: Iterable[Sequence[Any]], first: tuple[bytes, ...] = ()) -> _Reply:
+    def _run(self, statement: str, rows: Sequence[Sequence[Any]], first: tuple[bytes, ...] = ()) -> _Reply:
         """One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it."""
         encoding = self._encoding
         if not self._autocommit and self._status == 73:
             first = (self._begin_messages, *first)
-        parts = [*first, _parse(statement, encoding)]
-        times = 0
-        for times, values in enumerate(rows, 1):
+        for values in rows:
             if not isinstance(values, (list, tuple)):
                 raise ProgrammingError(
                     f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}"
                 )
+        parts = [*first, _parse(statement, encoding, _oids(rows))]
+        times = 0
+        for times, values in enumerate(rows, 1):
             parts += (_bind(values, encoding), _DESCRIBE if times == 1 else b"", _EXECUTE)
         parts.append(_SYNC)
         reply = _Reply()
@@ -1006,7 +1026,9 @@ class Connection:
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> _Reply:
         encoding = self._encoding
         declare = (
-            _parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", encoding) + _bind(values, encoding) + _EXECUTE
+            _parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", encoding, _oids((values,)))
+            + _bind(values, encoding)
+            + _EXECUTE
         )
         return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
 

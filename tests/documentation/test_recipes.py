@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aws_lambda_powertools.metrics.provider.base import reset_cold_start_flag_provider
 
 from plungepool import dispose_engine
 from plungepool.wire import DataError
@@ -61,6 +62,7 @@ def test_every_block_has_a_name() -> None:
 def test_powertools(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Logger, Tracer and Metrics around a handler that answers from the database."""
     monkeypatch.setenv("POWERTOOLS_TRACE_DISABLED", "true")
+    reset_cold_start_flag_provider()  # another test of this process may have had Powertools' one cold start
     context = SimpleNamespace(
         function_name="f",
         function_version="1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -75,6 +76,33 @@ def wait_until(condition: Callable[[], bool], what: str = "it", seconds: float =
         time.sleep(0.01)
 
 
+def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
+    """
+    Run a test in a thread of its own.
+
+    A trace function can raise where the interpreter itself never would, within its own tidying up after an `except`; that
+    leaves the thread with an exception "being handled" for ever, which the next tests must not see.
+    """
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        problems: list[BaseException] = []
+
+        def catch() -> None:
+            try:
+                test(**fixtures)
+            except BaseException as problem:
+                problems.append(problem)
+
+        thread = threading.Thread(target=catch)
+        thread.start()
+        thread.join()
+        for problem in problems:
+            raise problem
+
+    return run
+
+
 class Injector:
     """Raises at the n-th line, return or instruction that a thread executes in the modules of interest."""
 
@@ -136,6 +164,7 @@ def assert_unbroken(engine: Engine, postgres: Postgres, wrong: list[tuple[int, A
     assert wrong == []
 
 
+@in_a_thread
 @pytest.mark.parametrize("instructions", [False, True], ids=["lines", "instructions"])
 def test_strike_at_each_line_costs_no_place(
     make_engine: Callable[..., Engine], postgres: Postgres, pool_mode: str, instructions: bool
@@ -281,6 +310,7 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
     assert_unbroken(engine, postgres, wrong)
 
 
+@in_a_thread
 @pytest.mark.parametrize("leave", ["snapshot", "dispose"])
 def test_strike_at_each_line_of_a_shutdown(make_engine: Callable[..., Engine], postgres: Postgres, leave: str) -> None:
     """However far closing everything came: the engine works as before, keeps what it should, and can be closed again."""
@@ -330,6 +360,7 @@ def test_holder_that_died_with_its_thread_frees_the_place(make_engine: Callable[
         gc.enable()
 
 
+@in_a_thread
 def test_checkout_by_a_signal_handler_in_the_middle_of_one(make_engine: Callable[..., Engine]) -> None:
     """A handler that uses the engine between any two lines of a checkout gets a connection of its own, and so does that."""
     engine, wrong = make_engine(pool_size=2, checkout_timeout_s=0.5), list[tuple[int, Any]]()

@@ -387,6 +387,8 @@ def test_plain_values_are_bound_as_by_psycopg(engines, values):
     """Any Python value, with any cast: what psycopg gives, ours gives, too."""
     # An int is an int4 at least, as a literal is: psycopg sends the smallest type that holds it.
     assume(not any(type(value) is int and cast == "::bytea" for value, cast in values))
+    # A list of text by itself comes back as the text that was sent, in which each quotes what he thinks best.
+    assume(not any(type(value) in (list, dict) and cast in ("", "::text") for value, cast in values))
     sql = "SELECT " + ", ".join(f"%s{cast}" for _, cast in values)
     parameters = tuple(value for value, _ in values)
     ours, psycopgs = (

@@ -278,8 +278,9 @@ class BoundedPool(Pool):
 
     def _ring(self) -> None:
         """Let the first in the line look for a place."""
-        with suppress(IndexError, RuntimeError):  # nobody waits, or the bell has been rung
-            self._line[0].bell.release()
+        if self._line:
+            with suppress(IndexError, RuntimeError):  # nobody waits any more, or the bell has been rung
+                self._line[0].bell.release()
 
     def _exhausted(self) -> PoolExhausted:
         now, me = time.time(), threading.get_ident()

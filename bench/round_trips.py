@@ -1,7 +1,8 @@
 """
 Round trips and times of one statement, side by side: Plungepool, stock pg8000, psycopg 3 (C) and asyncpg.
 
-    .venv/bin/python bench/round_trips.py          measures, prints, and writes docs/round-trips.md
+    .venv/bin/python bench/round_trips.py                                   measures and prints
+    .venv/bin/python bench/round_trips.py --write docs/round-trips.md       writes the page, too
 
 Counts are exact: a proxy counts each wait for the server, TLS on. Times are medians of one run on one machine, worth their
 ratios; the latency of a network is added by the same proxy in a process of its own. asyncpg runs bare, without SQLAlchemy.
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "round-trips.md"
 LATENCIES_MS = (0, 1, 5)
 ROWS = (1, 100, 10_000)
 TABLE = sa.Table("counted", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("label", sa.Text))
@@ -306,8 +306,8 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DOCUMENT, help="the document to write (docs/round-trips.md)")
-    arguments = parser.parse_args()
+    parser.add_argument("--write", type=Path, help="write the tables to this page")
+    options = parser.parse_args()
     with Postgres(tls=True, authentication="password") as server:
         server.execute("CREATE ROLE app LOGIN PASSWORD 'secret'")
         server.execute("CREATE TABLE counted (id serial PRIMARY KEY, label text)")
@@ -323,7 +323,7 @@ def main() -> None:
             "without SQLAlchemy, whose own cost it does not carry."
         ),
         (
-            f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `.venv/bin/python bench/round_trips.py`: Python "
+            f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`: Python "
             f"{platform.python_version()}, {versions}, PostgreSQL {server_version.split()[0]}; {machine()}."
         ),
         "## Round trips, TLS",
@@ -340,9 +340,9 @@ def main() -> None:
         as_markdown("rows", rows),
     ]
     text = "\n\n".join(parts) + "\n"
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(text)
     print(text)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import ssl
@@ -199,12 +200,16 @@ class BlackHole:
     """
     A network of its own, one virtual cable away, whose answers can be made to vanish.
 
-    A listener in a network namespace passes on to the server outside; the namespace's route back is what vanishes.
+    A listener in a network namespace passes on to the server outside; the namespace's route back is what vanishes. Names and
+    addresses follow from the process's number, so that two runs at a time do not meet.
     """
 
-    client, host, port = "10.77.31.1", "10.77.31.2", 5432
+    port = 5432
 
     def __init__(self, postgres):
+        # 198.18.0.0/15 is for tests of networks (RFC 2544); process numbers end at 2^22, and a /30 for each fits 2^15.
+        network = int(ipaddress.ip_address("198.18.0.0")) + os.getpid() % 2**15 * 4
+        self.client, self.host = (str(ipaddress.ip_address(network + number)) for number in (1, 2))
         self.target = postgres.host, postgres.port
         self.space, self.cable, self.far_end = (f"{kind}{os.getpid()}" for kind in ("plungepool", "ppa", "ppb"))
         self.sockets = []

@@ -1,0 +1,239 @@
+"""What the settings say is what the driver, the pool and SQLAlchemy are given: seen at the seam between them, offline."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import exc
+
+from plungepool import PoolExhausted, Settings, SettingsError, dispose_engine, engine, get_engine, lifecycle, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Reached(Exception):
+    """The connect came as far as the driver."""
+
+
+@pytest.fixture(autouse=True)
+def forget_engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start and end without a cached engine."""
+    dispose_engine()
+    yield
+    dispose_engine()
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What wire.connect was called with; no connection comes of it."""
+    calls: list[dict[str, Any]] = []
+
+    def connect(**parameters: Any) -> None:
+        calls.append(parameters)
+        raise Reached
+
+    monkeypatch.setattr(wire, "connect", connect)
+    return calls
+
+
+def settings(**changes: Any) -> Settings:
+    """Settings of a server that is not there."""
+    return Settings(**({"host": "db.invalid", "user": "app", "password": "hunter2", "tls": "disable"} | changes))
+
+
+def parameters(given: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """What the driver is given by an engine of these settings."""
+    with pytest.raises(Reached):
+        engine.build_engine(settings(**changes)).connect()
+    return given[-1]
+
+
+def test_every_setting_of_a_connection_reaches_the_driver(given: list[dict[str, Any]]) -> None:
+    """Each of them under its own name, with a value that no default has."""
+    found = parameters(
+        given,
+        port=6543,
+        database="orders",
+        address="127.0.0.9",
+        dead_peer_timeout_s=7.0,
+        connect_timeout_s=3.0,
+        statement_timeout_s=1.5,
+    )
+    timeout_s = found.pop("connect_timeout_s")
+    assert 2 < timeout_s <= 3
+    assert found == {
+        "user": "app",
+        "password": "hunter2",
+        "host": "db.invalid",
+        "port": 6543,
+        "address": "127.0.0.9",
+        "database": "orders",
+        "ssl_context": None,
+        "application_name": "plungepool",
+        "dead_peer_timeout_s": 7.0,
+        "startup_params": {"statement_timeout": "1500"},
+        "cancel_on_abandon": True,
+    }
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.001, "1"), (0.0016, "2"), (30.0, "30000")])
+def test_statement_timeout_is_in_milliseconds_and_never_zero(given: list[dict[str, Any]], seconds: float, expected: str) -> None:
+    """PostgreSQL takes 0 for "no limit", so a limit below a millisecond is one millisecond."""
+    assert parameters(given, statement_timeout_s=seconds)["startup_params"] == {"statement_timeout": expected}
+
+
+def test_no_statement_timeout_sends_none(given: list[dict[str, Any]]) -> None:
+    """Without the setting the server's own, and the role's, are left alone."""
+    assert parameters(given)["startup_params"] == {}
+
+
+def test_no_cancel_request_behind_a_proxy(given: list[dict[str, Any]]) -> None:
+    """RDS Proxy does not forward it; a new connection for nothing is what it would cost."""
+    assert parameters(given, endpoint="proxy")["cancel_on_abandon"] is False
+    assert parameters(given, endpoint="direct")["cancel_on_abandon"] is True
+
+
+def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
+    """Where the settings do not disable it, the driver is given the context of these settings."""
+    context = parameters(given, tls="verify-full", region="eu-west-1")["ssl_context"]
+    assert context.check_hostname
+    assert context.verify_mode.name == "CERT_REQUIRED"
+
+
+def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash reporter prints the locals of frames: their repr has the names and no value."""
+    shown: list[str] = []
+    original = engine._Parameters.__init__
+
+    def keep(self: Any, **values: Any) -> None:
+        original(self, **values)
+        shown.append(repr(self))
+
+    monkeypatch.setattr(engine._Parameters, "__init__", keep)
+    parameters(given)
+    assert re.fullmatch(r"<parameters user, password, .*>", shown[0])
+    assert "hunter2" not in shown[0]
+
+
+@pytest.mark.parametrize(("endpoint", "rows"), [("proxy", 100), ("direct", 1000)])
+def test_rows_of_one_insert_stay_below_what_pins(endpoint: Any, rows: int) -> None:
+    """Behind RDS Proxy a statement of more than 16 KB pins, so there SQLAlchemy puts fewer rows into one; an option overrides."""
+    assert engine.build_engine(settings(endpoint=endpoint)).dialect.insertmanyvalues_page_size == rows
+    assert engine.build_engine(settings(), insertmanyvalues_page_size=7).dialect.insertmanyvalues_page_size == 7
+
+
+@pytest.mark.parametrize(("pinning", "mode"), [("refuse", "refuse"), ("warn", "warn")])
+def test_pinning_is_guarded_behind_a_proxy_only(monkeypatch: pytest.MonkeyPatch, pinning: Any, mode: str) -> None:
+    """The guard is set with the mode of the settings, and on no direct connection."""
+    guarded: list[str] = []
+    monkeypatch.setattr(engine.observe, "guard_pinning", lambda _, mode: guarded.append(mode))
+    engine.build_engine(settings(endpoint="direct", pinning=pinning))
+    assert guarded == []
+    engine.build_engine(settings(endpoint="proxy", pinning=pinning))
+    assert guarded == [mode]
+
+
+@pytest.mark.parametrize("name", sorted(engine._DECIDED))
+def test_contradicting_options_are_refused_by_name(name: str) -> None:
+    """Each says what to use instead, by get_engine and by build_engine."""
+    for build in (get_engine, engine.build_engine):
+        with pytest.raises(SettingsError, match=rf"does not take the option {name}: .{{10}}"):
+            build(settings(), **{name: object()})
+
+
+def test_other_options_than_the_first_are_refused() -> None:
+    """The error names what differs, and nothing that is the same; the first engine stays."""
+    first = get_engine(settings(), echo=False, query_cache_size=7)
+    with pytest.raises(SettingsError, match=r"other options \(query_cache_size\)"):
+        get_engine(settings(), echo=False, query_cache_size=8)
+    assert get_engine(settings(), echo=False, query_cache_size=7) is first
+
+
+def test_variables_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without settings the environment is parsed by the first call alone."""
+    monkeypatch.setenv("PLUNGEPOOL_URL", "postgresql://app:x@db.invalid/postgres")
+    first = get_engine()
+    monkeypatch.setattr(Settings, "from_env", lambda *_: pytest.fail("read again"))
+    assert get_engine() is first
+
+
+class Driver:
+    """A connection that answers a ping, or not, and notes the deadline that it had then."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.deadline, self.deadlines = error, None, []
+
+    def ping(self) -> None:
+        self.deadlines.append(self.deadline)
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def is_alive(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How the engine asks a connection that was idle."""
+    handed: list[Any] = []
+    build = engine.build_pool
+    monkeypatch.setattr(engine, "build_pool", lambda *arguments: handed.append(arguments[2]) or build(*arguments))
+    engine.build_engine(settings(ping_after_idle_s=30, connect_timeout_s=4))
+    return handed[0]
+
+
+def test_a_ping_has_the_time_of_a_connect_and_leaves_no_deadline(is_alive: Any) -> None:
+    """Asked after the idle time of the settings and not before; the deadline of the question ends with it."""
+    driver = Driver()
+    assert is_alive(driver, 29.9) is True
+    assert driver.deadlines == []
+    assert is_alive(driver, 30) is True
+    assert 3 < driver.deadlines[0] - time.time() <= 4
+    assert driver.deadline is None
+
+
+def test_a_ping_that_fails_means_dead_and_another_exception_passes(is_alive: Any) -> None:
+    """The driver's errors are an answer; anything else is the caller's."""
+    lost = Driver(wire.OperationalError("lost"))
+    assert is_alive(lost, 60) is False
+    assert lost.deadline is None
+    struck = Driver(ValueError("not the driver's"))
+    with pytest.raises(ValueError, match="not the driver's"):
+        is_alive(struck, 60)
+    assert struck.deadline is None
+
+
+def test_snapshot_forgets_secrets_and_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an engine hands to the lifecycle drops the fetched secret and what was learnt of the server."""
+    forgotten: list[str] = []
+
+    class Source:
+        def forget(self) -> None:
+            forgotten.append("secret")
+
+    monkeypatch.setattr(engine.credentials, "source", lambda _: Source())
+    monkeypatch.setattr(engine.tls.Handshakes, "forget", lambda self: forgotten.append("handshakes"))
+    built = engine.build_engine(settings())
+    forgotten.clear()
+    lifecycle._engines[built]()
+    assert sorted(forgotten) == ["handshakes", "secret"]
+
+
+def test_dispose_engine_closes_each_engine_once_and_forgets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It disposes of every engine that get_engine built, under whichever name, and the next call builds anew."""
+    monkeypatch.setenv("PLUNGEPOOL_URL", "postgresql://app:x@db.invalid/postgres")
+    built = {get_engine(), get_engine(settings(host="other.invalid"))}
+    disposed: list[Any] = []
+    monkeypatch.setattr("sqlalchemy.engine.base.Engine.dispose", lambda self, close=True: disposed.append((self, close)))
+    dispose_engine()
+    assert len(disposed) == 2
+    assert set(disposed) == {(one, True) for one in built}
+    assert get_engine() not in built
+
+
+def test_unavailable_is_what_may_succeed_later() -> None:
+    """The four errors, and none of a statement that is wrong."""
+    assert {PoolExhausted, exc.OperationalError, exc.InterfaceError} <= set(engine.Unavailable)
+    assert not issubclass(exc.ProgrammingError, engine.Unavailable)
+    assert not issubclass(exc.IntegrityError, engine.Unavailable)

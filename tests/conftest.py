@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,10 @@ _OUTPUT = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of what must run after everything else."""
+    """Register the marker of what must run after everything else; let Ctrl-C interrupt wherever the run was started."""
+    # A shell starts what it puts in the background with SIGINT ignored, and every process that a test starts would inherit it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "at_the_end: run after all other tests")
     config.stash[_OUTPUT] = {}
 

@@ -88,5 +88,7 @@ def test_hook_is_registered_with_the_runtime_where_there_are_snapshots() -> None
     )
     for kind, expected in (("snap-start", "['_close_all']"), ("on-demand", "[]")):
         environ = os.environ | {"AWS_LAMBDA_INITIALIZATION_TYPE": kind}
-        result = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60
+        )
         assert (result.stdout.strip(), result.stderr) == (expected, "")

@@ -60,7 +60,11 @@ MODULES = {
     ),
     "lifecycle": Module(
         "plungepool",
-        ("tests/integration/test_lifecycle_hooks.py", "tests/unit/test_engine.py", "tests/environment/test_lifecycle.py"),
+        (
+            "tests/integration/test_lifecycle_hooks.py",
+            "tests/unit/test_engine.py",
+            "tests/environment/test_lifecycle.py",
+        ),
     ),
     "tls": Module("plungepool", ("tests/unit/test_tls.py", "tests/integration/test_tls.py")),
     "credentials": Module(
@@ -76,15 +80,26 @@ MODULES = {
     ),
     "pool": Module(
         "plungepool",
-        ("tests/integration/test_pool.py", "tests/integration/test_pool_model.py", "tests/integration/test_pool_strikes.py"),
+        (
+            "tests/integration/test_pool.py",
+            "tests/integration/test_pool_model.py",
+            "tests/integration/test_pool_strikes.py",
+        ),
     ),
     "wire": Module(
         "plungepool",
-        ("tests/wire/test_wire.py", "tests/wire/test_errors.py", "tests/wire/test_address.py", "tests/wire/test_dead_networks.py"),
+        (
+            "tests/wire/test_wire.py",
+            "tests/wire/test_errors.py",
+            "tests/wire/test_address.py",
+            "tests/wire/test_dead_networks.py",
+        ),
         only=("connect", "_open", "_handshake", "_authenticate", "_authentication", "_login", "_scram"),
     ),
     "checks": Module("plungepool_toolkit", ("tests/integration/test_doctor.py",)),
-    "rds_proxy": Module("plungepool_toolkit", ("tests/toolkit/test_rds_proxy.py", "tests/integration/test_rds_proxy.py")),
+    "rds_proxy": Module(
+        "plungepool_toolkit", ("tests/toolkit/test_rds_proxy.py", "tests/integration/test_rds_proxy.py")
+    ),
 }
 
 
@@ -140,7 +155,9 @@ def mutants(source: str, only: tuple[str, ...] = ()) -> list[Mutant]:
             case ast.BoolOp(op=op, values=values):
                 for place in range(len(values)):  # each condition left out
                     rest = values[:place] + values[place + 1 :]
-                    yield change(node, "(" + f" {'and' if isinstance(op, ast.And) else 'or'} ".join(map(code, rest)) + ")")
+                    yield change(
+                        node, "(" + f" {'and' if isinstance(op, ast.And) else 'or'} ".join(map(code, rest)) + ")"
+                    )
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 yield change(node, f"bool({code(operand)})")
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _COUNTED and not _is_text(left):
@@ -149,7 +166,9 @@ def mutants(source: str, only: tuple[str, ...] = ()) -> list[Mutant]:
                 yield change(node, str(not value))
             case ast.Constant(value=int() | float() as value):
                 yield change(node, f"({value!r} + 1)")
-            case ast.If(test=test) | ast.IfExp(test=test) if isinstance(test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr):
+            case ast.If(test=test) | ast.IfExp(test=test) if isinstance(
+                test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr
+            ):
                 yield change(test, f"(not ({code(test)}))")
             case ast.Return(value=value) if value is not None and not isinstance(value, ast.Constant):
                 yield change(value, "None")
@@ -160,9 +179,15 @@ def mutants(source: str, only: tuple[str, ...] = ()) -> list[Mutant]:
             case ast.Call(keywords=keywords):
                 for keyword in keywords:
                     # A keyword left out; where it is needed, the mutant is killed by the first call.
-                    if keyword.arg and not (isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool | int | float)):
+                    if keyword.arg and not (
+                        isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool | int | float)
+                    ):
                         start, end = span(keyword)
-                        end += len(encoded[end:]) - len(encoded[end:].lstrip(b" \n,")) if encoded[end:].lstrip(b" \n")[:1] == b"," else 0
+                        end += (
+                            len(encoded[end:]) - len(encoded[end:].lstrip(b" \n,"))
+                            if encoded[end:].lstrip(b" \n")[:1] == b","
+                            else 0
+                        )
                         yield Mutant(keyword.lineno, start, end, "", encoded[start:end].decode())
             case ast.Break():
                 yield change(node, "continue")
@@ -211,7 +236,6 @@ def applied(encoded: bytes, mutant: Mutant) -> bytes:
 def preload() -> None:
     """Import what takes long and does not change, so that each forked child has it."""
     import boto3  # noqa: F401
-    import cryptography.x509
     import pytest  # noqa: F401
     import sqlalchemy.orm  # noqa: F401
 
@@ -321,13 +345,20 @@ def main() -> None:
     os.chdir(ROOT)
     BUILD.mkdir(parents=True, exist_ok=True)
     preload()
-    lines = ["# Mutants", "", "| module | mutants | killed | equivalent | surviving | killed of the others |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "# Mutants",
+        "",
+        "| module | mutants | killed | equivalent | surviving | killed of the others |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     details, survivors = [], 0
     for name in options.modules or MODULES:
         outcome = examine(name, MODULES[name], options.limit)
         killed, equivalent, surviving = (len(outcome[kind]) for kind in ("killed", "equivalent", "surviving"))
         share = f"{killed / max(1, killed + surviving):.0%}"
-        lines.append(f"| {name} | {killed + equivalent + surviving} | {killed} | {equivalent} | {surviving} | {share} |")
+        lines.append(
+            f"| {name} | {killed + equivalent + surviving} | {killed} | {equivalent} | {surviving} | {share} |"
+        )
         details += ["", f"## {name}: surviving", *(f"- `{where}`" for where in outcome["surviving"])]
         survivors += surviving
         print(lines[-1], flush=True)

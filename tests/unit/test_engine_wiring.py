@@ -81,7 +81,9 @@ def test_every_setting_of_a_connection_reaches_the_driver(given: list[dict[str, 
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, "1"), (0.0016, "2"), (30.0, "30000")])
-def test_statement_timeout_is_in_milliseconds_and_never_zero(given: list[dict[str, Any]], seconds: float, expected: str) -> None:
+def test_statement_timeout_is_in_milliseconds_and_never_zero(
+    given: list[dict[str, Any]], seconds: float, expected: str
+) -> None:
     """PostgreSQL takes 0 for "no limit", so a limit below a millisecond is one millisecond."""
     assert parameters(given, statement_timeout_s=seconds)["startup_params"] == {"statement_timeout": expected}
 
@@ -225,7 +227,9 @@ def test_dispose_engine_closes_each_engine_once_and_forgets_all(monkeypatch: pyt
     monkeypatch.setenv("PLUNGEPOOL_URL", "postgresql://app:x@db.invalid/postgres")
     built = {get_engine(), get_engine(settings(host="other.invalid"))}
     disposed: list[Any] = []
-    monkeypatch.setattr("sqlalchemy.engine.base.Engine.dispose", lambda self, close=True: disposed.append((self, close)))
+    monkeypatch.setattr(
+        "sqlalchemy.engine.base.Engine.dispose", lambda self, close=True: disposed.append((self, close))
+    )
     dispose_engine()
     assert len(disposed) == 2
     assert set(disposed) == {(one, True) for one in built}

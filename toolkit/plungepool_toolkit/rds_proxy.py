@@ -543,11 +543,14 @@ class _Peer(asyncio.Protocol):
 
     async def read_startup(self) -> bytes:
         """Return the next message of a kind that has no type: a length and a body."""
-        while len(self._buffer) < 8 or len(self._buffer) < struct.unpack_from("!i", self._buffer)[0]:
-            if len(self._buffer) >= 4 and not 8 <= struct.unpack_from("!i", self._buffer)[0] <= 10_000:
-                raise ConnectionError("no start-up message of PostgreSQL's protocol")
+        while len(self._buffer) < 4:
             await self.changed()
-        return self.take_bytes(struct.unpack_from("!i", self._buffer)[0])
+        length: int = struct.unpack_from("!i", self._buffer)[0]
+        if not 8 <= length <= 10_000:  # however much of it has come already
+            raise ConnectionError("no start-up message of PostgreSQL's protocol")
+        while len(self._buffer) < length:
+            await self.changed()
+        return self.take_bytes(length)
 
     async def changed(self) -> None:
         if self.closed:

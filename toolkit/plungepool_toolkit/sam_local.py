@@ -82,6 +82,8 @@ def sam_local(
             soft_wrap=True,
         )
         raise typer.Exit(2)
+    # A shell starts what it puts in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.monotonic()
     try:

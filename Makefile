@@ -59,12 +59,25 @@ services:
 # The tests in parts that share nothing, so that two of them can run at a time.
 CORE := tests/unit tests/integration tests/functions tests/environment tests/toolkit tests/documentation
 WIRE := tests/wire
-APPLICATION := $(filter-out $(CORE) $(WIRE) tests/conftest.py tests/__pycache__,$(wildcard tests/*))
+APPLICATION := $(filter-out $(CORE) $(WIRE) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
 
 .PHONY: test
 test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
 	@echo "Running the tests in four parts, two at a time, in about a quarter of an hour; each shows what it did when it is over."
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-application test-core test-wire test-pythons
+
+# What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
+# the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
+FAST := tests/unit tests/wire/test_wire.py tests/wire/test_round_trips.py tests/integration/test_pool.py \
+	tests/integration/test_engine_options.py tests/integration/test_lifecycle_hooks.py
+
+.PHONY: test-fast
+test-fast: check ## In a minute: the checks, the unit tests, and those of pool and wire; not functions, commands, template
+	@$(PYTHON) -m pytest -q --ignore tests/unit/test_verify_aws.py $(FAST)
+
+.PHONY: mutants
+mutants: .venv/.ready services ## Change the code line by line, to find what no test would notice (MODULES="engine tls"; hours for all)
+	@$(PYTHON) tests/mutants/run.py $(MODULES)
 
 .PHONY: test-core
 test-core: .venv/.ready services ## Run the tests of the package, the functions and the toolkit

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -241,3 +243,34 @@ def test_unavailable_is_what_may_succeed_later() -> None:
     assert {PoolExhausted, exc.OperationalError, exc.InterfaceError} <= set(engine.Unavailable)
     assert not issubclass(exc.ProgrammingError, engine.Unavailable)
     assert not issubclass(exc.IntegrityError, engine.Unavailable)
+
+
+def test_variables_after_equal_settings_give_the_same_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way was first: a second engine would be a second connection for this environment."""
+    monkeypatch.setenv("PLUNGEPOOL_URL", "postgresql://app@db.invalid/postgres")
+    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "x")
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    first = get_engine(Settings(host="db.invalid", user="app", password="x"))
+    assert get_engine() is first
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.337])
+def test_time_for_a_connect_is_in_hundredths_and_no_more_than_the_settings(
+    given: list[dict[str, Any]], seconds: float
+) -> None:
+    """What a short time-out leaves is not lengthened, and an error can say it as it is."""
+    found = parameters(given, connect_timeout_s=seconds)["connect_timeout_s"]
+    assert seconds - 0.4 < found <= seconds + 0.005
+    assert found == round(found, 2)
+
+
+@pytest.mark.parametrize(("tls", "expected"), [("verify-full", True), ("disable", False)])
+def test_tls_is_imported_where_the_engine_is_built(tls: str, expected: bool) -> None:
+    """At init and not in the first connect, where a time-out may strike; and not at all where it is not spoken."""
+    program = (
+        "import sys; from plungepool import Settings, build_engine\n"
+        f"build_engine(Settings(host='db.invalid', user='app', password='x', tls={tls!r}))\n"
+        "print('ssl' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == str(expected)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,18 +109,18 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
 
 
 def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash reporter prints the locals of frames: their repr has the names and no value."""
-    shown: list[str] = []
+    """A crash reporter prints the locals of frames, and goes through dictionaries: what holds the parameters is none."""
+    held: list[Any] = []
     original = engine._Parameters.__init__
 
     def keep(self: Any, **values: Any) -> None:
         original(self, **values)
-        shown.append(repr(self))
+        held.append(self)
 
     monkeypatch.setattr(engine._Parameters, "__init__", keep)
     parameters(given)
-    assert re.fullmatch(r"<parameters user, password, .*>", shown[0])
-    assert "hunter2" not in shown[0]
+    assert not isinstance(held[0], Mapping)
+    assert "hunter2" not in repr(held[0])
 
 
 @pytest.mark.parametrize(("endpoint", "rows"), [("proxy", 100), ("direct", 1000)])

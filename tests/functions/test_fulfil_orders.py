@@ -2,7 +2,11 @@
 
 import json
 import threading
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
 
 import plungepool
 
@@ -80,6 +84,33 @@ def test_a_locked_order_is_returned_alone(shop, load):
     other.dispose()
     assert shipped(shop) == [order_id(1), order_id(3)]
     assert failures(function.invoke(batch(2))) == []
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014"])
+def test_the_trouble_of_one_record_is_its_own(shop, load, monkeypatch, sqlstate):
+    """A conflict, a deadlock or a time-out says nothing of the records after it: they are fulfilled."""
+    function = load("fulfil_orders", shop.url())
+    fulfil_order = function.module.fulfil_order
+
+    def troubled(connection, one):
+        if one == order_id(1):
+            raise OperationalError("a", None, SimpleNamespace(sqlstate=sqlstate))
+        return fulfil_order(connection, one)
+
+    monkeypatch.setattr(function.module, "fulfil_order", troubled)
+    assert failures(function.invoke(batch(1, 2, 3))) == ["message-0"]
+    assert shipped(shop) == [order_id(2), order_id(3)]
+
+
+def test_what_was_done_is_counted(shop, load, capsys):
+    """The metrics hold what was fulfilled now and what is returned, not what came."""
+    function = load("fulfil_orders", shop.url())
+    function.invoke(batch(1))
+    capsys.readouterr()
+    function.invoke(batch(1, 2, 3, "{", 9999))
+    said = capsys.readouterr().out
+    assert '"OrdersFulfilled":[2.0]' in said
+    assert '"MessagesReturned":[2.0]' in said
 
 
 def test_copies_of_a_message_at_once_ship_once(shop, load):

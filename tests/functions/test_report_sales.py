@@ -42,11 +42,15 @@ def test_a_day_without_sales_is_an_empty_report(shop, load):
     assert report == {"day": "1999-05-31", "products": []}
 
 
-def test_revenue_adds_up_exactly(shop, load):
+def test_revenue_adds_up_exactly(shop, load, capsys):
     """The report's sum is the sum of the orders' totals, to the cent."""
     report = load("report_sales", shop.url()).invoke(EVENT)
     [[total]] = shop.execute("SELECT sum(total) FROM shop.orders")
-    assert sum(Decimal(product["revenue"]) for product in report["products"]) == total
+    revenues = [Decimal(product["revenue"]) for product in report["products"]]
+    assert sum(revenues) == total
+    assert revenues == sorted(revenues, reverse=True) != revenues[::-1]  # the best seller first
+    [[sold]] = shop.execute("SELECT sum(quantity) FROM shop.order_lines")
+    assert f'"ProductsSold":[{sold}.0]' in capsys.readouterr().out
 
 
 def test_the_report_cannot_write(shop, load):

@@ -215,6 +215,7 @@ SCOPE = f"{CREDENTIAL.access_key_id}/20260114/eu-west-1/rds-db/aws4_request"
         ({"X_Amz_Security_Token": "other"}, "session token"),
         ({"X_Amz_Expires": "0"}, "expired"),
         ({"X_Amz_Expires": "-900"}, "expired"),
+        ({"X_Amz_Date": "20260114T120100Z", "X_Amz_Expires": "0"}, "expired"),
         ({"X_Amz_Expires": "many"}, "malformed"),
         ({"X_Amz_Date": "20260114T120501Z"}, "signed in the future"),
         ({"X_Amz_Date": "20260114T114500Z"}, "expired"),

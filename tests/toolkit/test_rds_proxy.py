@@ -369,15 +369,16 @@ def test_any_password_is_prepared_as_libpq_does(rds_proxy: Start, password: str)
 
 
 def scram_conversation(proxy: RdsProxy, **lies: bytes) -> bytes:
-    """Sign in by SCRAM as proxied, saying something else where `lies` say so; return the last message."""
+    """Sign in by SCRAM as proxied with "hush", or with what `lies` say in place of it; return the last message."""
     say = {
         "mechanism": b"SCRAM-SHA-256",
         "header": b"n,,",
         "nonce": b"r=mine",
-        "channel": b"biws",
+        "channel": base64.b64encode(lies.get("header", b"n,,")),
         "password": b"hush",
+        "user": b"proxied",
     } | lies
-    one = Raw(proxy, None)
+    one = Raw(proxy, None, say["user"])
     try:
         first = b"n=," + say["nonce"]
         body = say["mechanism"] + b"\0" + struct.pack("!i", len(first) + len(say["header"])) + say["header"] + first
@@ -405,7 +406,9 @@ def scram_conversation(proxy: RdsProxy, **lies: bytes) -> bytes:
         ({"mechanism": b"SCRAM-SHA-256-PLUS"}, b"C28000"),
         ({"header": b"p=tls-server-end-point,,"}, b"C28P01"),
         ({"header": b"n,a=other,"}, b"C28P01"),
-        ({"header": b"y,,"}, b"C28P01"),
+        ({"header": b"y,,", "channel": b"biws"}, b"C28P01"),
+        ({"user": b"nobody"}, b"C28P01"),
+        ({"user": b"nobody", "password": b""}, b"C28P01"),
         ({"nonce": b"r="}, b"C28P01"),
         ({"nonce": b"s=mine"}, b"C28P01"),
         ({"channel": b"eSws"}, b"C28P01"),
@@ -421,7 +424,8 @@ def scram_conversation(proxy: RdsProxy, **lies: bytes) -> bytes:
 def test_a_lie_in_scram_is_refused(rds_proxy: Start, lies: dict[str, bytes], code: bytes) -> None:
     """Each part of the conversation is looked at, with a proof that is right for what was said."""
     proxy = scram(rds_proxy)
-    assert scram_conversation(proxy).startswith(struct.pack("!i", 12))
+    for truth in (b"n,,", b"y,,"):
+        assert scram_conversation(proxy, header=truth).startswith(struct.pack("!i", 12))
     assert code in scram_conversation(proxy, **lies)
 
 
@@ -806,13 +810,15 @@ def test_what_ends_with_the_transaction_does_not_pin(rds_proxy: Start) -> None:
 class Raw:
     """A client of the protocol that sends just the bytes it is told to."""
 
-    def __init__(self, proxy: RdsProxy, password: bytes | None = b"p\0\0\0\x09hush\0") -> None:
+    def __init__(
+        self, proxy: RdsProxy, password: bytes | None = b"p\0\0\0\x09hush\0", user: bytes = b"proxied"
+    ) -> None:
         sock = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
         sock.sendall(struct.pack("!ii", 8, 80877103))
         assert sock.recv(1) == b"S"
         self.sock = ssl.create_default_context(cafile=str(proxy.ca_file)).wrap_socket(sock, server_hostname="localhost")
         self.file = self.sock.makefile("rb")
-        fields = b"user\0proxied\0database\0postgres\0\0"
+        fields = b"user\0" + user + b"\0database\0postgres\0\0"
         self.sock.sendall(struct.pack("!ii", len(fields) + 8, 196608) + fields)
         assert self.message()[0] == "R"
         if password is not None:  # or the rest is the test's

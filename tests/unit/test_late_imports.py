@@ -1,0 +1,70 @@
+"""Which modules the package imports after its own import, and on which path: on none of an error, a deadline or a shutdown."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import plungepool
+
+# Each function that imports -> the path on which it is first called. A new one must say on which; if that is an error's, a
+# deadline's or a shutdown's, the import belongs to the module's head, or to the init.
+PATHS = {
+    "credentials._Token._keys_of_chain": "connect, outside Lambda",
+    "credentials._fetch_container_keys": "connect, after a restore",
+    "credentials._is_container_host": "connect, after a restore",
+    "credentials._secret_reader": "connect, with a secret",
+    "credentials._epoch": "connect",
+    "dialect._range_text": "writing a value",
+    "lifecycle": "init",
+    "observe.guard_pinning": "init",
+    "settings.Settings._read": "init, and its only error",
+    "settings.host_problem": "init",
+    "settings._secret_problem": "init",
+    "tls.is_loopback": "connect",
+    "tls._make_context": "connect",
+    "values.interval": "reading a value",
+    "values.range_reader.read": "reading a value",
+    "values._in_zone": "reading a value",
+    "wire.Xid.__str__": "two-phase commit",
+    "wire.Connection._secure": "connect",
+    "wire._load": "connect",
+    "wire._md5": "connect",
+    "wire._Scram.__init__": "connect",
+    "wire._Scram.answer": "connect",
+    "wire._Scram.verify": "connect",
+    "wire._scram_proof": "connect",
+    "wire._saslprep": "connect",
+    "wire._is_text": "COPY",
+}
+
+
+def importers(folder: Path) -> set[str]:
+    """Return `module.function` of each function, and `module` of each condition, that has an import of its own."""
+    found = set()
+
+    def walk(node: ast.AST, name: str, depth: int) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.Import, ast.ImportFrom)) and depth:
+                found.add(name)
+            elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                walk(child, f"{name}.{child.name}", depth + isinstance(child, ast.FunctionDef))
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            elif isinstance(child, ast.If) and not depth:
+                walk(child, name, 1)
+            else:
+                walk(child, name, depth)
+
+    for path in folder.glob("*.py"):
+        walk(ast.parse(path.read_text(encoding="utf-8")), path.stem, 0)
+    return found
+
+
+def test_every_late_import_says_on_which_path() -> None:
+    """The table holds exactly what imports late, and no path of it is one of an error, a deadline or a shutdown."""
+    assert importers(Path(plungepool.__file__).parent) == set(PATHS)
+    forbidden = ("error", "deadline", "shutdown", "close", "rollback", "cancel")
+    assert [
+        name for name, path in PATHS.items() if any(word in path for word in forbidden) and not path.startswith("init")
+    ] == []

@@ -61,8 +61,10 @@ def instructions(contender: str, postgres: Postgres, times: int, statement: str,
     """Return the instructions that a process executes from its start to its end."""
     password = postgres.password or "unused"
     done = subprocess.run(
-        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", PROGRAM]
-        + [contender, postgres.host, str(postgres.port), password, str(times), statement, values],
+        [
+            *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", PROGRAM),
+            *(contender, postgres.host, str(postgres.port), password, str(times), statement, values),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -77,7 +79,7 @@ def main() -> None:
     lines = [
         "# Instructions of one statement",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}, `.venv/bin/python bench/instructions.py --write`: "
+        f"{datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}, `.venv/bin/python bench/instructions.py --write`:",
         "instructions executed for one warm statement in `engine.connect()`, with its rollback, by valgrind's callgrind.",
         "",
     ]

@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -643,6 +644,44 @@ def test_users_share_the_limit(rds_proxy: Start) -> None:
             assert first.execute("SELECT current_user").fetchone() == ("proxied",)
             assert second.execute("SELECT current_user").fetchone() == ("other",)
         assert proxy.counters.database_connections == 1
+
+
+def test_a_waiting_client_gets_a_connection_of_its_own_user(rds_proxy: Start) -> None:
+    """The one connection is another user's: it is replaced, and never handed on."""
+    proxy = scram(rds_proxy, max_database_connections=1)
+    with client(proxy, autocommit=False) as first, client(proxy, "other") as second, ThreadPoolExecutor(1) as pool:
+        first.execute("SELECT 1")
+        waiting = pool.submit(lambda: second.execute("SELECT current_user").fetchone())
+        while not proxy._call(lambda: list(proxy._pool._waiting)):
+            time.sleep(0.01)
+        first.commit()
+        assert waiting.result(timeout=30) == ("other",)
+
+
+def test_a_client_gets_another_connection_each_time_if_there_is_one(rds_proxy: Start) -> None:
+    """Who counts on the same one is found out."""
+    proxy = scram(rds_proxy, max_database_connections=2)
+    with client(proxy, autocommit=False) as first, client(proxy, autocommit=False) as second:
+        first.execute("SELECT 1")
+        second.execute("SELECT 1")
+        second.commit()
+        first.commit()
+        pids = []
+        for _ in range(6):
+            pids += first.execute("SELECT pg_backend_pid()").fetchall()
+            first.commit()
+            second.execute("SELECT 1")
+            second.commit()
+    assert all(one != following for one, following in pairwise(pids))
+
+
+def test_what_a_pinned_client_left_is_nobody_s(rds_proxy: Start) -> None:
+    """Its connection ends with it, however it takes its leave."""
+    proxy = scram(rds_proxy, max_database_connections=1)
+    with client(proxy) as pinned:
+        pinned.execute("SET application_name = 'left behind'")
+    with client(proxy) as following:
+        assert following.execute("SHOW application_name").fetchone() == ("",)
 
 
 def test_an_open_transaction_is_rolled_back_when_its_client_leaves(rds_proxy: Start) -> None:

@@ -47,6 +47,24 @@ def test_forked_child_does_not_use_the_parents_idle_connection(make_engine: Call
         assert connection.execute(PID).scalar_one() == parents
 
 
+def test_forked_child_connects_while_the_parent_holds_the_only_connection(make_engine: Callable[..., Engine]) -> None:
+    """What the parent had checked out at the fork takes no place of the child's; its transaction goes on."""
+    engine = make_engine(pool_size=1, checkout_timeout_s=0.2)
+    with engine.begin() as held:
+        parents = held.execute(PID).scalar_one()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with engine.connect() as connection:
+                    status = 0 if connection.execute(PID).scalar_one() != parents else 2
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert held.execute(PID).scalar_one() == parents
+
+
 def test_before_a_snapshot_connections_are_closed_and_secrets_dropped(
     make_engine: Callable[..., Engine], postgres: Postgres
 ) -> None:

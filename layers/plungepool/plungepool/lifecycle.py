@@ -32,12 +32,7 @@ def follow(engine: Engine, forget_credentials: Callable[[], None]) -> None:
 
 def _forget_the_parents() -> None:
     for engine in list(_engines):
-        # Another thread of the parent may have been at the first connect, which SQLAlchemy guards by a lock: nobody would
-        # release it here.
-        for name in ("connect", "first_connect"):
-            listeners = getattr(engine.pool.dispatch, name)
-            if getattr(listeners, "_exec_once_mutex", None) is not None:
-                listeners._exec_once_mutex = None
+        # A new pool with new locks, too: of those of the old one another thread of the parent may have held any.
         engine.dispose(close=False)
 
 

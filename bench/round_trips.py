@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import asyncpg
 import sqlalchemy as sa
 
-from plungepool.settings import Settings
-from plungepool.tls import client_context
+from plungepool import Settings, build_engine
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
@@ -65,11 +64,16 @@ class ByEngine:
 
     def engine(self, place: Place, **options: Any) -> sa.Engine:
         arguments: dict[str, Any] = {}
+        if (
+            self.driver == "plungepool"
+        ):  # what get_engine() returns: its pool looks before it hands out, and needs no ping
+            options.pop("pool_pre_ping", None)
+            tls = {"ca_file": place.ca_file} if place.tls else {"tls": "disable"}
+            return build_engine(
+                Settings(host=place.host, port=place.port, user="app", password="secret", **tls), **options
+            )
         if place.tls:
-            if self.driver == "plungepool":
-                settings = Settings(host=place.host, user="app", password="secret", ca_file=place.ca_file)
-                arguments = {"ssl_context": client_context(settings)}
-            elif self.driver == "psycopg":
+            if self.driver == "psycopg":
                 arguments = {"sslmode": "verify-full", "sslrootcert": place.ca_file}
             else:
                 arguments = {"ssl_context": ssl.create_default_context(cafile=place.ca_file)}

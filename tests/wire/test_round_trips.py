@@ -3,11 +3,10 @@
 import time
 
 import pytest
-from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, create_engine, inspect, text
+from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, inspect, text
 from sqlalchemy.orm import Session, declarative_base
 
-from plungepool import dialect, wire
-from plungepool.settings import Settings
+from plungepool import Settings, build_engine, dialect, wire
 from plungepool.tls import client_context
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
@@ -39,16 +38,10 @@ def make_engine(server, proxy):
     engines = []
 
     def make(**options):
-        arguments = {
-            "host": "localhost",
-            "port": proxy.port,
-            "database": "postgres",
-            "user": "app",
-            "password": "a token",
-            "ssl_context": context(server),
-            **options.pop("connect_args", {}),
-        }
-        engines.append(create_engine("postgresql+plungepool://", connect_args=arguments, **options))
+        settings = Settings(
+            host="localhost", port=proxy.port, user="app", password="a token", ca_file=str(server.ca_file), region="x"
+        )
+        engines.append(build_engine(settings, **options))  # as get_engine() does: with our pool, and all that it asks
         return engines[-1]
 
     yield make

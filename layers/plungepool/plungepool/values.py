@@ -717,10 +717,12 @@ def parameter_oid(value: Any) -> int:
 
 
 def common_oid(values: Iterable[Any]) -> int:
-    """The type that all values have, of integers the widest, NULLs aside; 0 where they differ."""
+    """The type that all values have, of numbers the one that holds all, NULLs aside; 0 where they differ."""
     oids = {parameter_oid(value) for value in values if value is not None}
     if len(oids) > 1 and oids.issubset(_INTEGERS):
         return max(oids, key=_INTEGERS.index)
+    if len(oids) > 1 and oids.issubset((*_INTEGERS, FLOAT8)):
+        return NUMERIC  # float8 has not all of an integer's digits
     return oids.pop() if len(oids) == 1 else 0
 
 

@@ -270,6 +270,12 @@ _FIELDS = {
 }
 _INNER = frozenset(("internal_position", "internal_query", "source_file", "source_line", "source_function"))
 _READ_ONLY = "25006"
+# The server could not tell a parameter's type, or found no operator or function for the types.
+_OF_TYPES = frozenset(("42P18", "42P08", "42725", "42883"))
+_OF_TYPES_CURE = (
+    "A parameter has the type of its Python value, text and None have none: cast it where it stands, as in $1::integer or "
+    "CAST(:name AS integer), or send str(value) where it is compared with text"
+)
 # The command tags of statements that can ask for READ ONLY.
 _MAY_ASK = frozenset((b"SET", b"BEGIN", b"START TRANSACTION"))
 _RETRYABLE = frozenset(("40001", "40P01", "OC000", "OC001", "53300", "57P03"))
@@ -294,6 +300,11 @@ def _server_error(body: bytes, sent: Sequence[bytes] = ()) -> DatabaseError:
     fields = _fields(body)
     sqlstate, message = fields.get("sqlstate", ""), fields.get("message", "the server gave no message")
     shown = _without_parameters(message, sent)
+    if sqlstate in _OF_TYPES:
+        hint = _without_parameters(fields.get("hint", ""), sent).rstrip(".")
+        shown += f"{'. ' if hint else ''}{hint}. {_OF_TYPES_CURE}"
+    elif sqlstate == "42601" and message.endswith('"%"'):
+        shown += ". Placeholders are $1, $2; or use text() with :name"
     if sqlstate.startswith("22"):  # invalid input syntax for type integer: "4929…", which may stand in a table
         for opening, closing in _QUOTES:
             first, last = shown.find(opening), shown.rfind(closing)

@@ -20,6 +20,7 @@ import select
 import socket
 import struct
 import time as clock
+from binascii import hexlify
 from collections import deque
 from datetime import date, datetime, time
 from io import BytesIO
@@ -482,9 +483,12 @@ def _encoded(statement: str, encoding: str) -> bytes:
 
 
 def _bind(values: Sequence[Any], encoding: str) -> bytes:
-    parts = [b"\0\0\0\0", _SHORT.pack(len(values))]
+    parts = [b"B", b"", b"\0\0\0\0", _SHORT.pack(len(values))]
     for position, value in enumerate(values, 1):
         try:
+            if type(value) is bytes and len(value) > _PIECE:  # without the three copies that text takes
+                parts += (_INT.pack(2 + 2 * len(value)), b"\\x", hexlify(value))
+                continue
             text = to_text(value)
             if text is None:
                 parts.append(b"\xff\xff\xff\xff")
@@ -500,7 +504,9 @@ def _bind(values: Sequence[Any], encoding: str) -> bytes:
         except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
             raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
     parts.append(b"\0\0")
-    return _message(b"B", b"".join(parts))
+    # Joined once, and not as a body that is copied again behind its header: a parameter may be large.
+    parts[1] = _INT.pack(4 + sum(map(len, parts)) - 1)
+    return b"".join(parts)
 
 
 class _Reply:

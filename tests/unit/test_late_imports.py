@@ -25,7 +25,7 @@ PATHS = {
     "tls._make_context": "connect",
     "values.interval": "reading a value",
     "values.range_reader.read": "reading a value",
-    "values._in_zone": "reading a value",
+    "values._zone": "reading a value",
     "wire.Xid.__str__": "two-phase commit",
     "wire.Connection._secure": "connect",
     "wire._load": "connect",

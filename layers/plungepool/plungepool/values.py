@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from ipaddress import (
@@ -96,8 +96,16 @@ def _point(text: str) -> tuple[float, ...]:
     return tuple(map(float, text[1:-1].split(",")))
 
 
-def _vector(text: str) -> list[int]:
-    return [int(item) for item in text.split()]
+class TransactionId(int):
+    """An xid: a number that goes back to the server as one, since it has no cast from an integer."""
+
+
+class Vector(list[Any]):
+    """An int2vector: a list that goes back to the server as one, and not as an array."""
+
+
+def _vector(text: str) -> Vector:
+    return Vector(int(item) for item in text.split())
 
 
 _FIELD = re.compile(r'"((?:[^"\\]|\\.|"")*)"|([^,"]*)', re.DOTALL)
@@ -213,18 +221,17 @@ _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[str], list[Any]]:
     """A reader of arrays of any number of dimensions whose elements `one` reads; only the type box has another delimiter."""
-    if delimiter != ",":
-        return lambda text: [one(item) for item in text[text.index("{") + 1 : -1].split(delimiter) if item]
+    token = _ARRAY_TOKEN if delimiter == "," else re.compile(_ARRAY_TOKEN.pattern.replace(",", delimiter), re.DOTALL)
 
     def read(text: str) -> list[Any]:
         if text.startswith("["):  # [2:4]={...}: bounds other than from 1
             text = text[text.index("=") + 1 :]
         if '"' not in text and text.rfind("{") == 0:
             body = text[1:-1]
-            return [None if item == "NULL" else one(item) for item in body.split(",")] if body else []
+            return [None if item == "NULL" else one(item) for item in body.split(delimiter)] if body else []
         top: list[Any] = []
         open_lists = [top]
-        for match in _ARRAY_TOKEN.finditer(text):
+        for match in token.finditer(text):
             quoted, brace, plain = match.groups()
             if brace == "{":
                 inner: list[Any] = []
@@ -300,7 +307,7 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
     (INT4, 1007, int),
     (TEXT, 1009, _text),
     (OID, 1028, int),
-    (XID, 1011, int),
+    (XID, 1011, TransactionId),
     (JSON, 199, loads),
     (JSONB, 3807, loads),
     (POINT, 1017, _point),
@@ -396,7 +403,7 @@ def styled_readers(date_style: str, time_zone: str) -> dict[int, Callable[[str],
     cannot be read without a guess stays the server's text.
     """
     if date_style.startswith("ISO"):
-        return {}
+        return {} if time_zone in _UTC else _zoned_readers(time_zone)
     day_first = "DMY" in date_style or date_style.startswith("German")
 
     def read_date(text: str) -> date | str:
@@ -428,16 +435,48 @@ def styled_readers(date_style: str, time_zone: str) -> dict[int, Callable[[str],
     return _dependent(read_date, read_timestamp, read_timestamp)
 
 
-def _in_zone(local: datetime, abbreviation: str, time_zone: str, text: str) -> datetime | str:
+_UTC = ("", "UTC", "Etc/UTC", "GMT", "Etc/GMT", "Zulu", "Etc/Zulu", "UCT", "Etc/UCT", "Universal", "Etc/Universal")
+
+
+def _zoned_readers(time_zone: str) -> dict[int, Callable[[str], Any]]:
+    """
+    Readers of timestamptz that give each value the session's one zone, where the text has only the offset of the moment.
+
+    A zone that Python does not know (PostgreSQL's own notations, a machine without zoneinfo) leaves the offset.
+    """
+    zones: list[tzinfo | None] = []
+
+    def read(text: str) -> datetime | str:
+        moment = _timestamp(text)
+        if not zones:
+            zones.append(_zone(time_zone))
+        if isinstance(moment, str) or zones[0] is None:
+            return moment
+        try:
+            return moment.astimezone(zones[0])
+        except OverflowError:  # the first and last hours of all time
+            return moment
+
+    readers = _dependent(_date, _timestamp, read)
+    return {oid: readers[oid] for oid in (TIMESTAMPTZ, 1185, 3910, 3911, 4534, 6153)}
+
+
+def _zone(name: str) -> tzinfo | None:
     from zoneinfo import ZoneInfo
 
+    try:
+        return ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        return None
+
+
+def _in_zone(local: datetime, abbreviation: str, time_zone: str, text: str) -> datetime | str:
     if abbreviation[0] in "+-":
         return datetime.fromisoformat(f"{local.isoformat()}{abbreviation}")
     if abbreviation == "UTC":
         return local.replace(tzinfo=UTC)
-    try:
-        zone = ZoneInfo(time_zone)
-    except (ValueError, OSError):
+    zone = _zone(time_zone)
+    if zone is None:
         return text
     for fold in (0, 1):  # the hour that comes twice in autumn has two abbreviations
         moment = local.replace(tzinfo=zone, fold=fold)
@@ -486,7 +525,7 @@ _BYTES_READERS: dict[int, Callable[[bytes], Any]] = {
     INT4: int,
     INT8: int,
     OID: int,
-    XID: int,
+    XID: TransactionId,
     FLOAT4: float,
     FLOAT8: float,
 }
@@ -592,17 +631,26 @@ _BOX = re.compile(r"\([^()]*\),\([^()]*\)")
 
 
 def _array_out(value: Iterable[Any]) -> str:
+    # Text that can be nothing but boxes: the one type whose arrays have another delimiter.
+    elements = [item for item in _elements(value) if item is not None]
+    boxes = elements and all(isinstance(item, str) and _BOX.fullmatch(item) for item in elements)
+    return _braces(value, ";" if boxes else ",")
+
+
+def _braces(value: Iterable[Any], delimiter: str) -> str:
     items = []
     for item in value:
         if item is None:
             items.append("NULL")
-        elif isinstance(item, list) and not isinstance(item, MultiRange):
-            items.append(_array_out(item))
+        elif _is_array(item):
+            items.append(_braces(item, delimiter))
         else:
             items.append(_quoted(item, _ARRAY_PLAIN))
-    # Text that can be nothing but boxes, the one type whose arrays have another delimiter.
-    boxes = items and all(isinstance(item, str) and _BOX.fullmatch(item) for item in value)
-    return "{" + (";" if boxes else ",").join(items) + "}"
+    return "{" + delimiter.join(items) + "}"
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list) and not isinstance(value, (MultiRange, Vector))
 
 
 def _multirange_out(value: MultiRange) -> str:
@@ -634,6 +682,7 @@ WRITERS: dict[type, Callable[[Any], str]] = {
     dict: dumps,
     list: _array_out,
     MultiRange: _multirange_out,
+    Vector: lambda value: " ".join(map(str, value)),
     **dict.fromkeys((IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network), str),
     tuple: _composite_out,
 }
@@ -694,6 +743,8 @@ _OIDS: dict[type, int] = {
     dict: 0,
     tuple: 0,
     MultiRange: 0,
+    Vector: 0,
+    TransactionId: XID,
     bool: BOOL,
     float: FLOAT8,
     Decimal: NUMERIC,
@@ -712,8 +763,16 @@ _ARRAYS = {oid: array for array, oid in ARRAY_OF.items()}
 
 def parameter_oid(value: Any) -> int:
     """The oid of the type that a parameter is declared as; 0 leaves it to the server."""
-    oid = _OIDS.get(type(value))
-    return _oid_by_value(value) if oid is None else oid
+    kind = type(value)
+    oid = _OIDS.get(kind)
+    if oid is not None:
+        return oid
+    # The two that every statement has go without a further look.
+    if kind is int and -0x80000000 <= value <= 0x7FFFFFFF:
+        return INT4
+    if kind is datetime:
+        return TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ
+    return _oid_by_value(value)
 
 
 def common_oid(values: Iterable[Any]) -> int:
@@ -744,9 +803,9 @@ def _oid_by_value(value: Any) -> int:
     return INTERVAL if _drivers_own(value) == "PGInterval" else 0
 
 
-def _elements(value: list[Any]) -> Iterable[Any]:
+def _elements(value: Iterable[Any]) -> Iterable[Any]:
     for item in value:
-        if isinstance(item, list) and not isinstance(item, MultiRange):
+        if _is_array(item):
             yield from _elements(item)
         else:
             yield item

@@ -237,7 +237,8 @@ class DeadlinePassed(OperationalError):
     """The flight was given up at `Connection.deadline`; the connection is closed."""
 
 
-# As psycopg 3 classes them, so that a program moved from it catches what it caught.
+# As psycopg 3 classes them, so that a program moved from it catches what it caught; but what ends a session from outside
+# (25P03, 25P04, and 25006 of a writer that has moved) is operational, whatever its class, and may succeed later.
 _ERROR_CLASSES: dict[str, type[DatabaseError]] = {
     **dict.fromkeys(("10", "20", "21", "26", "34", "3D", "3F", "42", "44", "P0"), ProgrammingError),
     **dict.fromkeys(
@@ -246,6 +247,8 @@ _ERROR_CLASSES: dict[str, type[DatabaseError]] = {
         OperationalError,
     ),
     **dict.fromkeys(("24", "25", "2B", "2D", "XX"), InternalError),
+    "25P03": OperationalError,
+    "25P04": OperationalError,
     "0A": NotSupportedError,
     "22": DataError,
     "23": IntegrityError,
@@ -311,7 +314,9 @@ def _server_error(body: bytes, sent: Sequence[bytes] = ()) -> DatabaseError:
             first, last = shown.find(opening), shown.rfind(closing)
             if 0 <= first < last:
                 shown = f"{shown[: first + 1]}…{shown[last:]}"
-    error = _ERROR_CLASSES.get(sqlstate[:2], DatabaseError)(f"{shown} (SQLSTATE {sqlstate or 'missing'})")
+    error = _ERROR_CLASSES.get(sqlstate, _ERROR_CLASSES.get(sqlstate[:2], DatabaseError))(
+        f"{shown} (SQLSTATE {sqlstate or 'missing'})"
+    )
     error._fields = fields
     for name, text in fields.items():
         if name == "position":
@@ -466,8 +471,8 @@ def _parse(statement: str, encoding: str, oids: Sequence[int] = ()) -> bytes:
 
 def _oids(rows: Sequence[Sequence[Any]]) -> list[int]:
     """The types of a statement's parameters: those that literals of their Python values would have, in every row."""
-    if any(len(row) > 65535 for row in rows):
-        raise ProgrammingError(f"{max(map(len, rows))} parameters in one statement; the protocol allows 65535")
+    if rows and len(rows[0]) > 65535:
+        raise ProgrammingError(f"{len(rows[0])} parameters in one statement; the protocol allows 65535")
     if len(rows) == 1:
         return [parameter_oid(value) for value in rows[0]]
     return [common_oid(column) for column in zip(*rows, strict=False)]
@@ -1139,6 +1144,7 @@ class Connection:
             if self._session_read_only or self._may_have_asked:
                 return
         error.disconnected = True
+        error.__class__ = OperationalError
         error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
 
     def _wait(self, sock: socket.socket, events: int, until: float | None = None) -> None:

@@ -48,11 +48,13 @@ def failing(connection, sql, *values):
 
 
 def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
-    """A program that was written for psycopg catches the same errors in the same `except` clauses."""
+    """A program that was written for psycopg catches the same errors in the same `except` clauses; but for two ends of a session."""
     states = sorted(code for code in psycopg.errors._sqlcodes if len(code) == 5)
     assert len(states) > 200
     for state in states:
         expected = psycopg.errors.get_base_exception(state).__name__
+        if state in ("25P03", "25P04"):  # the session is over, and the same may succeed in the next
+            expected = "OperationalError"
         error = wire._server_error(f"SERROR\0VERROR\0C{state}\0Mwhat happened\0\0".encode())
         assert (state, type(error).__name__, error.sqlstate) == (state, expected, state)
 

@@ -3,7 +3,7 @@ Instructions executed for one warm statement, through SQLAlchemy: ours, ours wit
 
 Time on a shared machine is noise; instructions are the same from run to run. Each contender executes a few and then many
 statements under valgrind's callgrind, in a process of its own; the difference divided by the number of statements is the
-cost of one. It takes some minutes.
+cost of one. It takes some minutes, and needs Debian's package valgrind.
 
     .venv/bin/python bench/instructions.py            # prints a table
     .venv/bin/python bench/instructions.py --write    # and keeps it in docs/instructions.md

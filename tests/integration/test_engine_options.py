@@ -82,6 +82,9 @@ def test_options_reach_the_engine(settings: Settings, caplog: pytest.LogCaptureF
         ("pool_use_lifo", "always"),
         ("pool_reset_on_return", "always"),
         ("paramstyle", r"\$1"),
+        ("echo_pool", r"sqlalchemy\.pool"),
+        ("pool_events", "event"),
+        ("strategy", "another kind"),
     ],
 )
 def test_contradictions_are_refused_by_name(settings: Settings, option: str, instead: str) -> None:

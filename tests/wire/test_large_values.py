@@ -10,15 +10,6 @@ from fuzz_server import Fault, FuzzServer, data_row, row_description
 from plungepool import wire
 
 
-@pytest.fixture
-def connection(database):
-    connection = wire.connect(
-        user="postgres", host=database.server.host, port=database.server.port, database=database.name
-    )
-    yield connection
-    connection.close()
-
-
 def test_large_values_are_whole_among_small_ones(connection):
     """Long, short, empty and NULL values in one row, several such rows, with short rows before and behind them."""
     cursor = connection.cursor()

@@ -16,19 +16,6 @@ from sqlalchemy import create_engine, text
 from plungepool import wire
 from plungepool_toolkit.postgres import Postgres
 
-
-@pytest.fixture
-def address(database):
-    return {"user": "postgres", "host": database.server.host, "port": database.server.port, "database": database.name}
-
-
-@pytest.fixture
-def connection(address):
-    connection = wire.connect(**address)
-    yield connection
-    connection.close()
-
-
 ERRORS = [
     ValueError("mine"),
     TypeError("mine"),

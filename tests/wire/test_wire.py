@@ -28,18 +28,6 @@ UTC = datetime.UTC
 
 
 @pytest.fixture
-def address(database):
-    return {"user": "postgres", "host": database.server.host, "port": database.server.port, "database": database.name}
-
-
-@pytest.fixture
-def connection(address):
-    connection = wire.connect(**address)
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
 def cursor(connection):
     return connection.cursor()
 

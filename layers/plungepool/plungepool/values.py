@@ -331,31 +331,9 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
 ]
 # The arrays of every other type of the server's own, whose elements stay text (pg_type.dat; new ones come with new versions).
 _ARRAYS_OF_TEXT = (
-    *(
-        143,
-        210,
-        270,
-        271,
-        272,
-        273,
-        629,
-        719,
-        775,
-        1008,
-        1010,
-        1012,
-        1013,
-        1018,
-        1019,
-        1027,
-        1034,
-        1040,
-        1561,
-        1563,
-        2201,
-    ),
-    *(2207, 2208, 2209, 2210, 2211, 2949, 3221, 3643, 3644, 3645, 3735, 3770, 4073, 4090, 4097, 4192, 5039),
-)
+    143, 210, 270, 271, 272, 273, 629, 719, 775, 1008, 1010, 1012, 1013, 1018, 1019, 1027, 1034, 1040, 1561, 1563, 2201,
+    2207, 2208, 2209, 2210, 2211, 2949, 3221, 3643, 3644, 3645, 3735, 3770, 4073, 4090, 4097, 4192, 5039,
+)  # fmt: skip
 _BOX_ARRAY = 1020
 # oid of the range, of its array, of the multirange, of its array, and the reader of a bound
 _RANGES: list[tuple[int, int, int, int, Callable[[str], Any]]] = [
@@ -767,12 +745,8 @@ def parameter_oid(value: Any) -> int:
     oid = _OIDS.get(kind)
     if oid is not None:
         return oid
-    # The two that every statement has go without a further look.
-    if kind is int and -0x80000000 <= value <= 0x7FFFFFFF:
-        return INT4
-    if kind is datetime:
-        return TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ
-    return _oid_by_value(value)
+    by_value = _OIDS_BY_VALUE.get(kind)
+    return by_value(value) if by_value is not None else _unusual_oid(value)
 
 
 def common_oid(values: Iterable[Any]) -> int:
@@ -785,21 +759,29 @@ def common_oid(values: Iterable[Any]) -> int:
     return oids.pop() if len(oids) == 1 else 0
 
 
-def _oid_by_value(value: Any) -> int:
+def _integer_oid(value: int) -> int:
+    return INT4 if -0x80000000 <= value < 1 << 31 else INT8 if -(1 << 63) <= value < 1 << 63 else NUMERIC
+
+
+# Where the value says which of several types it is.
+_OIDS_BY_VALUE: dict[type, Callable[[Any], int]] = {
+    int: _integer_oid,
+    datetime: lambda value: TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ,
+    time: lambda value: TIME if value.tzinfo is None else TIMETZ,
+    list: lambda value: _ARRAYS.get(common_oid(_elements(value)), 0),
+}
+
+
+def _unusual_oid(value: Any) -> int:
+    """As `_unusual`, for the type."""
     plain = _plain(value)
     if plain is not value:
         return parameter_oid(plain)
-    if isinstance(value, int):
-        return INT4 if -(1 << 31) <= value < 1 << 31 else INT8 if -(1 << 63) <= value < 1 << 63 else NUMERIC
-    if isinstance(value, datetime):
-        return TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ
-    if isinstance(value, time):
-        return TIME if value.tzinfo is None else TIMETZ
-    if isinstance(value, list):
-        return _ARRAYS.get(common_oid(_elements(value)), 0)
     for base in type(value).__mro__[1:-1]:
         if base in _OIDS:
             return _OIDS[base]
+        if base in _OIDS_BY_VALUE:
+            return _OIDS_BY_VALUE[base](value)
     return INTERVAL if _drivers_own(value) == "PGInterval" else 0
 
 

@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder
+from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 _PROGRAMS = {"dockerd": "docker.io", "ip": "iproute2", "unshare": "util-linux"}
@@ -52,7 +51,7 @@ class DockerEngineError(RuntimeError):
     """The engine cannot be started here; the text says why and what to do."""
 
 
-class DockerEngine:
+class DockerEngine(Closing):
     """
     An engine: entering starts it and waits until it answers, leaving stops it with its containers and removes its data.
 
@@ -78,11 +77,6 @@ class DockerEngine:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the engine, which stops its containers, and remove what it wrote. Nothing if it is stopped."""

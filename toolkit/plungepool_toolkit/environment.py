@@ -30,11 +30,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder
+from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
     from typing import Self
 
 _SHUTDOWN_INTERNAL_S = 0.5  # with extensions inside the runtime's process only
@@ -83,7 +82,7 @@ class InitError(Exception):
         super().__init__(f"{error.get('errorType')}: {error.get('errorMessage')}")
 
 
-class Environment:
+class Environment(Closing):
     """
     One Lambda environment of one function. A context manager: entering initialises it, leaving shuts it down.
 
@@ -148,11 +147,6 @@ class Environment:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = f"process {self._life.runtime.pid}" if self._life and self._life.runtime else "no process"

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder, lifelines
+from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder, lifelines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Self
 
 # A server that lives for a test need not survive a power cut; what is committed does survive SIGKILL, so that tests can
@@ -43,7 +42,7 @@ class PostgresError(RuntimeError):
     """The server cannot be found or does not start; the text says why and holds the end of its log."""
 
 
-class Postgres:
+class Postgres(Closing):
     """
     One server. A context manager: entering starts it, leaving stops it and removes its temporary data.
 
@@ -98,11 +97,6 @@ class Postgres:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Postgres {self.host}:{self.port} {'running' if self.running else 'stopped'}>"

@@ -15,12 +15,13 @@ import tempfile
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Self
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
 
@@ -129,6 +130,20 @@ class GuardedProcess:
             self._report = -1
         assert code is not None
         return code
+
+
+class Closing(ABC):
+    """A context manager that leaves by `close`; what starts only at entering overrides `__enter__`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was begun, and remove what is temporary; may be called again."""
 
 
 class TemporaryFolder:

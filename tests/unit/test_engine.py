@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -165,31 +164,3 @@ def test_public_names_are_what_is_documented() -> None:
     assert sorted(plungepool.__all__) == sorted(name for name in vars(plungepool) if name in plungepool.__all__)
     for name in plungepool.__all__:
         assert getattr(plungepool, name).__doc__
-
-
-def test_modules_import_one_way() -> None:
-    """Each module imports only from those above it, so that each can be read without those below."""
-    order = [
-        "cold_start",
-        "errors",
-        "settings",
-        "tls",
-        "credentials",
-        "values",
-        "wire",
-        "dialect",
-        "pool",
-        "observe",
-        "lifecycle",
-        "engine",
-    ]
-    folder = Path(plungepool.__file__).parent
-    assert {path.stem for path in folder.glob("*.py")} <= {*order, "__init__"}
-    for place, name in enumerate(order):
-        source = (folder / f"{name}.py").read_text()
-        for later in order[place:]:
-            for form in (f"from .{later} import", f"from plungepool.{later} import", f"import plungepool.{later}"):
-                assert form not in source, f"{name}.py imports {later}.py"
-            for line in source.splitlines():
-                if line.strip().startswith(("from . import", "from plungepool import")):
-                    assert later not in line.replace(",", " ").split(), f"{name}.py imports {later}.py"

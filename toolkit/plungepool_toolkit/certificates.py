@@ -13,23 +13,22 @@ import secrets
 import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from plungepool_toolkit.processes import TemporaryFolder
+from plungepool_toolkit.processes import Closing, TemporaryFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 _DAY = timedelta(days=1)
 
 
-class Authority:
+class Authority(Closing):
     """
     A certificate authority and the files of what it issued.
 
@@ -57,14 +56,6 @@ class Authority:
         self.ca_file = self._folder / "ca.pem"
         self.ca_file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
         self.ca_file.chmod(0o644)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Authority {self._name.rfc4514_string()} in {self._folder}>"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from plungepool_toolkit.commands.proxy import proxy
 from plungepool_toolkit.demo import demo
 from plungepool_toolkit.doctor import doctor
-from plungepool_toolkit.rds_proxy import proxy_command
 from plungepool_toolkit.sam_local import sam_local
 from plungepool_toolkit.verify_aws import verify_aws
 
@@ -20,7 +20,7 @@ application = typer.Typer(
 )
 application.command()(demo)
 application.command()(doctor)
-application.command("proxy")(proxy_command)
+application.command()(proxy)
 application.command()(sam_local)
 application.command()(verify_aws)
 

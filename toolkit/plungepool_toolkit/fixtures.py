@@ -11,7 +11,7 @@ import pytest
 
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
-from plungepool_toolkit.rds_proxy import rds_proxy  # noqa: F401  # the fixture
+from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,3 +70,10 @@ def lambda_environment() -> Iterator[Callable[..., Environment]]:
             return stack.enter_context(Environment(*arguments, **keywords))
 
         yield start
+
+
+@pytest.fixture
+def rds_proxy(postgres: Postgres) -> Iterator[Callable[..., RdsProxy]]:
+    """A factory: `rds_proxy(auth="scram", users={…}, …)` is a running stand-in before `postgres`, closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(RdsProxy(postgres, **options))

@@ -1,0 +1,1 @@
+"""The commands of `plungepool`, one module each: arguments in, a report out."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Sequence, Table, insert, text
 
-from plungepool import Settings, build_engine
-from plungepool.observe import PinningRefused
+from plungepool import PinningRefused, Settings, build_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import exc
 
-from plungepool import PoolExhausted, Settings, SettingsError, dispose_engine, engine, get_engine, lifecycle, wire
+from plungepool import (
+    PoolExhausted,
+    Settings,
+    SettingsError,
+    dispose_engine,
+    engine,
+    get_engine,
+    lifecycle,
+    pinning,
+    wire,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,15 +140,29 @@ def test_rows_of_one_insert_stay_below_what_pins(endpoint: Any, rows: int) -> No
     assert engine.build_engine(settings(), insertmanyvalues_page_size=7).dialect.insertmanyvalues_page_size == 7
 
 
-@pytest.mark.parametrize(("pinning", "mode"), [("refuse", "refuse"), ("warn", "warn")])
-def test_pinning_is_guarded_behind_a_proxy_only(monkeypatch: pytest.MonkeyPatch, pinning: Any, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["refuse", "warn"])
+def test_pinning_is_guarded_behind_a_proxy_only(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     """The guard is set with the mode of the settings, and on no direct connection."""
     guarded: list[str] = []
-    monkeypatch.setattr(engine.observe, "guard_pinning", lambda _, mode: guarded.append(mode))
-    engine.build_engine(settings(endpoint="direct", pinning=pinning))
+    monkeypatch.setattr(pinning, "guard_pinning", lambda _, mode: guarded.append(mode))
+    engine.build_engine(settings(endpoint="direct", pinning=mode))
     assert guarded == []
-    engine.build_engine(settings(endpoint="proxy", pinning=pinning))
+    engine.build_engine(settings(endpoint="proxy", pinning=mode))
     assert guarded == [mode]
+
+
+@pytest.mark.parametrize(("endpoint", "imported"), [("direct", []), ("proxy", ["pinning", "statements"])])
+def test_guard_is_imported_behind_a_proxy_only(endpoint: str, imported: list[str]) -> None:
+    """A function with a direct endpoint pays nothing for the guard; behind a proxy all of it comes with the engine."""
+    program = f"""
+import sys
+from plungepool import Settings, build_engine
+assert not {{"plungepool.pinning", "plungepool.statements"}} & set(sys.modules)
+build_engine(Settings(host="h", user="u", password="p", endpoint={endpoint!r}))
+print([name for name in ("pinning", "statements") if f"plungepool.{{name}}" in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(imported), done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(engine._DECIDED))

@@ -16,8 +16,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from plungepool.errors import PlungepoolError
-from plungepool.observe import PinningRefused, guard_pinning, pinning_reason, statement_shape
+from plungepool.errors import PinningRefused, PlungepoolError
+from plungepool.pinning import CONDITIONS, Condition, Reader, Reason, guard_pinning, pinning_reason
+from plungepool.statements import shape as statement_shape
 from plungepool_toolkit.rds_proxy import why_pinned
 
 PINNING = {
@@ -138,6 +139,37 @@ def test_sixteen_kilobytes_are_the_limit(length: int, kind: str | None, char: st
     assert len(statement.encode()) == length
     reason = pinning_reason(statement)
     assert (reason and reason.kind) == kind
+
+
+TO_NOTIFY = Reason("NOTIFY", "somebody may listen", "SQS")
+
+
+@pytest.mark.parametrize(
+    ("condition", "pins", "does_not"),
+    [
+        (Condition(TO_NOTIFY, begins=("notify", "call notify")), "EXPLAIN CALL notify(1)", "CALL f('notify')"),
+        (Condition(TO_NOTIFY, calls=("pg_notify",)), "SELECT pg_catalog.pg_notify('a', 'b')", "SELECT app.pg_notify()"),
+        (Condition(TO_NOTIFY, holds=(r"^.*? do also notify ",), hints=("notify",)), "CREATE RULE r AS ON INSERT TO t DO ALSO NOTIFY x", "SELECT ' do also notify '"),
+        (Condition(TO_NOTIFY, longer_than_bytes=20), "SELECT 'é' || 'é' || 1", "SELECT 'e' || 'e'"),
+    ],
+    ids=["begins", "calls", "holds", "longer"],
+)  # fmt: skip
+def test_a_new_reason_is_one_entry(condition: Condition, pins: str, does_not: str) -> None:
+    """Whichever way a new condition is recognised, an entry is all that it takes; the others go on as before."""
+    assert pinning_reason(pins) is pinning_reason(does_not) is None
+    reader = Reader([*CONDITIONS, condition])
+    assert reader.reason(pins) == TO_NOTIFY
+    assert reader.reason(does_not) is None
+    assert {statement: reason.kind for statement in PINNING if (reason := reader.reason(statement)) != TO_NOTIFY and reason} == {
+        statement: kind for statement, kind in PINNING.items() if condition.longer_than_bytes is None or len(statement.encode()) <= 20
+    }  # fmt: skip
+
+
+def test_every_entry_is_recognised_by_something() -> None:
+    """No two entries are of one kind, each is tested above, and what is searched for has its hints."""
+    kinds = [condition.reason.kind for condition in CONDITIONS]
+    assert sorted({*PINNING.values(), "over 16 KB"}) == sorted(kinds)
+    assert [condition.reason.kind for condition in CONDITIONS if condition.holds and not condition.hints] == []
 
 
 WORDS = st.sampled_from(

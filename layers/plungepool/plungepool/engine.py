@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, create_engine, exc
 
-from . import credentials, dialect, lifecycle, observe, tls, wire
+from . import credentials, dialect, lifecycle, tls, wire
 from .errors import CredentialsError, SettingsError
 from .pool import PoolExhausted, build_pool
 from .settings import Settings, variable
@@ -173,7 +173,9 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         **({"insertmanyvalues_page_size": 100 if proxy else 1000} | options),
     )
     if proxy:
-        observe.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
+        from . import pinning  # a direct endpoint pays nothing for it
+
+        pinning.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
 
     def forget() -> None:
         source.forget()

@@ -5,7 +5,7 @@ PlungepoolError
 ├── SettingsError (also ValueError)        a setting is wrong, missing, unknown or contradicts another
 ├── CredentialsError                       no usable user and password, or the server refused them
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
-└── PinningRefused                         in observe.py: a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
+└── PinningRefused                         a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
 """
 
 from __future__ import annotations
@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Protocol
+
+    class PinningReason(Protocol):
+        """What of pinning.Reason an error needs; this module imports nothing."""
+
+        @property
+        def kind(self) -> str: ...
+        @property
+        def why(self) -> str: ...
+        @property
+        def instead(self) -> str: ...
 
 
 class PlungepoolError(Exception):
@@ -42,3 +53,21 @@ class CredentialsError(PlungepoolError):
 
     Without a cause where that would quote a request that AWS refused, and with it a session token.
     """
+
+
+class PinningRefused(PlungepoolError):
+    """
+    A statement would pin the proxy, and PLUNGEPOOL_PINNING is `refuse`; nothing was sent.
+
+    `reason` says why: its `kind` in a word or two, `why` as a sentence, `instead` what to do; `shape` is the statement without its literals and comments, `where` the line of the program that executed it.
+    """
+
+    def __init__(self, reason: PinningReason, shape: str, where: str) -> None:
+        self.reason, self.shape, self.where = reason, shape, where
+        super().__init__(reason, shape, where)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason.kind} would pin the proxy: {self.reason.why}. Instead: {self.reason.instead}. Nothing was sent, "
+            f"because PLUNGEPOOL_PINNING=refuse. The statement, executed at {self.where}: {self.shape}"
+        )

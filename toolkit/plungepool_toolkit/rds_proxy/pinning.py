@@ -1,7 +1,7 @@
 """
 What pins a client of RDS Proxy, read character by character.
 
-`plungepool.observe` reads the same language by patterns; the tests hold the one against the other, so this must not be
+`plungepool.pinning` reads the same language by patterns; the tests hold the one against the other, so this must not be
 made out of that.
 """
 

@@ -89,7 +89,7 @@ MODULES = {
             "tests/integration/test_pool_strikes.py",
         ),
     ),
-    "wire": Module(
+    "wire/__init__": Module(
         "plungepool",
         (
             "tests/wire/test_wire.py",
@@ -295,15 +295,16 @@ def examine(name: str, module: Module, every: int) -> dict[str, list[str]]:
     path = PACKAGES[module.package] / f"{name}.py"
     source = path.read_text()
     tests = [test for test in module.tests if (ROOT / test.split("::")[0]).exists()]
-    kept = BUILD / f"{name}.json"
+    file = name.replace("/", "-")
+    kept = BUILD / f"{file}.json"
     text_of_tests = hashlib.sha256(
         "".join((ROOT / test.split("::")[0]).read_text() for test in tests).encode()
     ).hexdigest()
     known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
-    folder = BUILD / f"tree-{name}"
+    folder = BUILD / f"tree-{file}"
     copy_of(module.package, folder)
     begin = time.monotonic()
-    log = BUILD / f"{name}.log"
+    log = BUILD / f"{file}.log"
     if run_tests(folder, tests, 900, log) != 0:
         raise SystemExit(f"{name}: the tests fail without any mutant; see {log.relative_to(ROOT)}")
     seconds = module.seconds + 3 * (time.monotonic() - begin)

@@ -23,9 +23,9 @@ PATHS = {
     "settings._secret_problem": "init",
     "tls.is_loopback": "connect",
     "tls._make_context": "connect",
-    "values.interval": "reading a value",
-    "values.range_reader.read": "reading a value",
-    "values._zone": "reading a value",
+    "wire.values.interval": "reading a value",
+    "wire.values.range_reader.read": "reading a value",
+    "wire.values._zone": "reading a value",
     "wire.Xid.__str__": "two-phase commit",
     "wire.Connection._secure": "connect",
     "wire._load": "connect",
@@ -56,8 +56,10 @@ def importers(folder: Path) -> set[str]:
             else:
                 walk(child, name, depth)
 
-    for path in folder.glob("*.py"):
-        walk(ast.parse(path.read_text(encoding="utf-8")), path.stem, 0)
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        walk(ast.parse(path.read_text(encoding="utf-8")), module, 0)
     return found
 
 

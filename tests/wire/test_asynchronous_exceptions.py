@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -31,7 +32,7 @@ class HardStrike(BaseException):
 
 KINDS = [KeyboardInterrupt, SystemExit, MemoryError, TimeoutError, Strike, HardStrike]
 
-WIRE = ("plungepool/wire.py", "plungepool/values.py")
+WIRE = os.path.dirname(wire.__file__) + os.sep
 # SQLAlchemy's pool and Python's locks are not made for an exception between two of their own lines, and what the garbage
 # collector calls cannot raise one; ours is the wire.
 NOT_OURS = (
@@ -166,7 +167,7 @@ class Alarm:
             if any(part in name for part in NOT_OURS):
                 signal.setitimer(signal.ITIMER_REAL, 0.00005)
                 return
-            in_wire = name.endswith(WIRE)
+            in_wire = name.startswith(WIRE)
             frame = frame.f_back
         kind, self.kind, self.rung = self.kind, None, True
         self.in_wire += in_wire

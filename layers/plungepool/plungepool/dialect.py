@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, PGDialect_pg8000, _P
 from sqlalchemy.sql import operators, visitors
 
 from . import wire
-from .values import array_reader, to_text
+from .wire.values import array_reader, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

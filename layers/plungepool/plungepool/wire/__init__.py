@@ -28,8 +28,8 @@ from itertools import count, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
-from .settings import split_address
-from .tls import explain
+from ..settings import split_address
+from ..tls import explain
 from .values import Column, UnknownType, common_oid, parameter_oid, styled_readers, to_text
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-PROBE = Path(__file__).parents[2] / "toolkit" / "plungepool_toolkit" / "verify_aws" / "probe" / "template.yaml"
+ROOT = Path(__file__).parents[2]
+PROBE = ROOT / "toolkit" / "plungepool_toolkit" / "commands" / "verify_aws" / "probe" / "template.yaml"
 
 
 def test_probe_template_passes_sam_validate_lint(run_sam: Callable[..., subprocess.CompletedProcess[str]]) -> None:

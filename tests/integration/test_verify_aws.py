@@ -18,12 +18,14 @@ import pytest
 from moto import mock_aws
 from rich.console import Console
 
+from plungepool_toolkit.commands.console import interrupt_on
+from plungepool_toolkit.commands.verify_aws import carry_out
+from plungepool_toolkit.commands.verify_aws.account import TAG, Account, Refusal
+from plungepool_toolkit.commands.verify_aws.probe import database as probe
+from plungepool_toolkit.commands.verify_aws.verification import Verification
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
-from plungepool_toolkit.verify_aws import TAG, Verification, carry_out
-from plungepool_toolkit.verify_aws.account import Account, Refusal
-from plungepool_toolkit.verify_aws.probe import database as probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -357,9 +359,8 @@ def test_deletes_after_a_failed_deployment(account: LocalAccount, stack: str) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_deletes_after_an_interrupt(account: LocalAccount, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C, or SIGTERM, while the probes run: everything is deleted, and the exit code says interrupted."""
-    from plungepool_toolkit.verify_aws import _interrupt
-
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt_on(signal.SIGINT, signal.SIGTERM)
     try:
         monkeypatch.setattr(account, "invoke", lambda *_: os.kill(os.getpid(), number))
         run, _console = run_of(account)

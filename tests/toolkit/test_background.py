@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from plungepool_toolkit import demo, sam_local
 from plungepool_toolkit.command import application
+from plungepool_toolkit.commands import demo, sam_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,12 @@ from moto import mock_aws
 from rich.console import Console
 from typer.testing import CliRunner
 
-from plungepool_toolkit.verify_aws import PRICES, show_findings, show_prices, verify_aws
-from plungepool_toolkit.verify_aws.account import Account, Refusal
-from plungepool_toolkit.verify_aws.facts import FACTS, judge
-from plungepool_toolkit.verify_aws.probe.database import SUSPECTS, settings_of
+from plungepool_toolkit.commands.verify_aws import verify_aws
+from plungepool_toolkit.commands.verify_aws.account import Account, Refusal
+from plungepool_toolkit.commands.verify_aws.facts import FACTS, judge
+from plungepool_toolkit.commands.verify_aws.prices import PRICES, show_prices
+from plungepool_toolkit.commands.verify_aws.probe.database import SUSPECTS, settings_of
+from plungepool_toolkit.commands.verify_aws.report import show_findings
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,16 +1,38 @@
-"""The `plungepool` command. Each subcommand is a function of the module that owns what it does."""
+"""The `plungepool` command. Each subcommand is a module of `commands/`, imported when it is typed."""
 
 from __future__ import annotations
 
-import typer
+from importlib import import_module
+from typing import Any
 
-from plungepool_toolkit.commands.proxy import proxy
-from plungepool_toolkit.demo import demo
-from plungepool_toolkit.doctor import doctor
-from plungepool_toolkit.sam_local import sam_local
-from plungepool_toolkit.verify_aws import verify_aws
+import typer
+from typer.core import TyperGroup
+
+# In the order in which --help lists them; the module and its function have the same name, with underscores.
+COMMANDS = ("demo", "doctor", "proxy", "sam-local", "verify-aws")
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the base class's
+        return [*COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  # the base class's
+        # A word that is none of them may be a slip, which is looked for among all.
+        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.add_command(_load(name), name)
+        return self.commands.get(cmd_name)
+
+
+def _load(name: str) -> Any:
+    word = name.replace("-", "_")
+    one = typer.Typer(add_completion=False)
+    one.command(name)(getattr(import_module(f"plungepool_toolkit.commands.{word}"), word))
+    return typer.main.get_command(one)
+
 
 application = typer.Typer(
+    cls=_Commands,
     name="plungepool",
     help="A cloud on one machine for PostgreSQL from AWS Lambda.",
     no_args_is_help=True,
@@ -18,11 +40,11 @@ application = typer.Typer(
     # Typer's own tracebacks print local variables, among which may be passwords.
     pretty_exceptions_enable=False,
 )
-application.command()(demo)
-application.command()(doctor)
-application.command()(proxy)
-application.command()(sam_local)
-application.command()(verify_aws)
+
+
+@application.callback()
+def _plungepool() -> None:
+    """What is the same for all subcommands: nothing, so far; without a callback Typer takes a lone command for all."""
 
 
 def main() -> None:

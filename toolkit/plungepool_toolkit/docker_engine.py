@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder
+from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder, end_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -133,7 +133,7 @@ class DockerEngine(Closing):
         deadline = time.monotonic() + timeout_s
         while not _answers(sockets):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DockerEngineError(f"the Docker engine does not start. The end of its log:\n{_tail(log)}")
+                raise DockerEngineError(f"the Docker engine does not start. The end of its log:\n{end_of(log)}")
             time.sleep(0.05)
 
 
@@ -175,7 +175,3 @@ def _free_network() -> ipaddress.IPv4Network:
         if not any(network.overlaps(route) for route in routes):
             return network
     raise DockerEngineError("every network of 172.29.0.0/16 is in use here; none is left for the engine's containers")
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-3000:] if log.exists() else ""

@@ -159,6 +159,11 @@ class TemporaryFolder:
         self.remove = weakref.finalize(self, _release, self.path, os.getpid())
 
 
+def end_of(log: Path) -> str:
+    """Return the last lines that a process wrote to its `output`, to be quoted where it failed."""
+    return log.read_text(errors="replace")[-3000:] if log.exists() else ""
+
+
 def lifelines() -> tuple[int, ...]:
     """Return the descriptors to hand to a child that uses a TemporaryFolder, so that the folder waits for its end."""
     return _keeper.lifelines if _keeper is not None else ()

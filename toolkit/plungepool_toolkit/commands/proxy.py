@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from plungepool_toolkit.commands.console import interrupt_on
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import Address, RdsProxy
 
@@ -47,9 +48,7 @@ def proxy(
         name, _colon, password = one.partition(":")
         users[name] = password or (secrets.token_urlsafe(12) if auth == "scram" else None)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    # A shell starts what it puts in the background with SIGINT ignored; both signals end the stand-in, with its report.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
+    interrupt_on(signal.SIGINT, signal.SIGTERM)  # both end the stand-in, with its report
     with contextlib.ExitStack() as stack:
         address = _address(database) if database else _start_database(stack, users)
         running = stack.enter_context(

@@ -12,49 +12,25 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import signal
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
+from plungepool_toolkit.commands.console import interruptible, table
+from plungepool_toolkit.commands.samples import DATABASE, SAMPLES, Sample, problem_of
 from plungepool_toolkit.environment import Environment, InitError
 from plungepool_toolkit.postgres import Postgres, PostgresError
 from plungepool_toolkit.rds_proxy import RdsProxy
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-_DATABASE = "shop"
 _RESPONSE_LINES = 12
 _PROXY_CONNECTIONS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A sample function: functions/<name>/app.py, invoked with events/<name>.json, as a role of the database."""
-
-    name: str
-    role: str = "plungepool_app"
-    connections: int = 1  # that its environment keeps between invocations
-
-
-# In this order: the first one makes the schema, the roles and the data that the others need.
-SAMPLES = (
-    Sample("prepare_database", role=Postgres.superuser),
-    Sample("handle_orders"),
-    Sample("fulfil_orders"),
-    Sample("report_sales"),
-    Sample("check_database", connections=0),  # looks from outside: connects anew each time, and hangs up
-)
 
 
 @dataclass(slots=True)
@@ -83,7 +59,7 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
         **_POWERTOOLS,
         "PLUNGEPOOL_HOST": server.host,
         "PLUNGEPOOL_PORT": str(server.port),
-        "PLUNGEPOOL_DATABASE": _DATABASE,
+        "PLUNGEPOOLDATABASE": DATABASE,
         "PLUNGEPOOL_USER": sample.role,
         "PLUNGEPOOL_AUTH": "password",
         "PLUNGEPOOL_PASSWORD": (sample.role == server.superuser and server.password) or password,
@@ -112,18 +88,13 @@ def demo(
             f"[red]There is no {escape(str(missing[0]))}[/]: run this in Plungepool's repository, or give --folder."
         )
         raise typer.Exit(2)
-    # A shell starts what it puts in the background with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _leave)  # ends the `with` blocks; without it only the watchdogs would clean up
     begun = time.perf_counter()
     try:
-        outcomes, behind_proxy = _run(folder.resolve(), warm, console)
+        with interruptible(console):
+            outcomes, behind_proxy = _run(folder.resolve(), warm, console)
     except PostgresError as error:
         console.print(f"[red]PostgreSQL could not be started[/]: {escape(str(error))}")
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("\nInterrupted; everything is stopped.")
-        raise typer.Exit(130) from None
     _summarise(outcomes, warm, console)
     failed = [outcome for outcome in outcomes if outcome.problem]
     took = f"{time.perf_counter() - begun:.1f} s; nothing is left running."
@@ -144,7 +115,7 @@ def _run(folder: Path, warm: int, console: Console) -> tuple[list[Outcome], str 
     with Postgres({"max_connections": 20}, authentication="scram-sha-256") as server, contextlib.ExitStack() as fleet:
         version = server.execute("SHOW server_version")[0][0]
         console.print(f"version {version} on port {server.port}, {time.perf_counter() - begun:.1f} s")
-        server.execute(f"CREATE DATABASE {_DATABASE}")
+        server.execute(f"CREATE DATABASE {DATABASE}")
         password = secrets.token_urlsafe(16)
         outcomes: list[Outcome] = []
         for sample in SAMPLES:
@@ -179,7 +150,7 @@ def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, con
     ):
         environments = []
         for sample in samples:
-            variables = {**_POWERTOOLS, **proxy.variables(sample.role, _DATABASE), "PLUNGEPOOL_PINNING": "refuse"}
+            variables = {**_POWERTOOLS, **proxy.variables(sample.role, DATABASE), "PLUNGEPOOL_PINNING": "refuse"}
             try:
                 environment = Environment(folder / "functions" / sample.name, variables=variables, timeout_s=30)
                 environments.append(fleet.enter_context(environment))
@@ -279,23 +250,9 @@ def _settled(server: Postgres, others: set[int], expected: int) -> set[int]:
 def _backends(server: Postgres) -> set[int]:
     """Return the process ids of the backends that serve the functions, as the database counts them."""
     rows = server.execute(
-        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'", _DATABASE
+        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'", DATABASE
     )
     return {pid for (pid,) in rows}
-
-
-def problem_of(error: dict[str, Any] | None, payload: Any) -> str | None:
-    """Return what is wrong with an invocation: an error, an HTTP status that says so, messages that were not handled."""
-    if error is not None:
-        return f"{error.get('errorType')}: {error.get('errorMessage')}"
-    if isinstance(payload, dict):
-        if payload.get("statusCode", 200) >= 400:
-            return f"it answered {payload['statusCode']}: {payload.get('body')}"
-        if payload.get("batchItemFailures"):
-            return f"it could not handle {len(payload['batchItemFailures'])} messages"
-        if payload.get("ok") is False:
-            return "; ".join(check["found"] for check in payload["checks"] if check["state"] == "failed")
-    return None
 
 
 def _show_response(response: Any, console: Console) -> None:
@@ -315,13 +272,12 @@ def _milliseconds(durations: list[float]) -> str:
 
 
 def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
-    table = Table(title=f"\nOne cold and {warm} warm invocations each, frozen in between", title_justify="left")
-    table.add_column("function", no_wrap=True)
-    for column in ("cold, s", "warm, ms", "connections", "backends"):
-        table.add_column(column, justify="right")
-    table.add_column("result")
+    numbers = ("cold, s", "warm, ms", "connections", "backends")
+    title = f"\nOne cold and {warm} warm invocations each, frozen in between"
+    summary = table(title, "function", *numbers, "result", numbers=numbers)
+    summary.columns[0].no_wrap = True
     for outcome in outcomes:
-        table.add_row(
+        summary.add_row(
             outcome.sample.name,
             f"{outcome.cold_s:.3f}" if outcome.cold_s is not None else "",
             _milliseconds(outcome.warm_s) if outcome.warm_s else "",
@@ -330,8 +286,8 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
             "[red]failed[/]" if outcome.problem else "[green]answered[/]",
         )
     for sample in SAMPLES[len(outcomes) :]:
-        table.add_row(sample.name, "", "", "", "", "[yellow]not run[/]")
-    console.print(table)
+        summary.add_row(sample.name, "", "", "", "", "[yellow]not run[/]")
+    console.print(summary)
     # What a reader would compare, and must not.
     console.print(
         "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its like); the\n"
@@ -341,7 +297,3 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)

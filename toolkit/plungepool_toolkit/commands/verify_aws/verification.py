@@ -1,93 +1,35 @@
-"""
-`plungepool verify-aws`: settle on an account what only an account can settle, and leave nothing behind.
-
-It deploys the application with a demo database behind an RDS Proxy, and beside it two functions that look (probe/), prints
-what was expected and what was seen, and deletes everything: after a failure and Ctrl-C, too. It begins only with
-credentials and an explicit yes, given after the prices were shown.
-"""
+"""One run of `plungepool verify-aws`: what it deploys, where it looks, and that it deletes all of it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import secrets
 import signal
-import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from plungepool import tls
-from plungepool_toolkit.verify_aws.account import TAG, Account, Network, Refusal, find_sam
-from plungepool_toolkit.verify_aws.facts import Evidence, Finding, judge
-from plungepool_toolkit.verify_aws.probe.database import SUSPECTS
+from plungepool_toolkit.commands.verify_aws.account import TAG, Account, Network, Refusal
+from plungepool_toolkit.commands.verify_aws.probe.database import SUSPECTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
+    from rich.console import Console
+
+    from plungepool_toolkit.commands.verify_aws.prices import Mode
+
 _PROBE = Path(__file__).with_name("probe")
 _USER = "plungepool_app"
 _PORT = 5432
-Mode = Literal["aurora", "instance"]
-
-
-# ---- what it costs --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What one part costs while it is there. An estimate: US dollars an hour in us-east-1, without taxes and free tiers."""
-
-    part: str
-    an_hour: tuple[float, float]
-    how: str
-
-
-PRICES_AS_OF = (
-    "estimated in November 2026 from AWS's public list prices for us-east-1; check the pricing pages of your region"
-)
-PRICES: dict[Mode, tuple[Price, ...]] = {
-    "aurora": (
-        Price("Aurora Serverless v2, 0.5 to 4 ACU", (0.06, 0.48), "0.12 an ACU-hour"),
-        Price("RDS Proxy before it", (0.12, 0.12), "0.015 an ACU-hour, at least 8 ACU"),
-    ),
-    "instance": (
-        Price("RDS instance db.t4g.micro, 20 GB gp3", (0.02, 0.02), "0.016 an hour and 0.115 a GB-month"),
-        Price("RDS Proxy before it", (0.03, 0.03), "0.015 a vCPU-hour, at least 2"),
-    ),
-}
-_PRICES_OF_BOTH = (
-    Price("Interface endpoint of Secrets Manager in two zones, unless there is one", (0.00, 0.02), "0.01 a zone-hour"),
-    Price("Lambda, HTTP API, SQS, logs, metrics, two secrets, one bucket", (0.01, 0.05), "a few hundred invocations"),
-)
-
-
-def show_prices(console: Console, mode: Mode) -> None:
-    """Print what a run makes, and what that costs an hour."""
-    table = Table(title="What this makes, and what it costs (US dollars an hour, estimate)", title_justify="left")
-    for column in ("Part", "An hour", "How it is counted"):
-        table.add_column(column)
-    parts = (*PRICES[mode], *_PRICES_OF_BOTH)
-    for price in parts:
-        low, high = price.an_hour
-        table.add_row(price.part, f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}", price.how)
-    low, high = (sum(price.an_hour[end] for price in parts) for end in (0, 1))
-    table.add_row("Together", f"{low:.2f} to {high:.2f}", "a run takes 1 to 2 hours, deletion included", style="bold")
-    console.print(table)
-    console.print(f"{PRICES_AS_OF}.\n", style="dim")
-
-
-# ---- one run --------------------------------------------------------------------------------------------------------
+_REASON = re.compile(r"Reason:\s*(.*)")
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Verification:
@@ -346,10 +288,6 @@ class Verification:
         self.console.print(f"{time.strftime('%H:%M:%S')} {escape(what)}", highlight=False)
 
 
-_REASON = re.compile(r"Reason:\s*(.*)")
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
-
-
 def _certificates(text: str) -> set[str]:
     return {"".join(body.split()) for body in _PEM.findall(text)}
 
@@ -367,129 +305,3 @@ def _stubborn(console: Console) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's signature
-    raise KeyboardInterrupt
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-_STYLES = {"as expected": "green", "otherwise": "red", "measured": "cyan", "not seen": "yellow"}
-
-
-def show_findings(console: Console, findings: list[Finding]) -> None:
-    """Print each fact, what was expected and what was seen."""
-    table = Table(title="What was seen", title_justify="left", show_lines=True)
-    for column in ("Fact", "Question", "Expected", "Seen", ""):
-        table.add_column(column)
-    for finding in findings:
-        verdict = f"[{_STYLES[finding.verdict]}]{finding.verdict}[/]"
-        fact = finding.fact
-        table.add_row(fact.name, escape(fact.question), escape(fact.expected), escape(finding.seen), verdict)
-    console.print(table)
-
-
-def write_findings(file: Path, findings: list[Finding], evidence: Evidence) -> None:
-    """Write the findings and all that the probes returned as JSON."""
-    rows = [
-        {
-            "fact": finding.fact.name,
-            "question": finding.fact.question,
-            "expected": finding.fact.expected,
-            "seen": finding.seen,
-            "verdict": finding.verdict,
-        }
-        for finding in findings
-    ]
-    file.write_text(json.dumps({"findings": rows, "evidence": evidence}, indent=2) + "\n")
-
-
-def verify_aws(
-    *,
-    yes: Annotated[bool, typer.Option("--yes", help="Agree to the costs without being asked.")] = False,
-    database: Annotated[str, typer.Option(help="aurora (Serverless v2) or instance.")] = "aurora",
-    region: Annotated[str | None, typer.Option(help="Where; AWS_REGION otherwise.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Whose credentials; AWS_PROFILE otherwise.")] = None,
-    vpc_id: Annotated[str | None, typer.Option(help="The VPC; the default one otherwise.")] = None,
-    subnet_ids: Annotated[str, typer.Option(help="Two subnets or more in different zones, with commas.")] = "",
-    architecture: Annotated[str, typer.Option(help="Of the functions: arm64 or x86_64.")] = "arm64",
-    delete: Annotated[str | None, typer.Option(help="Only delete what a run of this name has left.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where template.yaml lies.", exists=True, file_okay=False)] = Path(),
-    sam: Annotated[Path | None, typer.Option(help="The SAM CLI.", exists=True, dir_okay=False)] = None,
-    patience_s: Annotated[float, typer.Option(help="Seconds to wait for the end of an environment (SIGTERM).")] = 900.0,
-    output: Annotated[Path | None, typer.Option(help="Write the findings and the evidence as JSON, too.")] = None,
-) -> None:
-    """
-    Deploy to an AWS account, settle what only an account can settle, and delete everything again. It costs money.
-
-    Exits with 0 if all is as expected and deleted, 1 if not, 2 if it refused to begin, 130 if it was interrupted.
-    """
-    console = Console()
-    mode: Mode = "instance" if database == "instance" else "aurora"
-    try:
-        if database not in PRICES:
-            raise Refusal(f"--database is aurora or instance, not {database!r}")
-        account = Account(region, profile)
-        name = delete or f"{TAG}-{secrets.token_hex(4)}"
-        program = find_sam(folder, sam)
-        run = Verification(account, name, console, folder=folder.resolve(), sam=program, mode=mode)
-        if delete:
-            if not re.fullmatch(rf"{TAG}-[0-9a-f]{{8}}", delete):
-                raise Refusal(f"{delete!r} is no name of a run: {TAG}- and eight digits")
-            raise typer.Exit(0 if run.delete() else 1)
-        if not (folder / "template.yaml").exists():
-            raise Refusal(
-                f"there is no {folder / 'template.yaml'}: run this in Plungepool's repository, or give --folder"
-            )
-        show_prices(console, mode)
-        console.print(f"In account [bold]{account.number}[/], region [bold]{account.region}[/], as {account.arn}")
-        _agree(console, yes)
-        network = account.network(vpc_id, tuple(part for part in subnet_ids.split(",") if part))
-    except Refusal as refusal:
-        console.print(f"[red]Refused[/]: {escape(str(refusal))}", highlight=False)
-        raise typer.Exit(2) from None
-    signal.signal(signal.SIGTERM, _interrupt)
-    # A shell starts what it puts in the background with SIGINT ignored; what was made has to be deleted all the same.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    raise typer.Exit(carry_out(run, network, architecture, output, patience_s=patience_s))
-
-
-def _agree(console: Console, yes: bool) -> None:
-    """Return if the costs are agreed to. Raises: Refusal."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Refusal("nobody is here to agree to the costs: give --yes. Nothing was made")
-    answer = console.input("This makes what is listed above and costs money. Type [bold]yes[/] to go on: ")
-    if answer.strip() != "yes":
-        raise Refusal("the answer was not yes. Nothing was made")
-
-
-def carry_out(
-    run: Verification, network: Network, architecture: str, output: Path | None, *, patience_s: float = 900.0
-) -> int:
-    """Deploy, look, show and delete; return the exit code. Whatever happens, deletion is tried."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    console = run.console
-    console.print(f"This run is [bold]{run.name}[/]; if all else fails: plungepool verify-aws --delete {run.name}")
-    code = 1
-    try:
-        run.deploy(network, architecture)
-        evidence = run.look(patience_s=patience_s)
-        findings = judge(evidence)
-        show_findings(console, findings)
-        if output is not None:
-            write_findings(output, findings, evidence)
-        if all(finding.verdict in ("as expected", "measured") for finding in findings):
-            code = 0
-    except KeyboardInterrupt:
-        console.print("[yellow]Interrupted.[/]")
-        code = 130
-    except (Refusal, BotoCoreError, ClientError, OSError, KeyError) as error:
-        console.print(f"[red]Failed[/]: {escape(f'{type(error).__name__}: {error}')}", highlight=False)
-    finally:
-        if not run.delete():
-            code = code or 1
-    return code

@@ -16,6 +16,8 @@ from sqlalchemy import exc, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, HSTORE, JSONB
 from sqlalchemy.orm import Session, declarative_base
 
+from plungepool.wire.values import BOOL, FLOAT8, INT4, INT8, NUMERIC, TIMESTAMPTZ, cut
+
 NOON = datetime(2026, 11, 26, 12, 0, 0, 5, tzinfo=UTC)
 
 
@@ -73,6 +75,9 @@ def connection(engines):
         ("SELECT count(*) FROM u WHERE id < :x", {"x": 1.5}, 1),
         ("SELECT sum(x) FROM unnest(:list) AS x", {"list": [1, 2, None]}, 3),
         ("SELECT count(*) FROM unnest(:list) AS x", {"list": [uuid.uuid4(), uuid.uuid4()]}, 2),
+        ("SELECT max(x) FROM unnest(:list) AS x", {"list": [date(2026, 1, 2), datetime(2026, 1, 1, 5)]}, datetime(2026, 1, 2)),
+        ("SELECT max(x) FROM unnest(:list) AS x", {"list": [date(2026, 1, 2), None, NOON]}, NOON),
+        ("SELECT count(x) FROM unnest(:list) AS x", {"list": [ip_address("10.0.0.1"), ip_network("10.0.0.0/8")]}, 2),
         ("SELECT substring(:s FROM :n)", {"s": "abc", "n": 2}, "bc"),
         ("SELECT count(*) FROM u WHERE id = 2147483648 - :n", {"n": 2**31 - 1}, 1),
         ("SELECT :n", {"n": 2**40}, 2**40),
@@ -406,3 +411,136 @@ def test_what_works_with_psycopg_works_here_and_as_with_literals(engines):
             elif here[0] == "row":
                 assert with_literals[0] == "error" or here == with_literals, (template, values)
     assert worked > 300
+
+
+# ---- executemany: each row means what it means alone
+
+
+KINDS = {
+    "number": [1, -3, 2**40, 2**70, 2.5, Decimal("2.50"), 3.0, True, False, "7", None],
+    "moment": [
+        date(2026, 1, 2), datetime(2026, 1, 2, 3, 4, 5), NOON, "2026-05-06", time(3, 4), time(3, 4, tzinfo=UTC), timedelta(hours=5), None,
+    ],
+    "text": ["abc", "7", 7, 2.0, True, None, b"x", uuid.UUID(int=5), date(2026, 1, 2), Decimal("1.0"), ip_address("10.0.0.1")],
+    "list": [[1, 2], [2**40], [1.5], [1, 2.5], ["a", "7"], [], [None], [True], [1, True], [NOON, date(2026, 1, 2)], None, "{3}", 3],
+}  # fmt: skip
+# What is executed, and the kinds of values that can go there; some are tried with others, too.
+PLACES = {
+    "INSERT INTO kept (number) VALUES (:a)": ("number",),
+    "INSERT INTO kept (number, note) VALUES (:a, :b)": ("number", "text"),
+    "INSERT INTO kept (flag) VALUES (:a)": ("number",),
+    "INSERT INTO kept (whole, big, note) VALUES (:a, :b, 'x, (y)')": ("number", "number"),
+    "INSERT INTO kept (note) VALUES (:a), (:b)": ("text", "number"),
+    "INSERT INTO kept (note, number) VALUES (upper(:a), :b)": ("text", "number"),
+    "INSERT INTO kept (f) VALUES (:a)": ("number",),
+    "INSERT INTO kept (at, zoned, day) VALUES (:a, :b, :a)": ("moment", "moment"),
+    "INSERT INTO kept (spent) VALUES (:a)": ("moment",),
+    "INSERT INTO kept (hour) VALUES (:a)": ("moment",),
+    "INSERT INTO kept (many) VALUES (:a)": ("list",),
+    "INSERT INTO kept (words) VALUES (:a)": ("list",),
+    "INSERT INTO kept (doc) VALUES (to_jsonb(:a))": ("number",),
+    "INSERT INTO kept (note) VALUES (coalesce(:a, :b))": ("text", "text"),
+    "INSERT INTO kept (note) SELECT :a || :b": ("text", "text"),
+    "INSERT INTO kept (many) SELECT :a || :b": ("list", "number"),
+    "INSERT INTO kept (note) VALUES (greatest(:a, :b))": ("number", "number"),
+    "INSERT INTO kept (number) VALUES (:a + :b)": ("number", "number"),
+    "INSERT INTO kept (zoned) VALUES (:a + :b)": ("moment", "moment"),
+    "INSERT INTO kept (whole) VALUES (CAST(:a AS integer))": ("number",),
+    "INSERT INTO kept (whole, note) VALUES ((:a)::integer, (:b)::text)": ("number", "text"),
+    "INSERT INTO kept (note) VALUES ((:a)::numeric(9, 1)), (to_hex(:b))": ("number", "number"),
+    "INSERT INTO kept (note) VALUES (pg_typeof(:a + 1)::text)": ("number",),
+    "INSERT INTO kept (note) SELECT x::text FROM unnest(:a) x": ("list",),
+    "INSERT INTO kept (note) SELECT v::text FROM (VALUES (:a), (:b)) t(v)": ("number", "number"),
+    "UPDATE kept SET note = :a WHERE whole = :b": ("text", "number"),
+    "UPDATE kept SET whole = whole + :a WHERE number >= :b": ("number", "number"),
+    "DELETE FROM kept WHERE whole = :a OR note = :b": ("number", "text"),
+    "UPDATE kept SET note = CASE WHEN :a > :b THEN 'more' ELSE 'less' END": ("number", "number"),
+    "INSERT INTO kept (number) VALUES (:a) RETURNING number": ("number",),
+}
+KEPT = (
+    "CREATE TEMP TABLE kept (number numeric, note text, flag boolean, whole int, big bigint, f float8, at timestamp, zoned timestamptz,"
+    " day date, spent interval, hour time, many int[], words text[], doc jsonb)"
+)
+
+
+def kept(connection, statement, *executions) -> tuple[str, Any]:
+    """What a table holds after a statement was executed with each of `executions`, or the SQLSTATE of its error."""
+    savepoint = connection.begin_nested()
+    try:
+        connection.execute(text("INSERT INTO kept (whole, note, number) VALUES (1, '7', 2.5), (7, 'abc', 9)"))
+        for parameters in executions:
+            connection.execute(statement, parameters)
+        rows = sorted(map(repr, connection.execute(text("SELECT * FROM kept")).all()))
+        return ("rows", rows)
+    except exc.SQLAlchemyError as error:
+        return ("error", getattr(getattr(error, "orig", None), "sqlstate", None))
+    finally:
+        savepoint.rollback()
+
+
+def test_each_row_of_executemany_means_what_it_means_alone(engines):
+    """1,500 generated lists of rows of all kinds: as row by row, the error included, and as by psycopg where that can."""
+    random_ = random.Random(9)
+    worked = mixed = 0
+    with engines[0].connect() as ours, engines[1].connect() as psycopgs:
+        for connection in (ours, psycopgs):
+            connection.execute(text("SET TimeZone TO 'Asia/Kolkata'"))
+            connection.execute(text(KEPT))
+        for _ in range(1500):
+            place, kinds = random_.choice(list(PLACES.items()))
+            choices = [random_.sample(KINDS[kind], 3) for kind in kinds]
+            if random_.random() < 0.1:
+                choices[0] = KINDS[random_.choice(list(KINDS))]
+            rows = [dict(zip("ab", map(random_.choice, choices), strict=False)) for _ in range(random_.randint(2, 6))]
+            statement = text(place)
+            here = kept(ours, statement, rows)
+            alone = kept(ours, statement, *rows)
+            there = kept(psycopgs, statement, rows)
+            assert here == alone, (place, rows)
+            if there[0] == "rows" and "pg_typeof" not in place:  # psycopg declares the smallest integer type
+                assert here == there, (place, rows)
+            worked += here[0] == "rows"
+            mixed += here[0] == "rows" and len({tuple(map(type, row.values())) for row in rows}) > 1
+    assert worked > 300
+    assert mixed > 200
+
+
+def test_rows_of_all_types_are_one_flight(urls):
+    """Where the types change the statement is parsed anew in the same exchange, and each row comes back as of its own type."""
+    engine = sa.create_engine(urls[0])
+    with engine.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        connection.execute(text("SELECT 1"))
+        before = driver.flights
+        with driver.cursor() as cursor:
+            rows = [1, "a", None, 2, 2.5, NOON, NOON, [1, None], True, "b"]
+            cursor.executemany("SELECT $1", [(value,) for value in rows])
+            assert cursor.fetchall() == [(value,) for value in rows]
+            assert cursor.rowcount == len(rows)
+            cursor.executemany("SELECT g, $1 FROM generate_series(1, $2) g", [("x", 2), (5, 0), (5, 2)])
+            assert cursor.fetchall() == [(1, "x"), (2, "x"), (1, 5), (2, 5)]
+        assert driver.flights == before + 2
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statement", "rows", "expected"),
+    [
+        ("INSERT INTO t VALUES ($1, $2)", [(1, None), (None, "x"), (2**40, "y"), (3, None)], [([INT8, 0], 4)]),
+        ('INSERT INTO "a b".t VALUES ($1)', [(1,), (None,), (2,)], [([INT4], 1), ([0], 1), ([INT4], 1)]),
+        ("INSERT INTO a.t AS u (b, c) VALUES ('(', $1::int, DEFAULT, $2)", [(None, None), (1, NOON)], [([INT4, TIMESTAMPTZ], 2)]),
+        ("INSERT INTO t VALUES ($1, lower($2), $3)", [(1, 1, 1), (None, 1, 1), (1, 1, None)], [([INT4] * 3, 2), ([INT4, INT4, 0], 1)]),
+        ("INSERT INTO t VALUES ($1), ($2)", [(Decimal(1), 1), (2, None)], [([NUMERIC, INT4], 2)]),
+        ("INSERT INTO t VALUES ($1) ON CONFLICT DO UPDATE SET n = $1 + 1", [(1,), (None,)], [([INT4], 1), ([0], 1)]),
+        ("INSERT INTO t SELECT v FROM (VALUES ($1)) s(v)", [(1,), (None,)], [([INT4], 1), ([0], 1)]),
+        ("UPDATE t SET a = $1::int WHERE b = $2", [(1, 1), (None, 1), (2, 2**40)], [([INT4, INT4], 2), ([INT4, INT8], 1)]),
+        ("UPDATE t SET a = $1::int + $1", [(1,), (None,)], [([INT4], 1), ([0], 1)]),
+        ("UPDATE t SET a = $1::int, b = $11", [(1, *[1] * 10), (None, *[1] * 10)], [([INT4] * 11, 2)]),
+        ("INSERT INTO t VALUES ($1)", [(1,), (2.5,), (True,), ("x",)], [([INT4], 1), ([FLOAT8], 1), ([BOOL], 1), ([0], 1)]),
+        ("INSERT INTO t VALUES ($1)", [("x",), (None,), (1,)], [([0], 2), ([INT4], 1)]),
+    ],
+)  # fmt: skip
+def test_rows_share_a_type_only_where_it_means_the_same(statement, rows, expected):
+    """A NULL and integers of several sizes are one run where a cast or a column takes them, and nowhere else."""
+    assert [(types, len(run)) for types, run in cut(statement, rows)] == expected
+    assert [row for _, run in cut(statement, rows) for row in run] == rows

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from ..settings import split_address
 from ..tls import explain
-from .values import Column, UnknownType, common_oid, parameter_oid, styled_readers, to_text
+from .values import Column, UnknownType, cut, parameter_oid, styled_readers, to_text
 
 if TYPE_CHECKING:
     import ssl
@@ -469,13 +469,16 @@ def _parse(statement: str, encoding: str, oids: Sequence[int] = ()) -> bytes:
     return _message(b"P", b"\0" + _encoded(statement, encoding) + b"\0" + types)
 
 
-def _oids(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """The types of a statement's parameters: those that literals of their Python values would have, in every row."""
-    if rows and len(rows[0]) > 65535:
-        raise ProgrammingError(f"{len(rows[0])} parameters in one statement; the protocol allows 65535")
-    if len(rows) == 1:
-        return [parameter_oid(value) for value in rows[0]]
-    return [common_oid(column) for column in zip(*rows, strict=False)]
+def _refuse_misuse(values: Any) -> None:
+    if not isinstance(values, (list, tuple)):
+        raise ProgrammingError(f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}")
+    if len(values) > 65535:
+        raise ProgrammingError(f"{len(values)} parameters in one statement; the protocol allows 65535")
+
+
+def _oids(values: Sequence[Any]) -> list[int]:
+    """The types of a statement's parameters: those that literals of their Python values would have."""
+    return [parameter_oid(value) for value in values]
 
 
 def _encoded(statement: str, encoding: str) -> bytes:
@@ -526,6 +529,7 @@ class _Reply:
         "refused",
         "rowcount",
         "rows",
+        "runs",
         "sent",
         "stream",
         "tag",
@@ -535,6 +539,8 @@ class _Reply:
         self.description: list[tuple[Any, ...]] | None = None
         self.columns: list[Column] = []
         self.rows: list[tuple[Any, ...]] = []
+        #: how often the statement is executed each time that it is parsed: anew where the types of the parameters change
+        self.runs: Sequence[int] = ()
         self.rowcount = -1
         self.tag = b""
         self.error: DatabaseError | None = None
@@ -1027,28 +1033,35 @@ class Connection:
         return reply
 
     def _run(self, statement: str, rows: Sequence[Sequence[Any]], first: tuple[bytes, ...] = ()) -> _Reply:
-        """One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it."""
+        """
+        One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it.
+
+        The statement is parsed anew where the types of the parameters change, and stays one flight.
+        """
         encoding = self._encoding
         if not self._autocommit and self._status == 73:
             first = (self._begin_messages, *first)
         for values in rows:
-            if not isinstance(values, (list, tuple)):
-                raise ProgrammingError(
-                    f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}"
-                )
-        parts = [*first, _parse(statement, encoding, _oids(rows))]
-        times = 0
-        for times, values in enumerate(rows, 1):
-            parts += (_bind(values, encoding), _DESCRIBE if times == 1 else b"", _EXECUTE)
+            _refuse_misuse(values)
+        runs = [(_oids(rows[0]), rows)] if len(rows) == 1 else cut(statement, rows)
+        parts = [*first]
+        for oids, run in runs:
+            parts.append(_parse(statement, encoding, oids))
+            describe = _DESCRIBE
+            for values in run:
+                parts += (_bind(values, encoding), describe, _EXECUTE)
+                describe = b""
         parts.append(_SYNC)
         reply = _Reply()
-        self._fly(parts, reply, len(first), times)
+        reply.runs = [len(run) for _, run in runs]
+        self._fly(parts, reply, len(first), len(rows))
         return reply
 
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> _Reply:
         encoding = self._encoding
+        _refuse_misuse(values)
         declare = (
-            _parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", encoding, _oids((values,)))
+            _parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", encoding, _oids(values))
             + _bind(values, encoding)
             + _EXECUTE
         )
@@ -1308,7 +1321,8 @@ class Connection:
     def _read_reply(self, sock: socket.socket, reply: _Reply, before: int, times: int) -> None:
         simple = times == _SEVERAL
         statements = before + times
-        expected = (before + 1, statements, statements) if statements else (0, 0, 0)
+        expected = (before + len(reply.runs), statements, statements)
+        start, lengths = before, iter(reply.runs)
         buffer, position = self._buffer, self._position
         end = len(buffer)
         header, integer = _HEADER.unpack_from, _INT.unpack_from
@@ -1379,15 +1393,19 @@ class Connection:
             elif code == 49:  # 1: ParseComplete
                 parsed += 1
             elif code == 84:  # T: RowDescription
-                if described or (not simple and executed != before):
+                if described if simple else executed != start or executed == statements:
                     raise _violation("a description that nobody asked for")
+                if values:
+                    reply.convert(values)
+                if not described:
+                    reply.rows = []
                 described = True
+                start += next(lengths, 0)
                 reply.description, reply.columns = self._shape(body)
-                reply.rows = []
                 width = len(reply.columns)
                 width_bytes = body[:2]
             elif code == 110:  # n: NoData
-                pass
+                start += next(lengths, 0) if executed == start else 0
             elif code == 90:  # Z: ReadyForQuery
                 if length != 5 or body[0] not in b"ITE":
                     raise _violation("a malformed ReadyForQuery")

@@ -736,6 +736,8 @@ _OIDS: dict[type, int] = {
     **dict.fromkeys((IPv4Network, IPv6Network), CIDR),
 }
 _INTEGERS = (INT4, INT8, NUMERIC)
+# The types of which the server makes one array, the later in place of the earlier.
+_WIDER = (_INTEGERS, (DATE, TIMESTAMP, TIMESTAMPTZ), (TIME, TIMETZ), (CIDR, INET))
 _ARRAYS = {oid: array for array, oid in ARRAY_OF.items()}
 
 
@@ -749,14 +751,77 @@ def parameter_oid(value: Any) -> int:
     return by_value(value) if by_value is not None else _unusual_oid(value)
 
 
-def common_oid(values: Iterable[Any]) -> int:
-    """The type that all values have, of numbers the one that holds all, NULLs aside; 0 where they differ."""
+def cut(statement: str, rows: Sequence[Sequence[Any]]) -> list[tuple[list[int], list[Sequence[Any]]]]:
+    """
+    Cut the rows of an executemany into runs of the same types, in order, so that each row means what it would alone.
+
+    NULL, and integers of different sizes, are in one run with others where that changes nothing: see `_by_assignment`.
+    """
+    runs: list[tuple[list[int], list[Sequence[Any]]]] = []
+    types: list[int] = []
+    mergeable: frozenset[int] | None = None
+    for row in rows:
+        own = [parameter_oid(value) for value in row]
+        if runs and own != types and len(own) == len(types):
+            if mergeable is None:
+                mergeable = _by_assignment(statement)
+            for index, (oid, value) in enumerate(zip(types, row, strict=True)):
+                if own[index] != oid and index + 1 in mergeable:
+                    if value is None:
+                        own[index] = oid
+                    elif not oid and all(earlier[index] is None for earlier in runs[-1][1]):
+                        types[index] = own[index]
+                    elif own[index] in _INTEGERS and oid in _INTEGERS:
+                        types[index] = own[index] = max(oid, own[index], key=_INTEGERS.index)
+        if runs and own == types:
+            runs[-1][1].append(row)
+        else:
+            types = own
+            runs.append((types, [row]))
+    return runs
+
+
+# Compiled when they are needed, by `re`'s own cache: most functions never do.
+_PLACEHOLDER = r"\$(\d+)(?!\d)(\s*::)?"
+_INSERT = (
+    r'(?i)\s*INSERT\s+INTO\s+[\w."]+(?:\s+AS\s+\w+)?\s*(?:\([\w\s,"]*\)\s*)?(?:OVERRIDING\s+\w+\s+VALUE\s+)?VALUES\s*\('
+)
+_CAST = r'\s*::[\w\s."\[\]]+(?:\([\d\s,]*\)[\w\s\[\]]*)?'
+_ITEM = rf"\s*(?:\$(\d+)(?:{_CAST})?|[\w.]+|'[^']*')\s*([,)])(\s*,\s*\()?"
+
+
+def _by_assignment(statement: str) -> frozenset[int]:
+    """
+    Return the parameters that are cast, or assigned to a column by INSERT … VALUES, wherever they stand, and nothing else.
+
+    There no operator or function is chosen by the type, and a NULL or an integer becomes the same value from any type that
+    it can have. In doubt a parameter is left out: that costs a message, not a round trip.
+    """
+    assigned = set()
+    if insert := re.match(_INSERT, statement):
+        place, items = insert.end(), re.compile(_ITEM)
+        while item := items.match(statement, place):
+            if item[1]:
+                assigned.add(item.start(1) - 1)
+            place = item.end()
+            if item[2] == ")" and item[3] is None:
+                break
+    found: set[int] = set()
+    elsewhere: set[int] = set()
+    for match in re.finditer(_PLACEHOLDER, statement):
+        (found if match[2] or match.start() in assigned else elsewhere).add(int(match[1]))
+    return frozenset(found - elsewhere)
+
+
+def _common_oid(values: Iterable[Any]) -> int:
+    """The type that all elements of a list have, of numbers and of moments the one that holds all; 0 where they differ."""
     oids = {parameter_oid(value) for value in values if value is not None}
-    if len(oids) > 1 and oids.issubset(_INTEGERS):
-        return max(oids, key=_INTEGERS.index)
-    if len(oids) > 1 and oids.issubset((*_INTEGERS, FLOAT8)):
-        return NUMERIC  # float8 has not all of an integer's digits
-    return oids.pop() if len(oids) == 1 else 0
+    if len(oids) > 1:
+        for wider in _WIDER:
+            if oids.issubset(wider):
+                return max(oids, key=wider.index)
+        return NUMERIC if oids.issubset((*_INTEGERS, FLOAT8)) else 0  # float8 has not all of an integer's digits
+    return oids.pop() if oids else 0
 
 
 def _integer_oid(value: int) -> int:
@@ -768,7 +833,7 @@ _OIDS_BY_VALUE: dict[type, Callable[[Any], int]] = {
     int: _integer_oid,
     datetime: lambda value: TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ,
     time: lambda value: TIME if value.tzinfo is None else TIMETZ,
-    list: lambda value: _ARRAYS.get(common_oid(_elements(value)), 0),
+    list: lambda value: _ARRAYS.get(_common_oid(_elements(value)), 0),
 }
 
 

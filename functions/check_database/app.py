@@ -1,7 +1,8 @@
 """Check the way to the database from where the functions run, step by step; to be invoked by hand after a deployment."""
 
-import checks
 from aws_lambda_powertools import Logger
+
+from plungepool import checks
 
 logger = Logger()
 

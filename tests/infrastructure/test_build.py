@@ -120,13 +120,14 @@ def test_layers_share_no_module(built: Path) -> None:
 
 
 def test_imports_from_a_read_only_layer_without_compiling(built: Path, pythons: dict[str, str]) -> None:
-    """On Python 3.13 with nothing else on its path the engine is built, and all the bytecode was there already."""
+    """On Python 3.13 with nothing else on its path engine and doctor do their work, and all the bytecode was there already."""
     layer = built / "PlungepoolLayer" / "python"
     before = contents(layer)
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from plungepool import Settings, build_engine
+from plungepool import Settings, build_engine, checks
+assert [check.state for check in checks.check_environment({"PLUNGEPOOL_HSOT": "db"})] == ["failed"] * 3
 engine = build_engine(Settings(host="localhost", user="app", password="none"))
 assert engine.dialect.name == "postgresql", engine.dialect
 loaded = [module for module in sys.modules.values() if (getattr(module, "__file__", None) or "").startswith(sys.argv[1])]

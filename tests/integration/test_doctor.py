@@ -24,8 +24,8 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from typer.testing import CliRunner
 
+from plungepool.checks import Check, check_environment
 from plungepool_toolkit.certificates import Authority
-from plungepool_toolkit.checks import Check, check_environment
 from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
@@ -173,7 +173,7 @@ class World:
     def shift_clock(self, seconds: float) -> None:
         """Let the doctor's own clock be ahead."""
         ahead = SimpleNamespace(time=lambda: time.time() + seconds)
-        self.patch.setattr("plungepool_toolkit.checks.time", ahead)
+        self.patch.setattr("plungepool.checks.time", ahead)
 
     def aws(self, *, keys: bool = True, **variables: str) -> dict[str, str]:
         """Moto for AWS, with or without credentials in the environment; return the settings for IAM."""
@@ -447,6 +447,23 @@ def test_page_shows_every_set_up() -> None:
     assert rows == [(one.what, one.step, one.says, one.cure) for one in SET_UPS]
 
 
+def test_handler_of_the_page_gives_the_same_answers(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/doctor.md's handler is all that a function with the layer needs: it returns every step, and prints each."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    names: dict[str, Any] = {}
+    exec(compile(source, "docs/doctor.md", "exec"), names)
+    report = names["handler"]({}, None)
+    assert (report["ok"], [check["name"] for check in report["checks"]]) == (True, STEPS)
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[:2] for line in printed.splitlines()] == [["ok", name] for name in STEPS]
+    assert PASSWORD not in printed
+
+
 def test_every_wrong_setting_is_named() -> None:
     """All problems of the settings are said at once, each as a failure of its own."""
     checks = examine({"PLUNGEPOOL_PORT": "x", "PLUNGEPOOL_POOL_SIZE": "0", "PLUNGEPOOL_HOSTT": "h"})
@@ -620,7 +637,7 @@ def test_names_give_wrong_settings_away(
 ) -> None:
     """A proxy taken for a database, another region and a name of one's own are seen from the host's name."""
     # Names of AWS's do not resolve here, and must not be asked for: this machine's own address stands in.
-    monkeypatch.setattr("plungepool_toolkit.checks._resolve", lambda _way: Check("name", "ok", ""))
+    monkeypatch.setattr("plungepool.checks._resolve", lambda _way: Check("name", "ok", ""))
     checks = examine(
         {
             "PLUNGEPOOL_HOST": host,

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from plungepool import Settings, build_engine
+from plungepool.checks import check_environment
 from plungepool_toolkit.certificates import Authority
-from plungepool_toolkit.checks import check_environment
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 

@@ -10,6 +10,7 @@ import plungepool
 # Each function that imports -> the path on which it is first called. A new one must say on which; if that is an error's, a
 # deadline's or a shutdown's, the import belongs to the module's head, or to the init.
 PATHS = {
+    "checks._identity": "the doctor",
     "credentials._Token._keys_of_chain": "connect, outside Lambda",
     "credentials._fetch_container_keys": "connect, after a restore",
     "credentials._is_container_host": "connect, after a restore",

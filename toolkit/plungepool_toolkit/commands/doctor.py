@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from plungepool_toolkit.checks import Check, as_document, check_environment
+from plungepool.checks import Check, as_document, check_environment
 
 _STYLES = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 

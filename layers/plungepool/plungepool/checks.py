@@ -1,7 +1,9 @@
 """
 What works and what does not, step by step, from a function's settings to a query: each failure with cause and cure.
 
-Needs nothing but the layer, so that the function check_database can hold this very file and look from inside the VPC.
+    from plungepool import checks
+
+The package itself never imports it. `plungepool doctor` and the sample function check_database say what it says.
 No result holds a password, a token or a key.
 """
 
@@ -13,13 +15,16 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from plungepool import CredentialsError, Settings, SettingsError, build_engine, credentials, tls
-from plungepool.settings import split_address
+from . import credentials, tls
+from .engine import build_engine
+from .errors import CredentialsError, SettingsError
+from .settings import Settings, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -346,8 +351,6 @@ _CLOCK = "set this machine's clock: tokens and certificates depend on it"
 
 def _ahead_of(date: str | None) -> float:
     """Return by how much this machine's clock is ahead of the one that wrote an HTTP date, in seconds."""
-    from email.utils import parsedate_to_datetime
-
     try:
         return time.time() - parsedate_to_datetime(date or "").timestamp()
     except ValueError:

@@ -1,1 +1,0 @@
-../../toolkit/plungepool_toolkit/checks.py

@@ -14,7 +14,10 @@ from typing import IO
 
 import pytest
 
+from plungepool_toolkit.postgres import Postgres
+
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parent))  # for stand_in
 
 
 @dataclass
@@ -91,3 +94,14 @@ def read_until(stream: IO[str], text: str) -> str:
 def _read_until():
     """The function above, for tests that may not import from here."""
     return read_until
+
+
+@pytest.fixture(scope="module")
+def proxied_roles(postgres: Postgres) -> Iterator[None]:
+    """Two roles and a table that they share, for the tests of the stand-in for RDS Proxy."""
+    postgres.execute(
+        "CREATE ROLE proxied LOGIN; CREATE ROLE other LOGIN; CREATE TABLE proxied_rows (id int, value text);"
+        "GRANT ALL ON proxied_rows TO proxied, other; GRANT CREATE ON SCHEMA public TO proxied"
+    )
+    yield
+    postgres.execute("DROP OWNED BY proxied, other; DROP TABLE proxied_rows; DROP ROLE proxied, other")

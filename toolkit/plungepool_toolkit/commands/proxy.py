@@ -36,6 +36,9 @@ def proxy(
     auth: Annotated[str, typer.Option(help="How clients prove who they are: iam or scram.")] = "iam",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 6432,
+    direct_tls: Annotated[
+        bool, typer.Option(help="Whether clients may start TLS at once, as PostgreSQL 17 lets them.")
+    ] = True,
     connections: Annotated[int, typer.Option(help="The most connections to the database.")] = 5,
     borrow_timeout_s: Annotated[float, typer.Option(help="How long a transaction waits for one of them.")] = 120.0,
     idle_client_timeout_s: Annotated[float, typer.Option(help="How long a client may be idle.")] = 1800.0,
@@ -58,6 +61,7 @@ def proxy(
                 users=users,
                 host=host,
                 port=port,
+                direct_tls=direct_tls,
                 max_database_connections=connections,
                 borrow_timeout_s=borrow_timeout_s,
                 idle_client_timeout_s=idle_client_timeout_s,

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from plungepool_toolkit.certificates import Authority
 from plungepool_toolkit.processes import Closing
+from plungepool_toolkit.rds_proxy import messages
 from plungepool_toolkit.rds_proxy.peer import Peer
 from plungepool_toolkit.rds_proxy.pinning import why_pinned
 from plungepool_toolkit.rds_proxy.service import Counters, Service
@@ -51,6 +52,12 @@ class RdsProxy(Service, Closing):
         credentials: the AWS credentials whose signatures are good; one is made up if none is given.
         endpoints: host names that clients may sign for, with or without a port, beside the address it listens on. The
             certificate is good for them as well.
+        direct_tls: whether a client may start TLS at once (libpq's `sslnegotiation=direct`; it must offer ALPN), as
+            PostgreSQL 17 and newer let it; without it such a client is cut off, as by older servers.
+        pipelined_startup: what happens to what a client sends along with its start-up message, the password as a rule:
+            `accept` (it waits for its turn, as PostgreSQL lets it), `refuse` (08P01), or `discard` (the client waits for
+            an answer that never comes). Where a password comes that is no answer to what is asked for, as with `scram`,
+            it is refused as PostgreSQL does, by 08P01.
         max_database_connections: for all users together.
         clock: seconds since the epoch; `advance` moves it.
         host, port: where to listen; port 0 takes a free one.
@@ -94,6 +101,8 @@ class RdsProxy(Service, Closing):
         names = [name.rpartition(":")[0] if ":" in name else name for name in self.names]
         self._authority = Authority("Plungepool's stand-in for RDS Proxy")
         self.tls = self._authority.server_context(*dict.fromkeys(("localhost", "127.0.0.1", "::1", self.host, *names)))
+        if self.direct_tls:
+            self.tls.set_alpn_protocols([messages.ALPN])
         started = threading.Event()
         failure: list[BaseException] = []
 

@@ -11,6 +11,10 @@ import struct
 # What stands where a start-up message has its version.
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST, PROTOCOL_3_0 = 80877103, 80877104, 80877102, 196608
 
+# The first byte of a TLS handshake, which no start-up message begins with, and the protocol that it must agree on then
+# (ALPN; PostgreSQL 17 and newer).
+TLS_HANDSHAKE, ALPN = 0x16, "postgresql"
+
 # Of clients.
 QUERY, FUNCTION_CALL, SYNC, TERMINATE, PASSWORD = b"Q", b"F", b"S", b"X", b"p"
 PARSE, BIND, DESCRIBE = b"P", b"B", b"D"
@@ -35,7 +39,7 @@ _INT = struct.Struct("!i")
 
 
 class Malformed(ConnectionError):
-    """The other side has sent a length that no message has; where the next one begins is not known any more."""
+    """The other side has sent what no message is: by its length, perhaps, so that it is not known where the next one begins."""
 
 
 def pack(kind: bytes, body: bytes = b"") -> bytes:
@@ -109,6 +113,22 @@ def uses_unnamed_statement(message: bytes) -> bool:
     return message[:1] == BIND and message[5:].split(b"\0", 2)[1:2] == [b""]
 
 
+def password(message: bytes) -> bytes:
+    """Return what a PasswordMessage says in clear text. Raises: Malformed, as PostgreSQL: one NUL, at its end."""
+    text, null, rest = message[5:].partition(b"\0")
+    if not null or rest:
+        raise Malformed("invalid password packet size")
+    return text
+
+
+def sasl_initial_response(message: bytes) -> tuple[bytes, bytes] | None:
+    """Return the mechanism that a client chose and what it says first; None if this is another message."""
+    mechanism, null, rest = message[5:].partition(b"\0")
+    if not null or len(rest) < _INT.size or _INT.unpack_from(rest)[0] != len(rest) - _INT.size:
+        return None
+    return mechanism, rest[_INT.size :]
+
+
 class Inbox:
     """What one side has sent and nobody has taken yet: whole messages out of whatever pieces it arrives in."""
 
@@ -121,6 +141,14 @@ class Inbox:
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
+
+    def peek(self) -> int | None:
+        """Return the next byte and leave it there; None if nothing has arrived."""
+        return self._buffer[0] if self._buffer else None
+
+    def take_all(self) -> bytes:
+        """Return all that has arrived, whole messages or not."""
+        return self._cut(len(self._buffer))
 
     def take(self) -> bytes | None:
         """Return the next whole message with its header, or None if it has not arrived yet. Raises: Malformed."""

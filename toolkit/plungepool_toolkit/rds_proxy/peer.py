@@ -98,8 +98,22 @@ class Peer(asyncio.Protocol):
         self.wake.clear()
         await self.wake.wait()
 
-    async def start_tls(self, context: ssl.SSLContext) -> None:
+    async def peek(self) -> int:
+        """Return the next byte and leave it there, waiting for it. Raises: ConnectionError."""
+        while (byte := self.inbox.peek()) is None:
+            await self.changed()
+        return byte
+
+    async def start_tls(self, context: ssl.SSLContext) -> str | None:
+        """
+        Speak TLS from here on, as the server; what has arrived already is the beginning of the handshake.
+
+        Returns: the protocol that was agreed on by ALPN, if any. Raises: OSError.
+        """
         loop = asyncio.get_running_loop()
+        if early := self.inbox.take_all():
+            # Two turns of the loop from here TLS stands in our place, and the socket has not been read again.
+            loop.call_soon(loop.call_soon, _hand_over, self.transport, early)
         try:
             transport = await loop.start_tls(
                 self.transport, self, context, server_side=True, ssl_handshake_timeout=10, ssl_shutdown_timeout=1
@@ -110,3 +124,16 @@ class Peer(asyncio.Protocol):
             self.connection_lost(None)  # asyncio does not tell when it ends during the handshake
             raise
         self.transport = transport
+        protocol: str | None = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        return protocol
+
+
+def _hand_over(transport: asyncio.Transport, data: bytes) -> None:
+    """Give what was read from a socket to whoever reads it now."""
+    protocol = transport.get_protocol()
+    while data and isinstance(protocol, asyncio.BufferedProtocol):
+        room = memoryview(protocol.get_buffer(len(data)))
+        taken = min(len(room), len(data))
+        room[:taken] = data[:taken]
+        data = data[taken:]
+        protocol.buffer_updated(taken)

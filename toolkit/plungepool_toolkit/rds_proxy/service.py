@@ -54,6 +54,8 @@ class Service:
         credentials: Iterable[Credential] = (),
         region: str = "eu-west-1",
         endpoints: Iterable[str] = (),
+        direct_tls: bool = True,
+        pipelined_startup: Literal["accept", "refuse", "discard"] = "accept",
         max_database_connections: int = 5,
         max_clients: int = 1000,
         borrow_timeout_s: float = 120.0,
@@ -67,10 +69,13 @@ class Service:
             raise ValueError(f"users: auth={auth!r} needs the users and their passwords")
         if max_database_connections < 1:
             raise ValueError("max_database_connections: at least 1")
+        if pipelined_startup not in ("accept", "refuse", "discard"):
+            raise ValueError("pipelined_startup: accept, refuse or discard")
         self.database = database
         self.auth, self.region, self.host, self.port = auth, region, host, port
         self.users = None if users is None else dict(users)
         self.credentials = tuple(credentials) or (Credential.temporary(),)
+        self.direct_tls, self.pipelined_startup = direct_tls, pipelined_startup
         self.max_clients = max_clients
         self.borrow_timeout_s = borrow_timeout_s
         self.idle_client_timeout_s = idle_client_timeout_s

@@ -66,25 +66,32 @@ async def admit(service: Service, peer: Peer) -> Client:
 
 
 async def _read_startup(service: Service, peer: Peer) -> dict[str, str]:
-    """Return what the start-up message asks for, over TLS."""
-    secure = False
+    """Return what the start-up message asks for, over TLS. Raises: Refused; OSError."""
+    secure = service.direct_tls and await peer.peek() == messages.TLS_HANDSHAKE
+    if secure and await peer.start_tls(service.tls) != messages.ALPN:
+        # PostgreSQL says nothing either: nobody who speaks its protocol is there.
+        service.refused["direct TLS without ALPN"] += 1
+        raise ConnectionError("TLS at once, for another protocol than PostgreSQL's")
+    asked: set[int] = set()
     while True:
         message = await peer.read_startup()
         code = messages.startup_code(message)
-        if code == messages.SSL_REQUEST and not secure:
-            if peer.inbox:
-                # CVE-2021-23214: what came before the handshake must not be taken for what comes after it.
-                raise Refused("08P01", "Unencrypted data after the request for TLS.", "data before TLS")
-            peer.write(b"S")
-            await peer.start_tls(service.tls)
-            secure = True
-        elif code == messages.GSS_REQUEST:
-            peer.write(b"N")
-        elif code == messages.CANCEL_REQUEST:
+        if code == messages.CANCEL_REQUEST:
             service.counts["cancel_requests_ignored"] += 1
             raise ConnectionError("a cancel request, ignored")
-        else:
+        if code not in (messages.SSL_REQUEST, messages.GSS_REQUEST) or code in asked:
             break
+        if peer.inbox:
+            # CVE-2021-23214: what came before the handshake must not be taken for what comes after it.
+            raise Refused("08P01", "Unencrypted data after the request for encryption.", "data before TLS")
+        asked.add(code)
+        if code == messages.GSS_REQUEST or secure:
+            peer.write(b"N")
+            continue
+        peer.write(b"S")
+        await peer.start_tls(service.tls)
+        secure = True
+        asked.add(messages.GSS_REQUEST)
     if code != messages.PROTOCOL_3_0:
         raise Refused(
             "0A000",
@@ -94,6 +101,10 @@ async def _read_startup(service: Service, peer: Peer) -> dict[str, str]:
     if not secure:
         text = "IAM is allowed only with SSL connections." if service.auth == "iam" else None
         raise Refused("28000", text or "This RDS Proxy requires TLS connections", "plain text")
+    if peer.inbox and service.pipelined_startup == "refuse":
+        raise Refused("08P01", "Data after the start-up message, before it was answered.", "pipelined start-up")
+    if service.pipelined_startup == "discard":
+        peer.inbox.take_all()
     try:
         return messages.startup_fields(message)
     except UnicodeDecodeError:
@@ -139,7 +150,7 @@ async def _authenticate(service: Service, peer: Peer, user: str) -> None:
         await _converse_scram(peer, user, expected)
         return
     peer.write(messages.pack_authentication(messages.AUTH_CLEARTEXT_PASSWORD))
-    given = await _read_password(peer)
+    given = messages.password(await _read_password(peer))
     if service.auth == "iam":
         _verify_token(service, user, given)
     elif expected is None or not hmac.compare_digest(given, expected.encode()):
@@ -172,23 +183,28 @@ def _verify_token(service: Service, user: str, given: bytes) -> None:
 
 
 async def _read_password(peer: Peer) -> bytes:
+    """Return what every answer of a client's about authentication is: a message of the kind PASSWORD."""
     message = await peer.read()
     if message[:1] != messages.PASSWORD:
         raise Refused("08P01", "A password message was expected.", "malformed")
-    return message[5:].rstrip(b"\0")
+    return message
 
 
 async def _converse_scram(peer: Peer, user: str, expected: str | None) -> None:
     peer.write(messages.pack_authentication(messages.AUTH_SASL, b"SCRAM-SHA-256\0\0"))
-    message = await peer.read()
-    mechanism, _null, rest = message[5:].partition(b"\0")
-    if message[:1] != messages.PASSWORD or mechanism != b"SCRAM-SHA-256":
+    response = messages.sasl_initial_response(await _read_password(peer))
+    if response is None:
+        # What PostgreSQL says to a password in clear text: it is all that a client knows of that sent one unasked.
+        raise Refused("08P01", "client selected an invalid SASL authentication mechanism", "password instead of SCRAM")
+    mechanism, first = response
+    if mechanism != b"SCRAM-SHA-256":
         raise Refused("28000", "RDS Proxy supports only IAM, MD5, or SCRAM authentication.", "mechanism")
     # An unknown user gets the same conversation and the same answer.
     scram = _ScramServer(secrets.token_urlsafe() if expected is None else expected)
     try:
-        peer.write(messages.pack_authentication(messages.AUTH_SASL_CONTINUE, scram.first(rest[4:])))
-        peer.write(messages.pack_authentication(messages.AUTH_SASL_FINAL, scram.final(await _read_password(peer))))
+        peer.write(messages.pack_authentication(messages.AUTH_SASL_CONTINUE, scram.first(first)))
+        last = (await _read_password(peer))[5:]
+        peer.write(messages.pack_authentication(messages.AUTH_SASL_FINAL, scram.final(last)))
     except (ValueError, KeyError):
         raise _wrong_password(user) from None
 

@@ -59,7 +59,7 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
         **_POWERTOOLS,
         "PLUNGEPOOL_HOST": server.host,
         "PLUNGEPOOL_PORT": str(server.port),
-        "PLUNGEPOOLDATABASE": DATABASE,
+        "PLUNGEPOOL_DATABASE": DATABASE,
         "PLUNGEPOOL_USER": sample.role,
         "PLUNGEPOOL_AUTH": "password",
         "PLUNGEPOOL_PASSWORD": (sample.role == server.superuser and server.password) or password,

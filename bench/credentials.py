@@ -34,10 +34,10 @@ HOST = "db.abcdefghij12.eu-west-1.rds.amazonaws.com"
 WAYS = {
     "plungepool": PROGRAM.format(
         first=f"""
-from plungepool.credentials import source
+from plungepool.connect import source
 tokens = source(plungepool.Settings(host={HOST!r}, user="app", auth="iam", region="eu-west-1"))
-tokens.connect(lambda login: login.password)""",
-        next="tokens.connect(lambda login: login.password)",
+next(tokens.logins()).password""",
+        next="next(tokens.logins()).password",
     ),
     "boto3, one client": PROGRAM.format(
         first=f"""

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from plungepool import CredentialsError, Settings, build_engine
-from plungepool.credentials import Keys, rds_token
+from plungepool.iam import Keys, rds_token
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def test_each_connect_has_a_token_of_its_own(proxy: RdsProxy) -> None:
     engine.connect().close()
     with pytest.MonkeyPatch.context() as patch:
         now = time.time() + 3600
-        patch.setattr("plungepool.credentials.time.time", lambda: now)
+        patch.setattr("plungepool.iam.time.time", lambda: now)
         proxy.advance(3600)
         engine.connect().close()
     engine.dispose()

@@ -15,16 +15,21 @@ import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, TokenRetrievalError
 
 from plungepool import CredentialsError, Settings
-from plungepool.credentials import source
+from plungepool.connect import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from plungepool.credentials import Login, Source
+    from plungepool.credentials import Login
 
 SECRET_KEY = "unmistakable/SecretKey"
 AUTHORIZATION = "unmistakable-authorization"
+
+
+def source(settings: Settings) -> Connector:
+    """The loop over the logins of these settings, before whichever server a test hands to its `connect`."""
+    return Connector(settings, lambda server, login, _way: server(login))
 
 
 class Endpoint:
@@ -86,7 +91,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def tokens() -> Source:
+def tokens() -> Connector:
     """A source of IAM tokens."""
     return source(Settings(host="h", user="u", auth="iam", region="eu-west-1"))
 
@@ -96,7 +101,7 @@ def password(login: Login) -> str:
     return login.password
 
 
-def test_restored_function_signs_with_the_endpoints_keys(endpoint: Endpoint, tokens: Source) -> None:
+def test_restored_function_signs_with_the_endpoints_keys(endpoint: Endpoint, tokens: Connector) -> None:
     """One request with the authorization, then the keys are kept for hours and sign every token."""
     assert "Credential=ASIA1%2F" in tokens.connect(password)
     assert "X-Amz-Security-Token=unmistakable-session&" in tokens.connect(password)
@@ -104,7 +109,7 @@ def test_restored_function_signs_with_the_endpoints_keys(endpoint: Endpoint, tok
 
 
 def test_authorization_file_comes_before_the_variable(
-    endpoint: Endpoint, tokens: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint, tokens: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token of the file is read at each request, since it is renewed there, and its line's end is left out."""
     file = tmp_path / "token"
@@ -116,7 +121,7 @@ def test_authorization_file_comes_before_the_variable(
     assert [seen for _, seen in endpoint.seen] == ["first", "second"]
 
 
-def test_keys_near_their_end_are_renewed(endpoint: Endpoint, tokens: Source) -> None:
+def test_keys_near_their_end_are_renewed(endpoint: Endpoint, tokens: Connector) -> None:
     """Keys with less than 15 minutes left are asked for at each connect; the token ends with them."""
     endpoint.life_s = 300
     for number in (1, 2):
@@ -125,7 +130,7 @@ def test_keys_near_their_end_are_renewed(endpoint: Endpoint, tokens: Source) -> 
         assert 290 <= int(token.split("X-Amz-Expires=")[1].split("&")[0]) <= 300
 
 
-def test_keys_in_time_outlive_an_endpoint_that_is_away(endpoint: Endpoint, tokens: Source) -> None:
+def test_keys_in_time_outlive_an_endpoint_that_is_away(endpoint: Endpoint, tokens: Connector) -> None:
     """Renewing early is a courtesy: when it fails, keys that still live sign on."""
     endpoint.life_s = 300
     tokens.connect(password)
@@ -133,7 +138,7 @@ def test_keys_in_time_outlive_an_endpoint_that_is_away(endpoint: Endpoint, token
     assert "Credential=ASIA1%2F" in tokens.connect(password)
 
 
-def test_expired_keys_without_an_endpoint_are_an_error(endpoint: Endpoint, tokens: Source) -> None:
+def test_expired_keys_without_an_endpoint_are_an_error(endpoint: Endpoint, tokens: Connector) -> None:
     """Keys that have run out never sign."""
     endpoint.life_s = -10
     tokens.connect(password)
@@ -142,7 +147,7 @@ def test_expired_keys_without_an_endpoint_are_an_error(endpoint: Endpoint, token
         tokens.connect(password)
 
 
-def test_refusal_fetches_the_keys_anew(endpoint: Endpoint, tokens: Source) -> None:
+def test_refusal_fetches_the_keys_anew(endpoint: Endpoint, tokens: Connector) -> None:
     """A refused token may have been signed with keys that were just exchanged: the second is signed with new ones."""
     shown: list[str] = []
 
@@ -170,7 +175,7 @@ def test_refusal_fetches_the_keys_anew(endpoint: Endpoint, tokens: Source) -> No
     ],
 )
 def test_useless_answer_is_an_error_that_quotes_nothing(
-    endpoint: Endpoint, tokens: Source, status: int, body: bytes
+    endpoint: Endpoint, tokens: Connector, status: int, body: bytes
 ) -> None:
     """Whatever comes back, the error names the status and the host and repeats nothing of the answer."""
     endpoint.status, endpoint.body = status, body
@@ -190,7 +195,7 @@ def test_useless_answer_is_an_error_that_quotes_nothing(
         "x",
     ],
 )
-def test_endpoint_elsewhere_is_refused(url: str, tokens: Source, endpoint: Endpoint, monkeypatch: Any) -> None:
+def test_endpoint_elsewhere_is_refused(url: str, tokens: Connector, endpoint: Endpoint, monkeypatch: Any) -> None:
     """The authorization goes over HTTP to this host and to no other; nothing is sent."""
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
     with pytest.raises(CredentialsError, match="AWS_CONTAINER_CREDENTIALS_FULL_URI"):
@@ -200,7 +205,7 @@ def test_endpoint_elsewhere_is_refused(url: str, tokens: Source, endpoint: Endpo
 
 @pytest.mark.parametrize("authorization", ["a\r\nX-Evil: 1", "a\nX-Evil: 1"])
 def test_authorization_cannot_smuggle_a_header(
-    authorization: str, endpoint: Endpoint, tokens: Source, monkeypatch: pytest.MonkeyPatch
+    authorization: str, endpoint: Endpoint, tokens: Connector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the first line of an authorization is sent."""
     monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", authorization)
@@ -211,9 +216,10 @@ def test_authorization_cannot_smuggle_a_header(
 PROGRAM = """
 import sys
 from plungepool import Settings
-from plungepool.credentials import source
+from plungepool.connect import source
 before = "botocore" in sys.modules
-token = source(Settings(host="h", user="u", auth="iam", region="eu-west-1")).connect(lambda login: login.password)
+token = source(Settings(host="h", user="u", auth="iam", region="eu-west-1")).logins()
+token = next(token).password
 print(before, "botocore" in sys.modules, "boto3" in sys.modules, token.split("X-Amz-Credential=")[1].split("%2F")[0])
 """
 
@@ -254,7 +260,7 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_in_the_environment")
-def test_missing_botocore_is_named(tokens: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_botocore_is_named(tokens: Connector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside of Lambda, without keys in the environment, somebody has to look for a profile."""
     monkeypatch.setitem(sys.modules, "botocore.session", None)
     with pytest.raises(CredentialsError, match="for a profile botocore must be installed, which it is not"):
@@ -271,7 +277,7 @@ def test_missing_botocore_is_named(tokens: Source, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_chain_that_fails_says_what_to_renew(
-    tokens: Source, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+    tokens: Connector, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     """A role that may not be assumed, a sign-in that has run out, a program of the user's, whose own words are not quoted."""
 
@@ -287,7 +293,7 @@ def test_chain_that_fails_says_what_to_renew(
 
 
 @pytest.mark.usefixtures("nothing_in_the_environment")
-def test_exception_of_a_signal_handler_passes_the_chain(tokens: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_of_a_signal_handler_passes_the_chain(tokens: Connector, monkeypatch: pytest.MonkeyPatch) -> None:
     """What strikes while botocore looks is the user's, and no matter of credentials."""
 
     def strike(_session: object) -> None:

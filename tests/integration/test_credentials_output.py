@@ -15,7 +15,7 @@ from moto import mock_aws
 from sqlalchemy import text
 
 from plungepool import Settings, build_engine
-from plungepool.credentials import source
+from plungepool.connect import source
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 

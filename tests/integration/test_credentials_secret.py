@@ -17,12 +17,24 @@ from moto import mock_aws
 from sqlalchemy.exc import OperationalError
 
 from plungepool import CredentialsError, Settings, SettingsError, build_engine
-from plungepool.credentials import Login, source
+from plungepool.connect import Connector, Way
+from plungepool.credentials import Login
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FULL = {"engine": "postgres", "username": "app", "password": "first", "host": "db.secret", "port": "5433", "dbname": "orders"}  # fmt: skip
+
+
+def source(settings: Settings) -> Connector:
+    """The loop over the logins of these settings, before whichever server a test hands to its `connect`."""
+
+    def attempt(server: Any, login: Login, way: Way) -> Any:
+        if isinstance(server, Server):
+            server.left.append(way.timeout_s)
+        return server(login)
+
+    return Connector(settings, attempt)
 
 
 class Refused(Exception):
@@ -37,6 +49,7 @@ class Server:
     def __init__(self, **passwords: str) -> None:
         self.passwords = passwords
         self.logins: list[Login] = []
+        self.left: list[float] = []
 
     def __call__(self, login: Login) -> str:
         self.logins.append(login)
@@ -104,14 +117,14 @@ def test_secret_gives_user_and_password_and_the_settings_the_endpoint(secret: Se
     """With a host in the settings (a proxy's, a reader's) the secret's host and port are another one's; dbname counts."""
     server = Server(app="first")
     assert source(make_settings(secret)).connect(server) == "a connection"
-    assert server.logins == [Login("app", "first", "db.settings", 5432, "orders", 5.0)]
+    assert server.logins == [Login("app", "first", "db.settings", 5432, "orders")]
 
 
 def test_secret_gives_the_whole_address(secret: Secret) -> None:
     """Without a host in the settings the secret's host and port are used, a port in text too; a database set wins."""
     server = Server(app="first")
     source(make_settings(secret, host="", database="mine")).connect(server)
-    assert server.logins == [Login("app", "first", "db.secret", 5433, "mine", 5.0)]
+    assert server.logins == [Login("app", "first", "db.secret", 5433, "mine")]
 
 
 def test_rds_managed_secret_holds_user_and_password_only(secret: Secret) -> None:
@@ -119,7 +132,7 @@ def test_rds_managed_secret_holds_user_and_password_only(secret: Secret) -> None
     secret.put({"username": "postgres", "password": "managed"})
     server = Server(postgres="managed")
     source(make_settings(secret, database="d")).connect(server)
-    assert server.logins == [Login("postgres", "managed", "db.settings", 5432, "d", 5.0)]
+    assert server.logins == [Login("postgres", "managed", "db.settings", 5432, "d")]
     with pytest.raises(SettingsError, match="PLUNGEPOOL_HOST is missing"):
         source(make_settings(secret, host="")).connect(server)
 
@@ -199,7 +212,7 @@ def test_no_password_of_any_version_ends_at_the_deadline(secret: Secret) -> None
     assert isinstance(caught.value.__cause__, Refused)
     assert secret.arn in str(caught.value)
     assert not any(word in str(caught.value) for word in ("first", "second"))
-    left = [login.timeout_s for login in server.logins]
+    left = server.left
     assert left == sorted(left, reverse=True)
     assert left[0] <= 1.5
 
@@ -384,7 +397,7 @@ def test_forked_child_reads_with_a_client_of_its_own(secret: Secret, monkeypatch
     secrets = source(make_settings(secret))
     secrets.connect(Server(app="first"))
     secret.put(FULL | {"password": "second"})
-    monkeypatch.setattr("plungepool.credentials.os.getpid", lambda: -1)
+    monkeypatch.setattr("plungepool.secret.os.getpid", lambda: -1)
     secrets.connect(Server(app="second"))
     assert len(secret.regions) == 2
 

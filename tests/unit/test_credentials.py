@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plungepool import CredentialsError, Settings
-from plungepool.credentials import Keys, Login, dsql_token, rds_token, source
+from plungepool.connect import Connector
+from plungepool.credentials import Login
+from plungepool.iam import Keys, dsql_token, rds_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +96,11 @@ class Server:
         return "a connection"
 
 
+def source(settings: Settings) -> Connector:
+    """The loop over the logins of these settings, before whichever server a test hands to its `connect`."""
+    return Connector(settings, lambda server, login, _way: server(login))
+
+
 @pytest.fixture
 def aws_environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment with static credentials, as an on-demand function has it, and no other."""
@@ -123,7 +130,7 @@ def test_password_is_tried_once() -> None:
     server = Server("28P01")
     with pytest.raises(Refused):
         source(Settings(host="h", user="u", password="p", tls="disable")).connect(server)
-    assert [Login("u", "p", "h", 5432, "postgres", 5.0)] == server.logins
+    assert [Login("u", "p", "h", 5432, "postgres")] == server.logins
 
 
 def test_token_is_signed_at_connect(aws_environ: pytest.MonkeyPatch, token_settings: Settings) -> None:
@@ -246,7 +253,7 @@ def test_reprs_hold_no_secret(aws_environ: pytest.MonkeyPatch, show: Callable[[o
     """Neither a login nor keys nor any source shows a password, a key or a token."""
     password = "unmistakable-password"
     shown = [
-        Login("u", password, "h", 5432, "d", 5.0),
+        Login("u", password, "h", 5432, "d"),
         Keys("AKIA", SECRET_KEY, SESSION_TOKEN),
         source(Settings(host="h", user="u", password=password, tls="disable")),
         source(Settings(host="h", user="u", auth="iam", region="eu-west-1")),
@@ -260,9 +267,9 @@ def test_iam_imports_neither_boto3_nor_botocore() -> None:
     program = """
 import sys
 from plungepool import Settings
-from plungepool.credentials import source
+from plungepool.connect import source
 for auth in ("iam", "dsql"):
-    source(Settings(host="h", user="u", auth=auth, region="eu-west-1")).connect(lambda login: login)
+    next(source(Settings(host="h", user="u", auth=auth, region="eu-west-1")).logins())
 print(sorted(name for name in ("boto3", "botocore", "aws_lambda_powertools", "http.client") if name in sys.modules))
 """
     environ = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "t", "AWS_REGION": "eu-west-1"}  # fmt: skip

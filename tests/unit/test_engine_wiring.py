@@ -15,6 +15,7 @@ from plungepool import (
     PoolExhausted,
     Settings,
     SettingsError,
+    connect,
     dispose_engine,
     engine,
     get_engine,
@@ -121,13 +122,13 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
 def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash reporter prints the locals of frames, and goes through dictionaries: what holds the parameters is none."""
     held: list[Any] = []
-    original = engine._Parameters.__init__
+    original = connect._Parameters.__init__
 
     def keep(self: Any, **values: Any) -> None:
         original(self, **values)
         held.append(self)
 
-    monkeypatch.setattr(engine._Parameters, "__init__", keep)
+    monkeypatch.setattr(connect._Parameters, "__init__", keep)
     parameters(given)
     assert not isinstance(held[0], Mapping)
     assert "hunter2" not in repr(held[0])
@@ -240,8 +241,8 @@ def test_snapshot_forgets_secrets_and_handshakes(monkeypatch: pytest.MonkeyPatch
         def forget(self) -> None:
             forgotten.append("secret")
 
-    monkeypatch.setattr(engine.credentials, "source", lambda _: Source())
-    monkeypatch.setattr(engine.tls.Handshakes, "forget", lambda self: forgotten.append("handshakes"))
+    monkeypatch.setattr(connect, "source", lambda _: Source())
+    monkeypatch.setattr(connect.Connector, "_learn_nothing", lambda self: forgotten.append("handshakes"))
     built = engine.build_engine(settings())
     forgotten.clear()
     lifecycle._engines[built]()

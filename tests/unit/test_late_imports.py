@@ -11,11 +11,12 @@ import plungepool
 # deadline's or a shutdown's, the import belongs to the module's head, or to the init.
 PATHS = {
     "checks._identity": "the doctor",
-    "credentials._Token._keys_of_chain": "connect, outside Lambda",
-    "credentials._fetch_container_keys": "connect, after a restore",
-    "credentials._is_container_host": "connect, after a restore",
-    "credentials._secret_reader": "connect, with a secret",
-    "credentials._epoch": "connect",
+    "connect.source": "init",
+    "iam.TokenSource._keys_of_chain": "connect, outside Lambda",
+    "iam._fetch_container_keys": "connect, after a restore",
+    "iam._is_container_host": "connect, after a restore",
+    "iam._epoch": "connect",
+    "secret._secret_reader": "connect, with a secret",
     "dialect._range_text": "writing a value",
     "engine.build_engine": "init, behind a proxy",
     "lifecycle": "init",

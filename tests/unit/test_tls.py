@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 
 from plungepool import Settings, SettingsError, tls
+from plungepool.connect import Connector
 from plungepool_toolkit import refresh_certificates
 from plungepool_toolkit.certificates import Authority
 
@@ -172,11 +173,16 @@ def refusal() -> Exception:
     return error
 
 
-def tries(handshakes: tls.Handshakes, server: Server) -> list[str]:
+def connector(settings: Settings) -> Connector:
+    """What connects for an engine of these settings, to whichever server a test hands to its `connect`."""
+    return Connector(settings, lambda server, _login, way: server(way.context))
+
+
+def tries(handshakes: Connector, server: Server) -> list[str]:
     """Connect once; return what was offered, in order, and whether it failed."""
     server.offered = []
     try:
-        handshakes.connect("db.example", server)
+        handshakes.connect(server)
     except RuntimeError:
         server.offered.append("failed")
     return server.offered
@@ -184,7 +190,7 @@ def tries(handshakes: tls.Handshakes, server: Server) -> list[str]:
 
 def test_server_of_another_curve_is_known_from_the_second_connect() -> None:
     """The first connect finds out, the next ones offer every curve at once."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=True)
     assert tries(handshakes, server) == ["usual", "every"]
     assert tries(handshakes, server) == ["every"]
     assert tries(handshakes, server) == ["every"]
@@ -192,7 +198,7 @@ def test_server_of_another_curve_is_known_from_the_second_connect() -> None:
 
 def test_host_whose_handshake_always_fails_is_tried_once_a_connect() -> None:
     """Where no curve helps, each connect after the first is one attempt; nothing is asked of the server twice."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=False)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=False)
     assert tries(handshakes, server) == ["usual", "every", "failed"]
     assert tries(handshakes, server) == ["every", "failed"]
     assert tries(handshakes, server) == ["every", "failed"]
@@ -200,7 +206,7 @@ def test_host_whose_handshake_always_fails_is_tried_once_a_connect() -> None:
 
 def test_what_was_learnt_of_a_failing_server_ends_with_the_failure() -> None:
     """Once it lets anybody in, the usual curve, which saves a round trip, is offered again."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=False)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=False)
     tries(handshakes, server)
     server.usual = server.every = True
     assert tries(handshakes, server) == ["every"]
@@ -209,7 +215,7 @@ def test_what_was_learnt_of_a_failing_server_ends_with_the_failure() -> None:
 
 def test_server_that_begins_to_refuse_is_asked_anew() -> None:
     """A server that wanted another curve and now refuses every one is no longer known."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=True)
     tries(handshakes, server)
     server.every = False
     assert tries(handshakes, server) == ["every", "failed"]
@@ -219,14 +225,14 @@ def test_server_that_begins_to_refuse_is_asked_anew() -> None:
 
 def test_other_failures_teach_nothing() -> None:
     """A wrong certificate or a lost network is raised at once, and the next connect offers the usual curve."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=True)
     server.failure = RuntimeError("lost")
     assert [tries(handshakes, server), tries(handshakes, server)] == [["usual", "failed"]] * 2
 
 
 def test_lost_network_does_not_unlearn_the_curve(caplog: pytest.LogCaptureFixture) -> None:
     """What was learnt of a server holds while nothing speaks against it; and where there is TLS nothing is said of plain text."""
-    handshakes, server = tls.Handshakes(make_settings()), Server(usual=False, every=True)
+    handshakes, server = connector(make_settings()), Server(usual=False, every=True)
     tries(handshakes, server)
     server.every, server.failure = False, RuntimeError("lost")
     assert tries(handshakes, server) == ["every", "failed"]
@@ -238,7 +244,7 @@ def test_lost_network_does_not_unlearn_the_curve(caplog: pytest.LogCaptureFixtur
 def test_engines_learn_apart_and_forget() -> None:
     """What one engine has learnt another does not know, and a snapshot keeps nothing of it."""
     server = Server(usual=False, every=True)
-    first, second = tls.Handshakes(make_settings()), tls.Handshakes(make_settings())
+    first, second = connector(make_settings()), connector(make_settings())
     tries(first, server)
     assert tries(second, server) == ["usual", "every"]
     first.forget()
@@ -248,16 +254,16 @@ def test_engines_learn_apart_and_forget() -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "LOCALHOST.", "db.localhost"])
 def test_plain_text_to_this_machine_is_quiet(host: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing leaves the machine, so nothing is said."""
-    assert tls.Handshakes(make_settings(tls="disable")).connect(host, lambda context: context) is None
+    assert connector(make_settings(tls="disable", host=host)).connect(lambda context: context) is None
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost.example", "2001:db8::1"])
 def test_plain_text_elsewhere_is_loud_once(host: str, caplog: pytest.LogCaptureFixture) -> None:
     """An engine's first connect in plain text over a network logs one warning with the setting, the host and no password."""
-    handshakes = tls.Handshakes(make_settings(tls="disable", password="unmistakable"))
+    handshakes = connector(make_settings(tls="disable", host=host, password="unmistakable"))
     for _ in range(3):
-        assert handshakes.connect(host, lambda context: context) is None
+        assert handshakes.connect(lambda context: context) is None
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("plungepool", logging.WARNING)
     assert "PLUNGEPOOL_TLS=disable" in record.getMessage()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plungepool import Settings
-from plungepool.tls import Handshakes
+from plungepool.connect import Connector
 
 if TYPE_CHECKING:
     import ssl
@@ -33,18 +33,19 @@ class Server:
         return answer
 
 
-def handshakes() -> Handshakes:
+def handshakes() -> Connector:
     """Those of an engine that has not connected yet."""
-    return Handshakes(Settings(host="db.example.com", user="app", password="x", region="eu-west-1"))
+    settings = Settings(host="db.example.com", user="app", password="x", region="eu-west-1")
+    return Connector(settings, lambda server, _login, way: server(way.context))
 
 
 def test_a_second_attempt_gives_its_connection_and_is_remembered() -> None:
     """Where every curve helps, its connection is returned, and the next connect begins with every curve."""
     shake, server = handshakes(), Server(RefusedCurve(), "connected", "again")
-    assert shake.connect("db.example.com", server) == "connected"
+    assert shake.connect(server) == "connected"
     usual, every = server.contexts
     assert usual is not every
-    assert shake.connect("db.example.com", server) == "again"
+    assert shake.connect(server) == "again"
     assert server.contexts == [usual, every, every]
 
 
@@ -52,10 +53,10 @@ def test_two_failures_of_different_kinds_cost_the_next_connect_one_attempt() -> 
     """The curve refused, then the network lost: the next tries every curve alone, and its success goes back to the usual one."""
     shake, server = handshakes(), Server(RefusedCurve(), ConnectionResetError(), "connected", "usual")
     with pytest.raises(ConnectionResetError):
-        shake.connect("db.example.com", server)
+        shake.connect(server)
     usual, every = server.contexts
-    assert shake.connect("db.example.com", server) == "connected"
-    assert shake.connect("db.example.com", server) == "usual"
+    assert shake.connect(server) == "connected"
+    assert shake.connect(server) == "usual"
     assert server.contexts == [usual, every, every, usual]
 
 
@@ -63,5 +64,5 @@ def test_another_failure_is_raised_without_a_second_attempt() -> None:
     """An error that no curve would cure is the caller's at once."""
     shake, server = handshakes(), Server(ConnectionResetError())
     with pytest.raises(ConnectionResetError):
-        shake.connect("db.example.com", server)
+        shake.connect(server)
     assert len(server.contexts) == 1

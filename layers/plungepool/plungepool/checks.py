@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from . import credentials, tls
+from . import connect, credentials, tls
 from .engine import build_engine
 from .errors import CredentialsError, SettingsError
 from .settings import Settings, split_address
@@ -231,7 +231,12 @@ def _secure(settings: Settings, way: _Way) -> Check:
                 return secured.getpeercert() or {}, secured.version()
 
     try:
-        certificate, version = tls.Handshakes(settings).connect(way.host, shake_hands)
+        try:
+            certificate, version = shake_hands(tls.client_context(settings))
+        except ssl.SSLError as error:
+            if not tls.may_want_another_curve(error):
+                raise
+            certificate, version = shake_hands(tls.client_context(settings, every_curve=True))
     except SettingsError as error:
         raise _Failure("TLS", str(error), "correct PLUNGEPOOL_CA_FILE, or leave it unset") from error
     except ssl.SSLError as error:
@@ -304,7 +309,7 @@ def _common_name(name: Any) -> str:
 def _login(settings: Settings) -> tuple[credentials.Login, Check]:
     """Obtain what the source of credentials gives, without the database; say who, never what."""
     try:
-        login = credentials.source(settings).connect(lambda login: login)
+        login = next(connect.source(settings).logins())
     except (CredentialsError, SettingsError) as error:
         raise _Failure("credentials", str(error), "see docs/authenticate.md") from error
     who = repr(login.user)

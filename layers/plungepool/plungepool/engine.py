@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, create_engine, exc
 
-from . import credentials, dialect, lifecycle, tls, wire
+from . import connect, dialect, lifecycle
 from .errors import CredentialsError, SettingsError
 from .pool import PoolExhausted, build_pool
 from .settings import Settings, variable
 
 if TYPE_CHECKING:
-    import ssl
-
     from sqlalchemy import Engine
-    from sqlalchemy.pool import ConnectionPoolEntry
-
-    from .credentials import Login
 
 #: What means "try again later" to whoever called: `except Unavailable:` and answer 503. No connection (unreachable, full,
 #: every checkout taken, no credentials or refused ones), or one that was lost, timed out, cancelled or in a conflict.
@@ -103,59 +96,9 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         raise SettingsError([f"get_engine does not take the option {one}" for one in contradictions])
     if settings.tls != "disable":
         import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
-    source = credentials.source(settings)
-    handshakes = tls.Handshakes(settings)
+    driver = connect.Driver(settings, application_name(os.environ))
+    connector = connect.Connector(settings, driver)
     proxy = settings.endpoint == "proxy"
-    startup = {}
-    if settings.statement_timeout_s:
-        startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
-    name = application_name(os.environ)
-
-    def connect(
-        record: ConnectionPoolEntry, login: Login, timeout_s: float, context: ssl.SSLContext | None
-    ) -> wire.Connection:
-        parameters = _Parameters(
-            user=login.user,
-            password=login.password,
-            host=login.host,
-            port=login.port,
-            address=settings.address,
-            database=login.database,
-            ssl_context=context,
-            application_name=name,
-            connect_timeout_s=timeout_s,
-            dead_peer_timeout_s=settings.dead_peer_timeout_s,
-            startup_params=startup,
-            cancel_on_abandon=not proxy,
-        )
-        # As SQLAlchemy does it where it makes the pool: a listener changes the parameters, or connects by itself.
-        for listener in engine.dialect.dispatch.do_connect:
-            connection: wire.Connection | None = listener(engine.dialect, record, [], parameters.values)
-            if connection is not None:
-                return connection
-        return wire.connect(**parameters.values)
-
-    def open_connection(record: ConnectionPoolEntry, login: Login) -> wire.Connection:
-        deadline = time.time() + login.timeout_s
-        # In hundredths: an error says how long it was waited.
-        return handshakes.connect(
-            login.host, lambda context: connect(record, login, max(0.05, round(deadline - time.time(), 2)), context)
-        )
-
-    def is_alive(connection: wire.Connection, idle_s: float) -> bool:
-        # At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a
-        # long idle time the way to the server may have gone without a word, and only a question finds that.
-        if idle_s < settings.ping_after_idle_s:
-            return True
-        try:
-            connection.deadline = time.time() + settings.connect_timeout_s
-            connection.ping()
-        except wire.Error:
-            return False
-        finally:
-            connection.deadline = None
-        return True
-
     url = URL.create(
         f"postgresql+{dialect.PlungepoolDialect.driver}",
         settings.user,
@@ -166,22 +109,18 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     )
     engine = create_engine(
         url,
-        pool=build_pool(settings, lambda record: source.connect(partial(open_connection, record)), is_alive),
+        pool=build_pool(settings, connector.connect, connector.is_alive),
         hide_parameters=True,
         # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
         # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.
         **({"insertmanyvalues_page_size": 100 if proxy else 1000} | options),
     )
+    driver.dialect = engine.dialect
     if proxy:
         from . import pinning  # a direct endpoint pays nothing for it
 
         pinning.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
-
-    def forget() -> None:
-        source.forget()
-        handshakes.forget()
-
-    lifecycle.follow(engine, forget)
+    lifecycle.follow(engine, connector.forget)
     return engine
 
 
@@ -192,13 +131,6 @@ def dispose_engine() -> None:
         _engines.clear()
     for engine in engines:
         engine.dispose()
-
-
-class _Parameters:
-    """Holds the parameters of a connect: a crash reporter that goes through a dictionary would show the password."""
-
-    def __init__(self, **values: Any) -> None:
-        self.values = values
 
 
 def application_name(environ: dict[str, str] | os._Environ[str]) -> str:

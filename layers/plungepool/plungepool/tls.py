@@ -9,24 +9,19 @@ Proxy, Aurora Serverless and Aurora DSQL chain to, come with every region.
 
 from __future__ import annotations
 
-import logging
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .errors import SettingsError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
 
     from .settings import Settings
-
-Connection = TypeVar("Connection")
 
 _CERTIFICATES = os.path.join(os.path.dirname(__file__), "certificates")
 _AMAZON_ROOTS = "amazon-roots.pem"
 
-_logger = logging.getLogger("plungepool")
 # What is trusted -> the state that the file was in, and the context made from it.
 _contexts: dict[tuple[str | None, str | None, bool], tuple[object, ssl.SSLContext]] = {}
 
@@ -52,63 +47,7 @@ def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLC
     return context
 
 
-class Handshakes:
-    """
-    How one engine shakes hands with its server: with the curve that saves a round trip, or with every curve.
-
-    A server that was told to know other curves only (P-384, as some rules ask for) answers the first with a plain
-    "handshake failure", as it answers much else; so the same connect is tried with every curve. What that showed holds for the
-    next connects, and no longer than it shows: where every curve failed, too, the next tries every curve alone, and the first
-    success goes back to the usual one. At worst, on a server that has changed meanwhile, a connect waits once more.
-    Threads: safe; each decides by what it saw last.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self.forget()
-
-    def forget(self) -> None:
-        """Start as if nothing were known of the server: after a snapshot it may be another one."""
-        self._needs_every_curve: bool | None = False
-        self._warned = False
-
-    def connect(self, host: str, attempt: Callable[[ssl.SSLContext | None], Connection]) -> Connection:
-        """
-        Return what `attempt` returns for a context; a second attempt follows where another curve may be the cure.
-
-        Args: host: whom the connection is to; the settings may leave that to a secret.
-        """
-        if self._settings.tls == "disable":
-            self._warn_of_plain_text(host)
-        needs = self._needs_every_curve
-        if needs is False:
-            try:
-                return attempt(client_context(self._settings))
-            except Exception as error:
-                if not _may_want_another_curve(error):
-                    raise
-        try:
-            connection = attempt(client_context(self._settings, every_curve=True))
-        except Exception as error:
-            if needs is False or _may_want_another_curve(error):
-                self._needs_every_curve = None  # not to be known: neither way leads in
-            raise
-        # Where the usual curve had just failed, every curve is what helped; after a doubt the usual one is tried again.
-        self._needs_every_curve = needs is not None
-        return connection
-
-    def _warn_of_plain_text(self, host: str) -> None:
-        if is_loopback(host) or self._warned:
-            return
-        self._warned = True
-        _logger.warning(
-            "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
-            "answers there. Remove the setting; a certificate of your own authority is trusted with PLUNGEPOOL_CA_FILE.",
-            host,
-        )
-
-
-def _may_want_another_curve(error: Exception) -> bool:
+def may_want_another_curve(error: Exception) -> bool:
     """Say whether a handshake failed in the way in which a server refuses the only curve that it was offered."""
     return any(getattr(one, "reason", None) == "SSLV3_ALERT_HANDSHAKE_FAILURE" for one in (error, error.__cause__))
 

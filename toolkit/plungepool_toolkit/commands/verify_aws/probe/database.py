@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import text
 
-from plungepool import Settings, build_engine, credentials, tls
+from plungepool import Settings, build_engine, connect, iam, tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,7 +96,7 @@ class Session:
         timeout_s: float = 30.0,
         secure: bool = True,
     ) -> None:
-        login = credentials.source(settings).connect(lambda login: login)
+        login = next(connect.source(settings).logins())
         self.sock = socket.create_connection((login.host, login.port), timeout=timeout_s)
         try:
             context = tls.client_context(settings) if secure else None
@@ -348,14 +348,14 @@ def probe_refusals(prefix: str = "") -> dict[str, Any]:
     """
     settings = settings_of(prefix)
     user, region = settings.user or "", settings.region or ""
-    keys = credentials.Keys(
+    keys = iam.Keys(
         os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], os.environ.get("AWS_SESSION_TOKEN")
     )
     now = time.time()
 
     def token(*, to: str = user, at: float = now, region: str = region, ends: float | None = None) -> str:
         signing = dataclasses.replace(keys, expires_at=ends)
-        return credentials.rds_token(settings.host, settings.port, to, region, signing, at)
+        return iam.rds_token(settings.host, settings.port, to, region, signing, at)
 
     wrong = "us-west-2" if region != "us-west-2" else "us-east-1"
     cases = {

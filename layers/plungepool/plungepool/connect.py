@@ -1,0 +1,255 @@
+"""
+One new connection: from which source of credentials, with whose login, by which handshake, how often and until when.
+
+The one place that tries again: `_judge` says of an attempt that failed whether another handshake may be the cure, or the next
+login, or nothing. (What the driver does within one attempt, an address of the host's name after the other, is its own.) What
+was seen of a server decides how the next connect to it begins, and holds no longer than it shows.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from . import invocation, tls, wire
+from .credentials import PasswordSource, is_refused, sqlstate_of
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Dialect
+
+    from .credentials import Login, Source
+    from .settings import Settings
+
+_logger = logging.getLogger("plungepool")
+
+# Between two rounds through the logins of a source that may change; doubled each time.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+# An attempt that is begun gets a moment at least: a time-out of 0 means "never block" to a socket.
+_SHORTEST_ATTEMPT_S = 0.05
+
+
+def source(settings: Settings) -> Source:
+    """
+    Return the source of credentials that the settings name; no I/O yet.
+
+    Imports what this source needs and no other does, except for boto3: an engine is built at init, where nothing strikes.
+    """
+    if settings.auth == "secret":
+        from .secret import SecretSource
+
+        return SecretSource(settings)
+    if settings.auth in ("iam", "dsql"):
+        from .iam import TokenSource
+
+        return TokenSource(settings)
+    return PasswordSource(settings)
+
+
+class Way(NamedTuple):
+    """How one attempt to connect is made."""
+
+    context: ssl.SSLContext | None
+    """TLS with this one; None: plain text."""
+    timeout_s: float
+    """What is left of the time for the connect, in seconds."""
+
+
+class Connector:
+    """
+    Opens the connections of one engine, and asks those that were idle whether they still live.
+
+    Units: seconds of wall clock.        Threads: safe; each decides by what it saw last.
+    """
+
+    def __init__(self, settings: Settings, attempt: Callable[[Any, Login, Way], Any]) -> None:
+        """
+        Take the settings of an engine; no I/O yet.
+
+        Args: attempt(record, login, way): opens a connection, or raises; what it raises tells the server's SQLSTATE, where there
+            is one, as its attribute `sqlstate`: 28P01 and 28000 refuse the login.
+        """
+        self._settings, self._attempt = settings, attempt
+        self._source = source(settings)
+        self._learn_nothing()
+
+    def _learn_nothing(self) -> None:
+        # Whether the server wants another curve than the usual one; None: not to be known, since neither way led in.
+        self._needs_every_curve: bool | None = False
+        self._warned = False
+
+    def forget(self) -> None:
+        """Drop what was fetched, and start as if nothing were known of the server: after a snapshot it may be another one."""
+        self._source.forget()
+        self._learn_nothing()
+
+    def connect(self, record: Any) -> Any:
+        """
+        Return a new connection.
+
+        Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S at most, and not beyond the invocation's deadline. What the first login takes (an
+        import of boto3, a call to AWS) and the look-up of the host's name come on top.
+        Args: record: handed to `attempt` as it is.
+        Raises: CredentialsError; SettingsError when the settings contradict what a secret holds, or name no usable CA file;
+            what `attempt` raises.
+        """
+        logins = self._source.logins()
+        first = login = next(logins)
+        # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
+        deadline = invocation.until(self._settings.connect_timeout_s)
+        others = _worth_trying(self._source, logins, deadline)
+        known = self._needs_every_curve
+        every_curve = known is not False
+        while True:
+            try:
+                connection = self._attempt(record, login, self._way(login, deadline, every_curve))
+            except Exception as error:  # noqa: BLE001 - judged below, and raised there if nothing is left to try
+                failure = error
+            else:
+                self._needs_every_curve = _curves(known, every_curve, None)
+                return connection
+            step = _judge(failure, every_curve)
+            if step == "every curve":
+                every_curve = True
+                continue
+            self._needs_every_curve = _curves(known, every_curve, failure)
+            following = next(others, None) if step == "next login" else None
+            if following is not None:
+                login = following
+                continue
+            try:
+                if step == "next login":
+                    self._source.explain(first, failure)
+                raise failure
+            finally:
+                del failure  # else the error, its traceback, this frame and the error again would be a circle
+
+    def is_alive(self, connection: Any, idle_s: float) -> bool:
+        """
+        Say whether a kept connection may be handed out again, and give it the deadline of the invocation.
+
+        At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a long idle time
+        the way to the server may have gone without a word, and only a question finds that. It has the time of a connect.
+        """
+        try:
+            if idle_s >= self._settings.ping_after_idle_s:
+                connection.deadline = invocation.until(self._settings.connect_timeout_s)
+                connection.ping()
+        except wire.Error:
+            return False
+        finally:
+            connection.deadline = invocation.deadline()
+        return True
+
+    def _way(self, login: Login, deadline: float, every_curve: bool) -> Way:
+        if self._settings.tls == "disable":
+            self._warn_of_plain_text(login.host)
+        # In hundredths: an error says how long it was waited.
+        left_s = max(_SHORTEST_ATTEMPT_S, round(deadline - time.time(), 2))
+        return Way(tls.client_context(self._settings, every_curve=every_curve), left_s)
+
+    def _warn_of_plain_text(self, host: str) -> None:
+        if self._warned or tls.is_loopback(host):
+            return
+        self._warned = True
+        _logger.warning(
+            "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
+            "answers there. Remove the setting; a certificate of your own authority is trusted with PLUNGEPOOL_CA_FILE.",
+            host,
+        )
+
+
+def _judge(failure: Exception, every_curve: bool) -> Literal["every curve", "next login", "give up"]:
+    """
+    Say what may be the cure of an attempt that failed. Pure.
+
+    A server that was told to know other curves only (P-384, as some rules ask for) answers the usual one with a plain "handshake
+    failure", as it answers much else; so the same login is tried with every curve.
+    """
+    if not every_curve and tls.may_want_another_curve(failure):
+        return "every curve"
+    return "next login" if is_refused(failure) else "give up"
+
+
+def _curves(known: bool | None, every_curve: bool, failure: Exception | None) -> bool | None:
+    """
+    Return what a connect has shown of the curves that the server wants, after what was known before it. Pure.
+
+    Where every curve failed, too, the next connect offers every curve at once, and the first success goes back to the usual one.
+    At worst, on a server that has changed meanwhile, a connect waits once more.
+    """
+    if failure is None or sqlstate_of(failure) is not None:
+        # There was a handshake. Where the usual curve had just failed, every curve is what helped.
+        return every_curve and known is not None
+    if every_curve and (known is False or tls.may_want_another_curve(failure)):
+        return None
+    return known
+
+
+def _worth_trying(source: Source, logins: Iterator[Login], deadline: float) -> Iterator[Login]:
+    """Yield the logins after the first, and all of them round after round where the source may change, until the deadline."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        for login in logins:
+            if time.time() >= deadline:
+                return
+            yield login
+        # A whole fleet meets the same rotation at the same moment: it must not come back at the same moment, too.
+        delay_s = random.uniform(pause_s / 2, pause_s)  # noqa: S311
+        if not source.may_change or time.time() + delay_s >= deadline:
+            return
+        time.sleep(delay_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        logins = source.logins()
+
+
+class Driver:
+    """Makes one attempt by this package's driver, as `Connector` takes it."""
+
+    def __init__(self, settings: Settings, application_name: str) -> None:
+        """Take the settings of an engine, and the name that pg_stat_activity shows; no I/O yet."""
+        self._settings, self._application_name = settings, application_name
+        self._startup = {}
+        if settings.statement_timeout_s:
+            self._startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
+        #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the pool
+        self.dialect: Dialect | None = None
+
+    def __call__(self, record: Any, login: Login, way: Way) -> wire.Connection:
+        """Return a new connection, which has the deadline of the invocation. Raises: wire.OperationalError and other errors of the driver's; what a listener raises."""
+        parameters = _Parameters(
+            user=login.user,
+            password=login.password,
+            host=login.host,
+            port=login.port,
+            address=self._settings.address,
+            database=login.database,
+            ssl_context=way.context,
+            application_name=self._application_name,
+            connect_timeout_s=way.timeout_s,
+            dead_peer_timeout_s=self._settings.dead_peer_timeout_s,
+            startup_params=self._startup,
+            # RDS Proxy does not forward a request to cancel.
+            cancel_on_abandon=self._settings.endpoint != "proxy",
+        )
+        connection: wire.Connection | None = None
+        # A listener changes the parameters, or connects by itself.
+        for listener in self.dialect.dispatch.do_connect if self.dialect is not None else ():
+            connection = listener(self.dialect, record, [], parameters.values)
+            if connection is not None:
+                break
+        if connection is None:
+            connection = wire.connect(**parameters.values)
+        connection.deadline = invocation.deadline()
+        return connection
+
+
+class _Parameters:
+    """Holds the parameters of a connect: a crash reporter that goes through a dictionary would show the password."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values

@@ -150,3 +150,103 @@ def test_sqlalchemys_types_come_and_go_in_arrays(postgres, type_, value):
         assert connection.execute(sa.select(table.c.many)).scalar_one() == [value, None, value]
     table.metadata.drop_all(engine)
     engine.dispose()
+
+
+# Types of the database's own: their arrays come as one text in a raw statement, as by psycopg, and SQLAlchemy's type reads a list.
+
+LABELS = ["sad", "very ok", "a,b", "NULL", "{x}", 'q"t', "back\\slash", " ", "☀"]
+
+
+class Doubled(sa.TypeDecorator):
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_result_value(self, value, _):
+        return value * 2
+
+
+@pytest.fixture(scope="module")
+def made_up(postgres):
+    """A connection of SQLAlchemy's to a database with an enum, a composite and a domain over every type of `ELEMENTS`."""
+    engine = sa.create_engine(postgres.url().replace("postgresql://", "postgresql+plungepool://"))
+    with engine.connect() as connection:
+        labels = ", ".join("'" + label.replace("'", "''") + "'" for label in LABELS)
+        connection.exec_driver_sql(f"CREATE TYPE pg_temp.mood AS ENUM ({labels})")
+        connection.exec_driver_sql("CREATE TYPE pg_temp.pair AS (a int, b text)")
+        for name in ELEMENTS:
+            connection.exec_driver_sql(f'CREATE DOMAIN pg_temp."of {name}" AS {name}')
+        yield connection
+    engine.dispose()
+
+
+ELEMENTS = {
+    "smallint": ("-1", [sa.SmallInteger()]),
+    "bigint": ("9007199254740993", [sa.BigInteger(), sa.Integer(), Doubled()]),
+    "numeric": ("1.50", [sa.Numeric(), sa.Numeric(asdecimal=False)]),
+    "double precision": ("1.5", [sa.Double(), sa.Float(), sa.Float(asdecimal=True)]),
+    "boolean": ("true", [sa.Boolean()]),
+    "bytea": ("\\xff5c", [sa.LargeBinary()]),
+    "date": ("2026-01-02", [sa.Date()]),
+    "timestamp": ("2026-01-02 03:04:05", [sa.DateTime(), postgresql.TIMESTAMP()]),
+    "timestamptz": ("2026-01-02 03:04:05+02", [sa.DateTime(timezone=True)]),
+    "time": ("03:04:05.5", [sa.Time()]),
+    "interval": ("1 day 2 hours", [sa.Interval(), postgresql.INTERVAL()]),
+    "uuid": ("00000000-0000-0000-0000-000000000005", [sa.Uuid(), sa.Uuid(as_uuid=False)]),
+    "jsonb": ('{"a": [1, "x, y"]}', [postgresql.JSONB(), sa.JSON()]),
+    "inet": ("10.0.0.1/24", [postgresql.INET()]),
+    "cidr": ("10.0.0.0/8", [postgresql.CIDR()]),
+    "int4range": ("[1,5)", [postgresql.INT4RANGE()]),
+    "tstzrange": ('["2026-01-01 00:00:00+00",)', [postgresql.TSTZRANGE()]),
+    "text": ('a "b", {c}', [sa.Text(), sa.String()]),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_arrays_of_domains_are_lists_of_their_types(made_up, name):
+    """ARRAY(T) of a domain over T gives what ARRAY(T) of T gives, with the type itself and with DOMAIN, NULLs included."""
+    sample, types = ELEMENTS[name]
+    for type_ in types:
+        for element in (type_, postgresql.DOMAIN(f"of {name}", type_)):
+            for nested in ("ARRAY[{0}]", "ARRAY[ARRAY[{0}, {0}]]", "ARRAY[{0}, NULL]"):
+                if isinstance(type_, Doubled) and "NULL" in nested:
+                    continue
+                literal = nested.format("'" + sample + "'")
+                read = [
+                    made_up.scalar(sa.select(sa.literal_column(f"{literal}::{kind}[]", postgresql.ARRAY(element))))
+                    for kind in (name, f'pg_temp."of {name}"')
+                ]
+                assert repr(read[0]) == repr(read[1])
+                assert isinstance(read[1], list)
+
+
+def test_arrays_of_enums_and_composites_are_lists(made_up):
+    """Of any dimensions, whatever is in the labels; a composite's elements are their texts."""
+    array = postgresql.ARRAY(postgresql.ENUM(*LABELS, name="mood", create_type=False))
+    mood = sa.table("m", sa.column("v", array))
+    made_up.exec_driver_sql("CREATE TEMP TABLE m (v pg_temp.mood[])")
+    for value in (LABELS, [LABELS, LABELS[::-1]], [None, "NULL"], []):
+        made_up.exec_driver_sql("INSERT INTO m VALUES ($1)", (value,))
+        assert made_up.scalar(sa.select(mood.c.v)) == value
+        raw = made_up.exec_driver_sql("SELECT v FROM m").scalar()
+        assert isinstance(raw, str)
+        made_up.exec_driver_sql("UPDATE m SET v = $1", (raw,))  # the text goes back, too
+        assert made_up.scalar(sa.select(mood.c.v)) == value
+        made_up.exec_driver_sql("TRUNCATE m")
+    pairs = sa.literal_column("ARRAY[ROW(1, 'x y')]::pg_temp.pair[]", postgresql.ARRAY(sa.Text))
+    assert made_up.scalar(sa.select(pairs)) == ['(1,"x y")']
+
+
+def test_options_of_the_engine_hold_within_arrays_of_domains(postgres):
+    """A json_deserializer, and addresses as text."""
+    url = postgres.url().replace("postgresql://", "postgresql+plungepool://")
+    engine = sa.create_engine(url, json_deserializer=lambda text: f"read {text}", native_inet_types=False)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DOMAIN pg_temp.doc AS jsonb; CREATE DOMAIN pg_temp.address AS inet")
+        for sample, element, expected in (
+            ("{1}", postgresql.JSONB(), ["read 1"]),
+            ("{10.0.0.1}", postgresql.INET(), ["10.0.0.1"]),
+        ):
+            name = "doc" if expected == ["read 1"] else "address"
+            column = sa.literal_column(f"'{sample}'::pg_temp.{name}[]", postgresql.ARRAY(element))
+            assert connection.scalar(sa.select(column)) == expected
+    engine.dispose()

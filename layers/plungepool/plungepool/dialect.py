@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
 from sqlalchemy import types as sqltypes
-from sqlalchemy.dialects import registry
+from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql import ranges
 from sqlalchemy.dialects.postgresql.base import (
     PGCompiler,
@@ -32,7 +32,26 @@ from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, PGDialect_pg8000, _P
 from sqlalchemy.sql import operators, visitors
 
 from . import wire
-from .wire.values import array_reader, to_text
+from .wire.values import (
+    BOOL,
+    BYTEA,
+    CIDR,
+    DATE,
+    FLOAT8,
+    INET,
+    INT8,
+    INTERVAL,
+    JSON,
+    JSONB,
+    NUMERIC,
+    READERS,
+    TEXT,
+    TIME,
+    TIMESTAMPTZ,
+    UUID_,
+    array_reader,
+    to_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,18 +151,60 @@ class _Numeric(_PGNumericNoBind):
 
 
 class _Array(_PGARRAY):
-    """Arrays of a type that the server made up by itself (CREATE TYPE, an extension) come as text."""
+    """
+    Arrays of a type that the server made up by itself (CREATE TYPE, CREATE DOMAIN, an extension) come as text.
+
+    What their elements are, only SQLAlchemy's type says; any that is not in `_ELEMENTS` stays text.
+    """
+
+    # For enums SQLAlchemy takes the text apart itself, of one dimension, and does not undo every escape.
+    _against_native_enum = False
 
     def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        process = super().result_processor(dialect, coltype)
-        if self._against_native_enum:
-            return process
-        read = array_reader(str)
+        if coltype in READERS:
+            return super().result_processor(dialect, coltype)
+        oid = _element_oid(self.item_type)
+        read = array_reader(dialect._own_readers().get(oid) or READERS.get(oid, str))
+        process = super().result_processor(dialect, oid)
 
-        def process_text_too(value: Any) -> Any:
+        def process_text(value: Any) -> Any:
             return process(read(value) if isinstance(value, str) else value)
 
-        return process_text_too
+        return process_text
+
+
+def _element_oid(element: Any) -> int:
+    """The type in whose text a value of a type of SQLAlchemy's is written."""
+    for base in type(element).__mro__:
+        if base in _ELEMENTS:
+            return _ELEMENTS[base]
+    if isinstance(element, postgresql.DOMAIN):
+        return _element_oid(element.data_type)
+    return _element_oid(element.impl_instance) if isinstance(element, sqltypes.TypeDecorator) else TEXT
+
+
+_ELEMENTS: dict[type, int] = {
+    sqltypes.Integer: INT8,
+    sqltypes.Float: FLOAT8,
+    sqltypes.Numeric: NUMERIC,
+    sqltypes.Boolean: BOOL,
+    sqltypes.LargeBinary: BYTEA,
+    sqltypes.Date: DATE,
+    sqltypes.DateTime: TIMESTAMPTZ,
+    sqltypes.Time: TIME,
+    sqltypes.Interval: INTERVAL,
+    postgresql.INTERVAL: INTERVAL,
+    sqltypes.Uuid: UUID_,
+    sqltypes.JSON: JSON,
+    postgresql.INET: INET,
+    postgresql.CIDR: CIDR,
+    ranges.INT4RANGE: 3904,
+    ranges.INT8RANGE: 3926,
+    ranges.NUMRANGE: 3906,
+    ranges.DATERANGE: 3912,
+    ranges.TSRANGE: 3908,
+    ranges.TSTZRANGE: 3910,
+}
 
 
 class _Range(ranges.AbstractSingleRangeImpl):
@@ -467,18 +528,23 @@ class PlungepoolDialect(PGDialect_pg8000):
             raise exc.ArgumentError(_unknown_option(name))
         return super().connect(*cargs, **cparams)
 
+    def _own_readers(self) -> dict[int, Callable[[str], Any]]:
+        """Readers that the engine's options ask for, by the type's oid."""
+        readers: dict[int, Callable[[str], Any]] = {}
+        if self._native_inet_types is False:
+            readers |= dict.fromkeys((INET, CIDR), str)
+        if self._json_deserializer is not None:
+            readers |= dict.fromkeys((JSON, JSONB), self._json_deserializer)
+        return readers
+
     def on_connect(self) -> Callable[[Any], None] | None:
-        json, native_inet = self._json_deserializer, self._native_inet_types
-        if json is None and native_inet is not False:
+        readers = self._own_readers()
+        if not readers:
             return None
 
         def on_connect(connection: wire.Connection) -> None:
-            if native_inet is False:
-                for oid in (869, 650):  # inet, cidr
-                    connection.register_in_adapter(oid, str)
-            if json is not None:
-                for oid in (114, 3802):  # json, jsonb
-                    connection.register_in_adapter(oid, json)
+            for oid, reader in readers.items():
+                connection.register_in_adapter(oid, reader)
 
         return on_connect
 

@@ -88,8 +88,8 @@ test-fast: check ## In a minute: the checks, the unit tests, and those of pool a
 	@$(PYTHON) -m pytest -q --ignore tests/unit/test_verify_aws.py $(FAST)
 
 .PHONY: mutants
-mutants: .venv/.ready services ## Change the code line by line, to find what no test would notice (MODULES="engine tls"; hours for all)
-	@$(PYTHON) tests/mutants/run.py $(MODULES)
+mutants: .venv/.ready services ## Change the code place by place, to find what no test would notice (TOPICS="engine tls"; see docs/mutants.md)
+	@$(PYTHON) tests/mutants/run.py $(TOPICS) $(if $(SAMPLE),--sample $(SAMPLE))
 
 .PHONY: test-core
 test-core: .venv/.ready services ## Run the tests of the package, the functions and the toolkit

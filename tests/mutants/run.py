@@ -1,375 +1,442 @@
 """
-What the tests would not notice: each line of a module is changed in one way at a time, and its tests are run against it.
+What the tests would not notice: each line of a module is changed in one way at a time, and the tests that run it are run against it.
 
-    .venv/bin/python tests/mutants/run.py engine tls        these modules
-    .venv/bin/python tests/mutants/run.py                   every module of MODULES
+    .venv/bin/python tests/mutants/run.py engine tls              these topics: modules, or packages with all that is in them
+    .venv/bin/python tests/mutants/run.py                         every topic of TOPICS
+    .venv/bin/python tests/mutants/run.py rds_proxy --sample 300  as many mutants of each, always the same ones
+    .venv/bin/python tests/mutants/run.py --write                 and put the results into docs/mutants.md
 
-A mutant that lets every test pass survives: a test is missing, or the change makes no difference (equivalent.txt names those, with
-the reason). What was found is kept in build/mutants/MODULE.json by the text of the mutant and of the tests, so that a run that was
-stopped goes on where it was; build/mutants/report.md says all of it. Ends with 1 where a mutant survives that is not named.
+A mutant is killed where a test fails; it is timed out where a test takes many times as long as without it, twice, the second time
+with nothing beside it; no test may run its line at all; or it survives: a test is missing, or the change makes no difference
+(equivalent.txt names those, with the reason). Ends with 1 where a mutant is left that is neither killed nor named.
 
-A list of our own in place of mutmut or cosmic-ray: mutmut copies a whole project and knows no tests that start processes of their own,
-cosmic-ray starts an interpreter for each mutant and changes the files in place, which beside other work on the same checkout
-nobody wants. Here a process that has imported what does not change forks for each mutant, and the changed copy of the package is a
-folder of its own that child processes find, too.
+First, the tests of a topic are run once and each line that they run is recorded, also in the processes that they start. Then each
+mutant is given to the tests that run its statement, the quickest file first, in a fork of a process that has imported what does not
+change, in a copy of the tree with a virtual environment of its own; servers are copied, not made by initdb. What was found is kept in
+build/mutants/TOPIC.json by the text of the mutant and of its tests, so that a run that was stopped goes on where it was;
+build/mutants/report.md says all of it, also which test killed what.
+
+Two tools of others were tried. mutmut 3.8 forks too and chooses tests by the function that they run, but changes neither code that
+the import runs nor decorated functions, finds no package outside of ./, src/ and source/, and imports itself into the package, whose
+imports tests here hold to a list. cosmic-ray 8 changes anything, in place, but starts the whole command of the tests for each mutant.
+(coverage.py would record the lines as well, but stops where a test sets a tracer of its own, as the tests of strikes do, and knows no
+test in the processes that tests start.)
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
+import datetime
 import hashlib
 import json
 import os
+import random
 import shutil
-import signal
+import subprocess
 import sys
-import time
-import traceback
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+sys.path.insert(0, str(Path(__file__).parent))
+from mutations import Mutant, applied, mutants
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "mutants"
-PACKAGES = {
-    "plungepool": ROOT / "layers" / "plungepool" / "plungepool",
-    "plungepool_toolkit": ROOT / "toolkit" / "plungepool_toolkit",
-}
+PACKAGE, TOOLKIT = "layers/plungepool/plungepool", "toolkit/plungepool_toolkit"
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
+PAGE = ROOT / "docs" / "mutants.md"
+SEED = 8
+AT_ONCE = 2
 
 
 @dataclass(frozen=True)
-class Module:
-    """One module and the tests that can kill its mutants, quickest first; `only` restricts it to these functions and classes."""
+class Topic:
+    """Modules that belong together, and the tests that are asked about them. Patterns: what is new is found by itself."""
 
-    package: str
+    modules: tuple[str, ...]
     tests: tuple[str, ...]
-    only: tuple[str, ...] = ()
-    seconds: float = 120.0  # for one mutant, beside what the tests take without any
+    only: str = ""
+    """Matches the functions and classes that count, where that is not all."""
 
 
-MODULES = {
-    "engine": Module(
-        "plungepool",
-        ("tests/unit/test_engine.py", "tests/unit/test_engine_wiring.py", "tests/integration/test_engine_options.py"),
+# A module that has moved into a package of its name is found there.
+TOPICS = {
+    "engine": Topic((f"{PACKAGE}/engine*", f"{PACKAGE}/connect*"), ("unit/test_engine*", "integration/test_engine*")),
+    "lifecycle": Topic(
+        (f"{PACKAGE}/lifecycle*",),
+        ("integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*", "integration/test_pool.py"),
     ),
-    "lifecycle": Module(
-        "plungepool",
-        (
-            "tests/integration/test_lifecycle_hooks.py",
-            "tests/integration/test_pool.py::test_fork_during_the_first_connect_does_not_deadlock",
-            "tests/unit/test_engine.py",
-            "tests/environment/test_lifecycle.py",
-        ),
+    "tls": Topic((f"{PACKAGE}/tls*",), ("unit/test_tls*", "integration/test_tls*")),
+    "credentials": Topic(
+        (f"{PACKAGE}/credentials*", f"{PACKAGE}/iam*", f"{PACKAGE}/secret*"),
+        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_iam*", "unit/test_secret*"),
     ),
-    "tls": Module(
-        "plungepool", ("tests/unit/test_tls.py", "tests/unit/test_tls_handshakes.py", "tests/integration/test_tls.py")
+    "pool": Topic((f"{PACKAGE}/pool*",), ("unit/test_pool*", "integration/test_pool*")),
+    "wire": Topic(
+        (f"{PACKAGE}/wire*",),
+        ("wire/test_wire*", "wire/test_errors*", "wire/test_address*", "wire/test_dead_networks*", "wire/test_auth*", "wire/test_conn*"),
+        only="connect|_open|_dial|_secure|_read_message|_authenticate|_md5|_?Scram.*|_tune",
     ),
-    "credentials": Module(
-        "plungepool",
-        (
-            "tests/unit/test_credentials.py",
-            "tests/integration/test_credentials_keys.py",
-            "tests/integration/test_credentials_secret.py",
-            "tests/integration/test_credentials_iam.py",
-            "tests/integration/test_credentials_rotation.py",
-            "tests/integration/test_credentials_dsql.py",
-        ),
-    ),
-    "pool": Module(
-        "plungepool",
-        (
-            "tests/integration/test_pool.py",
-            "tests/integration/test_pool_model.py",
-            "tests/integration/test_pool_strikes.py",
-        ),
-    ),
-    "wire/__init__": Module(
-        "plungepool",
-        (
-            "tests/wire/test_wire.py",
-            "tests/wire/test_errors.py",
-            "tests/wire/test_address.py",
-            "tests/wire/test_dead_networks.py",
-        ),
-        only=("connect", "_open", "_dial", "_secure", "_read_message", "_authenticate", "_md5", "_Scram", "_tune"),
-    ),
-    "checks": Module("plungepool_toolkit", ("tests/integration/test_doctor.py",)),
-    "rds_proxy": Module(
-        "plungepool_toolkit", ("tests/toolkit/test_rds_proxy.py", "tests/integration/test_rds_proxy.py")
-    ),
-}
+    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("integration/test_doctor*", "unit/test_checks*")),
+    "rds_proxy": Topic((f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "integration/test_rds_proxy*")),
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one place: the bytes from `start` to `end` become `text`."""
+def _digest(*parts: str | bytes) -> str:
+    return hashlib.sha256(b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)).hexdigest()
 
-    line: int
-    start: int
-    end: int
-    text: str
-    was: str
+
+class Work:
+    """A copy of the tree with a virtual environment of its own, and the process in it that forks for each mutant."""
+
+    def __init__(self, place: int) -> None:
+        self.scratch = Path(f"/tmp/mutants-{os.getpid()}-{place}")
+        self.scratch.mkdir()
+        self.scratch.chmod(0o711)
+        self.tree = BUILD / f"tree-{place}"
+        self._copy_tree()
+        self.python = self._make_environment()
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+        }
+        self._process = subprocess.Popen(
+            [self.python, self.tree / "tests" / "mutants" / "warm.py"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.tree,
+            env=environment | {"TMPDIR": str(self.scratch)},
+        )  # fmt: skip
+
+    def _copy_tree(self) -> None:
+        shutil.rmtree(self.tree, ignore_errors=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.tree / name)
+
+    def _make_environment(self) -> Path:
+        """Make an environment in which every process that a test starts finds the packages of this copy."""
+        installed = next((ROOT / ".venv" / "lib").glob("python3.*")) / "site-packages"
+        self.environment = self.tree / ".venv"
+        self.site = self.environment / installed.relative_to(ROOT / ".venv")
+        self.site.mkdir(parents=True)
+        shutil.copy(ROOT / ".venv" / "pyvenv.cfg", self.environment)
+        (self.environment / "bin").mkdir()
+        for name in ("python", "python3"):
+            (self.environment / "bin" / name).symlink_to((ROOT / ".venv" / "bin" / "python").resolve())
+        roots = [self.tree / Path(package).parent for package in (PACKAGE, TOOLKIT)]
+        (self.site / "tree.pth").write_text("".join(f"{path}\n" for path in (*roots, installed)))
+        # The other files are compiled once; a mutant is known by its time from what was compiled before.
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *roots], check=False, stdout=subprocess.DEVNULL)
+        return self.environment / "bin" / "python"
+
+    def order(self, **order: Any) -> dict[str, Any]:
+        """Have one order run; the answer of warm.py."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {
+            "progress": str(self.scratch / "progress"), "scratch": str(self.scratch / "pytest"), "clusters": str(self.scratch),
+            "log": str(self.scratch / "log"), "first_s": 120.0, "limits": {}, **order,
+        }  # fmt: skip
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("the process that forks for each mutant has ended")
+        return dict(json.loads(answer))
+
+    def log(self) -> str:
+        """What the last order's tests have written."""
+        return (self.scratch / "log").read_text(errors="replace")
+
+    def close(self) -> None:
+        """End it and remove what it used."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._process.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.tree, ignore_errors=True)
+
+
+@dataclass
+class Found:
+    """One mutant and what became of it."""
+
+    path: str
+    mutant: Mutant
+    state: str = ""
+    by: str = ""
+    """The test that killed it."""
 
     @property
-    def name(self) -> str:
-        """What it is called in reports and in equivalent.txt: no line numbers, which move."""
-        short = lambda text: " ".join(text.split())[:60]  # noqa: E731
-        return f"{short(self.was)} -> {short(self.text)}"
+    def where(self) -> str:
+        return f"{self.path}:{self.mutant.line}: {self.mutant.name}"
 
 
-_COMPARED: dict[type[ast.cmpop], str] = {
-    ast.Lt: ">=", ast.LtE: "<", ast.Gt: "<=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is",
-    ast.In: "not in", ast.NotIn: "in",
-}  # fmt: skip
-_COUNTED: dict[type[ast.operator], str] = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.LShift: ">>", ast.RShift: "<<",
-}  # fmt: skip
+@dataclass
+class Examination:
+    """One topic: its files, the record of its tests, its mutants."""
 
+    name: str
+    topic: Topic
+    sample: int | None
+    record: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-def mutants(source: str, only: tuple[str, ...] = ()) -> list[Mutant]:
-    """Return each change that is made to this source, in its order. Texts of messages, annotations and docstrings stay."""
-    tree = ast.parse(source)
-    encoded = source.encode()
-    starts = [0]
-    for line in encoded.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The files of its modules, those of packages too."""
+        paths = {
+            path
+            for pattern in self.topic.modules
+            for place in ROOT.glob(pattern)
+            for path in (place.rglob("*.py") if place.is_dir() else [place])
+            if path.suffix == ".py"
+        }
+        return {str(path.relative_to(ROOT)): path.read_text() for path in sorted(paths)}
 
-    def span(node: ast.AST) -> tuple[int, int]:
-        return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+    @cached_property
+    def tests(self) -> dict[str, str]:
+        """The digest of each file of tests that is there, with what it shares with others."""
+        files = sorted({path for pattern in self.topic.tests for path in (ROOT / "tests").glob(pattern)})
+        shared = [path.read_text() for path in sorted((ROOT / "tests").rglob("conftest.py"))]
+        return {
+            str(path.relative_to(ROOT)): _digest(path.read_text(), *shared) for path in files if path.suffix == ".py"
+        }
 
-    def change(node: ast.AST, text: str) -> Mutant:
-        start, end = span(node)
-        return Mutant(node.lineno, start, end, text, encoded[start:end].decode())  # type: ignore[attr-defined]
+    def remember(self, work: Work) -> None:
+        """Run what is not on record yet of the tests, once and without a mutant, and put it there."""
+        kept = BUILD / f"{self.name}.record.json"
+        text = _digest(*self.sources.values())
+        known = json.loads(kept.read_text()) if kept.exists() else {}
+        self.record = {
+            file: known[file]
+            for file, digest in self.tests.items()
+            if known.get(file, {}).get("digest") == digest + text
+        }
+        missing = [file for file in self.tests if file not in self.record]
+        if missing:
+            print(f"{self.name}: recording {len(missing)} files of tests", flush=True)
+            self.record |= self._recorded(work, missing, text)
+            kept.write_text(json.dumps(self.record))
+        for failed in sorted(test for file in self.record.values() for test in file["failed"]):
+            print(f"{self.name}: left out, it fails or is skipped without any mutant: {failed}", flush=True)
 
-    def code(node: ast.AST) -> str:
-        start, end = span(node)
-        return encoded[start:end].decode()
+    def _recorded(self, work: Work, files: list[str], text: str) -> dict[str, dict[str, Any]]:
+        folder = work.scratch / "record"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "current").write_text("")
+        for path in (folder, folder / "current"):
+            path.chmod(0o777)
+        packages = [str(work.tree / package) for package in (PACKAGE, TOOLKIT)]
+        recorder = work.tree / "tests" / "mutants" / "recorder.py"
+        started = work.site / "record.pth"
+        started.write_text(
+            f"import sys; names = {{}}; exec(open({str(recorder)!r}).read(), names); "
+            f"names['_record']({str(folder)!r}, {tuple(packages)!r})\n"
+        )
+        answer = work.order(files=files, record=str(folder), packages=packages, first_s=600.0, limits={})
+        started.unlink()
+        (BUILD / f"{self.name}.record.log").write_text(work.log())
+        if answer["code"] not in (0, 1):
+            raise SystemExit(f"{self.name}: the tests do not run without any mutant:\n{work.log()[-5000:]}")
+        told = json.loads((folder / "tests.json").read_text())
+        lines: dict[str, dict[str, set[int]]] = {}
+        for entry in (folder / "lines").read_text().splitlines():
+            test, path, line = entry.split("\t")
+            path = str(Path(path).relative_to(work.tree))
+            if path in self.sources:
+                lines.setdefault(test, {}).setdefault(path, set()).add(int(line))
+        return {
+            file: {
+                "digest": self.tests[file] + text,
+                "failed": [test for test in told["failed"] if test.split("::")[0] == file],
+                "seconds": {test: round(took, 3) for test, took in told["seconds"].items() if test.split("::")[0] == file},
+                "lines": {
+                    test: {path: sorted(of) for path, of in found.items()}
+                    for test, found in lines.items()
+                    if test.split("::")[0] in (file, "")
+                },
+            }
+            for file in files
+        }  # fmt: skip
 
-    def changes(node: ast.AST) -> Iterator[Mutant]:
-        match node:
-            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARED:
-                yield change(node, f"({code(left)} {_COMPARED[type(op)]} {code(right)})")
-            case ast.BoolOp(op=op, values=values):
-                for place in range(len(values)):  # each condition left out
-                    rest = values[:place] + values[place + 1 :]
-                    yield change(
-                        node, "(" + f" {'and' if isinstance(op, ast.And) else 'or'} ".join(map(code, rest)) + ")"
-                    )
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                yield change(node, f"bool({code(operand)})")
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _COUNTED and not _is_text(left):
-                yield change(node, f"({code(left)} {_COUNTED[type(op)]} {code(right)})")
-            case ast.Constant(value=bool() as value):
-                yield change(node, str(not value))
-            case ast.Constant(value=int() | float() as value):
-                yield change(node, f"({value!r} + 1)")
-            case ast.If(test=test) | ast.IfExp(test=test) if isinstance(
-                test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr
-            ):
-                yield change(test, f"(not ({code(test)}))")
-            case ast.Return(value=value) if value is not None and not isinstance(value, ast.Constant):
-                yield change(value, "None")
-            case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise() | ast.AugAssign() | ast.Delete():
-                yield change(node, "pass")
-            case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
-                yield change(node, "pass")
-            case ast.Call(keywords=keywords):
-                for keyword in keywords:
-                    # A keyword left out; where it is needed, the mutant is killed by the first call.
-                    if keyword.arg and not (
-                        isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool | int | float)
-                    ):
-                        start, end = span(keyword)
-                        end += (
-                            len(encoded[end:]) - len(encoded[end:].lstrip(b" \n,"))
-                            if encoded[end:].lstrip(b" \n")[:1] == b","
-                            else 0
-                        )
-                        yield Mutant(keyword.lineno, start, end, "", encoded[start:end].decode())
-            case ast.Break():
-                yield change(node, "continue")
-            case ast.Continue():
-                yield change(node, "break")
-            case _:
-                pass
+    def chosen(self, path: str, mutant: Mutant) -> list[str]:
+        """Return the tests that ran the mutant's statement, in the order in which they are asked; all for what the import ran."""
+        rows: list[tuple[float, float, str]] = []
+        for file, record in self.record.items():
+            ran = {
+                test for test, found in record["lines"].items() if not {*mutant.lines}.isdisjoint(found.get(path, ()))
+            }
+            everything = not mutant.scope or "" in ran or file in ran
+            able = {test: took for test, took in record["seconds"].items() if test not in record["failed"]}
+            of_file = {test: took for test, took in able.items() if everything or test in ran}
+            rows += [(sum(of_file.values()), took, test) for test, took in of_file.items()]
+        return [test for _, _, test in sorted(rows)]
 
-    found: list[Mutant] = []
+    def all_mutants(self) -> list[Found]:
+        """Return those of its files, or the sample of them."""
+        found = [Found(path, one) for path, text in self.sources.items() for one in mutants(text, self.topic.only)]
+        if self.sample is None or self.sample >= len(found):
+            return found
+        places = sorted(random.Random(SEED).sample(range(len(found)), self.sample))
+        return [found[place] for place in places]
 
-    def walk(node: ast.AST, inside: bool) -> None:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            inside = inside or node.name in only
-        # Neither for a type checker nor for a reader: what runs.
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return
-        if inside or not only:
-            found.extend(changes(node))
-        for field, value in ast.iter_fields(node):
-            if field in ("annotation", "returns", "type_comment"):
-                continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    walk(child, inside)
+    def run(self, works: list[Work]) -> list[Found]:
+        """Give each mutant to its tests, as many at once as there are places; those that took too long again, alone."""
+        self.remember(works[0])
+        kept = BUILD / f"{self.name}.json"
+        known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
+        todo = self.all_mutants()
+        free, lock = list(works), threading.Lock()
+        done = 0
 
-    walk(tree, False)
-    valid = []
-    for mutant in sorted(set(found), key=lambda one: (one.start, one.end, one.text)):
-        with contextlib.suppress(SyntaxError):
-            ast.parse(applied(encoded, mutant))
-            valid.append(mutant)
-    return valid
+        def ask(one: Found, patience: float) -> None:
+            nonlocal done
+            chosen = self.chosen(one.path, one.mutant)
+            text = applied(self.sources[one.path].encode(), one.mutant)
+            key = _digest(one.path, text)
+            of_tests = _digest(*sorted({self.tests[test.split("::")[0]] for test in chosen}), *chosen)
+            state, by, with_tests = known.get(key, ["", "", ""])
+            if state in ("killed", "timed out") or (state and with_tests == of_tests and patience == 1):
+                one.state, one.by = state, by
+            elif not chosen:
+                one.state = "not covered"
+            else:
+                with lock:
+                    work = free.pop()
+                try:
+                    one.state, one.by = self._outcome(work, one, text, chosen, patience)
+                finally:
+                    with lock:
+                        free.append(work)
+            with lock:
+                done += 1
+                if one.state != "too long":
+                    known[key] = [one.state, one.by, of_tests]
+                    kept.write_text(json.dumps(known))
+                if one.state not in ("killed", "timed out"):
+                    print(f"{self.name} [{done}/{len(todo)}] {one.state}: {one.where}", flush=True)
 
+        with ThreadPoolExecutor(len(works)) as threads:
+            list(threads.map(lambda one: ask(one, 1), todo))
+        for one in todo:
+            if one.state == "too long":
+                done -= 1
+                ask(one, 2)
+        return todo
 
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
-
-
-def applied(encoded: bytes, mutant: Mutant) -> bytes:
-    """Return the source with this change."""
-    return encoded[: mutant.start] + mutant.text.encode() + encoded[mutant.end :]
-
-
-def preload() -> None:
-    """Import what takes long and does not change, so that each forked child has it."""
-    import boto3  # noqa: F401
-    import pytest  # noqa: F401
-    import sqlalchemy.orm  # noqa: F401
-
-
-def run_tests(folder: Path, tests: list[str], seconds: float, log: Path) -> int | None:
-    """Run these tests in a child with the package of this folder; its exit code, or None where it took too long."""
-    child = os.fork()
-    if child == 0:
-        code = 99
+    def _outcome(self, work: Work, one: Found, text: bytes, chosen: list[str], patience: float) -> tuple[str, str]:
+        changed = work.tree / one.path
+        before = changed.stat()
+        seconds = {test: took for record in self.record.values() for test, took in record["seconds"].items()}
+        # The first test of a file also pays for what the file shares.
+        limits = {test: patience * (20 + 10 * seconds[test]) for test in chosen}
         try:
-            os.setsid()
-            with log.open("w") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            # Before the editable install, here and in every process that a test starts.
-            sys.path.insert(0, str(folder))
-            os.environ["PYTHONPATH"] = str(folder)
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-            import pytest
-
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            _end_group(child)
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    _end_group(child)
-    os.waitpid(child, 0)
-    return None
-
-
-def _end_group(child: int) -> None:
-    # The child leads a session of its own: whatever its tests left running ends with it.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-
-
-def copy_of(package: str, folder: Path) -> None:
-    """Put the package into a folder: links for what stays, so that a mutant costs one file."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(PACKAGES[package], folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def examine(name: str, module: Module, every: int) -> dict[str, list[str]]:
-    """Run every mutant of one module that is not known yet; the names of the mutants by what became of them."""
-    path = PACKAGES[module.package] / f"{name}.py"
-    source = path.read_text()
-    tests = [test for test in module.tests if (ROOT / test.split("::")[0]).exists()]
-    file = name.replace("/", "-")
-    kept = BUILD / f"{file}.json"
-    text_of_tests = hashlib.sha256(
-        "".join((ROOT / test.split("::")[0]).read_text() for test in tests).encode()
-    ).hexdigest()
-    known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
-    folder = BUILD / f"tree-{file}"
-    copy_of(module.package, folder)
-    begin = time.monotonic()
-    log = BUILD / f"{file}.log"
-    if run_tests(folder, tests, 900, log) != 0:
-        raise SystemExit(f"{name}: the tests fail without any mutant; see {log.relative_to(ROOT)}")
-    seconds = module.seconds + 3 * (time.monotonic() - begin)
-    changed = folder / module.package / f"{name}.py"
-    outcome: dict[str, list[str]] = {"killed": [], "equivalent": [], "surviving": []}
-    equivalent = equivalents().get(name, {})
-    todo = mutants(source, module.only)[::every]
-    for number, mutant in enumerate(todo, 1):
-        text = applied(source.encode(), mutant)
-        key = hashlib.sha256(text).hexdigest()
-        where = f"{name}.py:{mutant.line}: {mutant.name}"
-        state = known.get(key, "")
-        if state != "killed" and state != f"survived {text_of_tests}":
             changed.write_bytes(text)
-            code = run_tests(folder, tests, seconds, log)
-            state = f"survived {text_of_tests}" if code == 0 else "killed"
-            known[key] = state
-            kept.write_text(json.dumps(known))
-        kind = "killed" if state == "killed" else "equivalent" if mutant.name in equivalent else "surviving"
-        outcome[kind].append(where)
-        if kind == "surviving":
-            print(f"[{number}/{len(todo)}] survives: {where}", flush=True)
-    return outcome
+            # Never the time of what was compiled.
+            os.utime(changed, (before.st_mtime + 1000, before.st_mtime + 1000))
+            for compiled in (changed.parent / "__pycache__").glob(f"{changed.stem}.*.pyc"):
+                compiled.unlink()
+            files = list(dict.fromkeys(test.split("::")[0] for test in chosen))
+            answer = work.order(files=files, tests=chosen, limits=limits, first_s=patience * 60)
+        finally:
+            changed.write_text(self.sources[one.path])
+            os.utime(changed, (before.st_mtime, before.st_mtime))
+        if answer["code"] is None:
+            return ("timed out" if patience > 1 else "too long"), answer["test"]
+        if answer["code"] in (0, 5):
+            return "survived", ""
+        return "killed", answer["test"] or "while the tests were imported"
 
 
-def equivalents() -> dict[str, dict[str, str]]:
-    """Return what equivalent.txt says: the reason, by the module and the mutant's name."""
-    found: dict[str, dict[str, str]] = {}
+def equivalents() -> dict[tuple[str, str], str]:
+    """Return what equivalent.txt says: the reason, by the topic and the mutant's name."""
+    found: dict[tuple[str, str], str] = {}
     for line in EQUIVALENT.read_text().splitlines():
         if line.strip() and not line.startswith("#"):
-            module, mutant, reason = (part.strip() for part in line.split(" | "))
-            found.setdefault(module, {})[mutant] = reason
+            topic, mutant, reason = (part.strip() for part in line.split(" | "))
+            found[topic, mutant] = reason
     return found
 
 
+KINDS = ("killed", "timed out", "equivalent", "survived", "not covered")
+HEAD = ["| topic | mutants | killed | timed out | equivalent | survived | not covered | killed of the others | date |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|"]  # fmt: skip
+
+
+def row(name: str, todo: list[Found], sample: int | None, of: int) -> str:
+    """Return the topic's line of the table."""
+    count = Counter(one.state for one in todo)
+    share = (count["killed"] + count["timed out"]) / max(1, len(todo) - count["equivalent"])
+    number = f"{len(todo)} of {of} (sample, seed {SEED})" if sample is not None and len(todo) < of else str(of)
+    cells = [name, number, *(str(count[kind]) for kind in KINDS), f"{share:.0%}", f"{datetime.date.today():%Y-%m-%d}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def write_page(rows: dict[str, str]) -> None:
+    """Put these lines into the page's table; those of other topics stay."""
+    text = PAGE.read_text()
+    before, _, rest = text.partition("<!-- table -->\n")
+    table, _, after = rest.partition("<!-- /table -->")
+    kept = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    kept = {name: line for name, line in (kept | rows).items() if name in TOPICS}
+    lines = [*HEAD, *(kept[name] for name in TOPICS if name in kept)]
+    PAGE.write_text(f"{before}<!-- table -->\n" + "".join(f"{line}\n" for line in lines) + f"<!-- /table -->{after}")
+
+
 def main() -> None:
-    """Examine the modules that are named, and write the report."""
+    """Examine the topics that are named, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; default all")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="a sample: the first of each N mutants")
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}; default all")
+    parser.add_argument("--sample", type=int, metavar="N", help="of each topic N mutants, always the same ones")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"mutants side by side, {AT_ONCE}")
+    parser.add_argument("--write", action="store_true", help="put the results into docs/mutants.md")
     options = parser.parse_args()
-    if unknown := sorted(set(options.modules) - set(MODULES)):
+    if unknown := sorted(set(options.topics) - set(TOPICS)):
         parser.error(f"unknown: {', '.join(unknown)}")
     os.chdir(ROOT)
     BUILD.mkdir(parents=True, exist_ok=True)
-    preload()
-    lines = [
-        "# Mutants",
-        "",
-        "| module | mutants | killed | equivalent | surviving | killed of the others |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    details, survivors = [], 0
-    for name in options.modules or MODULES:
-        outcome = examine(name, MODULES[name], options.every)
-        killed, equivalent, surviving = (len(outcome[kind]) for kind in ("killed", "equivalent", "surviving"))
-        share = f"{killed / max(1, killed + surviving):.0%}"
-        lines.append(
-            f"| {name} | {killed + equivalent + surviving} | {killed} | {equivalent} | {surviving} | {share} |"
-        )
-        details += ["", f"## {name}: surviving", *(f"- `{where}`" for where in outcome["surviving"])]
-        survivors += surviving
-        print(lines[-1], flush=True)
-        (BUILD / "report.md").write_text("\n".join([*lines, *details, ""]))
-    raise SystemExit(1 if survivors else 0)
+    named = equivalents()
+    rows: dict[str, str] = {}
+    details: list[str] = []
+    left = 0
+    works = [Work(place) for place in range(options.at_once)]
+    try:
+        for name in options.topics or TOPICS:
+            examination = Examination(name, TOPICS[name], options.sample)
+            todo = examination.run(works)
+            for one in todo:
+                if one.state in ("survived", "not covered") and (name, one.mutant.name) in named:
+                    one.state = "equivalent"
+            unsampled = sum(len(mutants(text, examination.topic.only)) for text in examination.sources.values())
+            rows[name] = row(name, todo, options.sample, unsampled)
+            left += sum(one.state in ("survived", "not covered") for one in todo)
+            for kind in KINDS[1:]:
+                details += ["", f"## {name}: {kind}", *(f"- `{one.where}`" for one in todo if one.state == kind)]
+            killers = Counter(one.by for one in todo if one.state == "killed")
+            details += [
+                "",
+                f"## {name}: killed by",
+                *(f"- {number} `{test}`" for test, number in killers.most_common()),
+            ]
+            print("\n".join([*HEAD, rows[name]]), flush=True)
+            (BUILD / "report.md").write_text("\n".join(["# Mutants", "", *HEAD, *rows.values(), *details, ""]))
+    finally:
+        for work in works:
+            work.close()
+    if options.write:
+        write_page(rows)
+    raise SystemExit(1 if left else 0)
 
 
 if __name__ == "__main__":

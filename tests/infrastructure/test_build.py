@@ -127,7 +127,7 @@ def test_imports_from_a_read_only_layer_without_compiling(built: Path, pythons: 
 import sys
 sys.path.insert(0, sys.argv[1])
 from plungepool import Settings, build_engine, checks
-assert [check.state for check in checks.check_environment({"PLUNGEPOOL_HSOT": "db"})] == ["failed"] * 3
+assert {check.state for check in checks.check_environment({"PLUNGEPOOL_HSOT": "db"})} == {"failed"}
 engine = build_engine(Settings(host="localhost", user="app", password="none"))
 assert engine.dialect.name == "postgresql", engine.dialect
 loaded = [module for module in sys.modules.values() if (getattr(module, "__file__", None) or "").startswith(sys.argv[1])]

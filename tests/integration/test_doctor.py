@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,6 +56,7 @@ def server() -> Iterator[Postgres]:
         running.execute(f"CREATE ROLE last_one LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 1")
         running.execute(f"CREATE ROLE no_login NOLOGIN PASSWORD '{PASSWORD}'")
         running.execute("CREATE ROLE no_password LOGIN")
+        running.execute("CREATE ROLE trusted LOGIN CONNECTION LIMIT 5")
         running.execute(f"CREATE ROLE too_old LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2001-01-01'")
         for name in ("tls_only", "kept_out"):
             running.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")
@@ -65,7 +67,7 @@ def server() -> Iterator[Postgres]:
         first = [
             "hostnossl all tls_only all reject",
             "host all kept_out all reject",
-            "host all trusted_nobody all trust",
+            "host all trusted_nobody,trusted all trust",
         ]
         rules.write_text("\n".join([*first, rules.read_text()]))
         running.execute("SELECT pg_reload_conf()")
@@ -96,6 +98,40 @@ def states(checks: list[Check]) -> dict[str, str]:
     """Return the state of each check by its name."""
     return {check.name: check.state for check in checks}
 
+
+# Whoever calls, reads or compares by one of these is told so by an error.
+PLANTED = f"""
+    CREATE ROLE surrounded LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 5;
+    CREATE SCHEMA planted;
+    GRANT USAGE ON SCHEMA planted TO surrounded;
+    ALTER ROLE surrounded SET search_path = planted, pg_catalog;
+    CREATE FUNCTION planted.trap(what text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'planted %', what; END $$;
+    DO $$
+    DECLARE name text;
+    BEGIN
+        FOREACH name IN ARRAY ARRAY['version', 'pg_is_in_recovery', 'clock_timestamp', 'pg_backend_pid', 'current_setting'] LOOP
+            EXECUTE format('CREATE FUNCTION planted.%I() RETURNS text RETURN planted.trap(%L)', name, name);
+            EXECUTE format('CREATE FUNCTION planted.%I(text) RETURNS text RETURN planted.trap(%L)', name, name);
+        END LOOP;
+        FOREACH name IN ARRAY ARRAY['pg_settings', 'pg_roles', 'pg_stat_activity', 'pg_stat_database'] LOOP
+            EXECUTE format('CREATE VIEW planted.%I AS SELECT * FROM pg_catalog.%I WHERE planted.trap(%L)', name, name, name);
+            EXECUTE format('GRANT SELECT ON planted.%I TO surrounded', name);
+        END LOOP;
+        FOREACH name IN ARRAY ARRAY['text', 'name'] LOOP
+            EXECUTE format('CREATE FUNCTION planted.equal(%s, pg_catalog.%I) RETURNS bool RETURN planted.trap(%L)',
+                           'pg_catalog.name', name, 'operator');
+            EXECUTE format('CREATE OPERATOR planted.= (LEFTARG = pg_catalog.name, RIGHTARG = pg_catalog.%I, FUNCTION = planted.equal)', name);
+        END LOOP;
+        CREATE FUNCTION planted.equal(text, text) RETURNS bool RETURN planted.trap('operator');
+        CREATE OPERATOR planted.= (LEFTARG = text, RIGHTARG = text, FUNCTION = planted.equal);
+        CREATE FUNCTION planted.trapped(bigint) RETURNS bigint RETURN planted.trap('aggregate')::pg_catalog.int4;
+        CREATE DOMAIN planted.float8 AS pg_catalog.float8 CHECK (planted.trap('float8'));
+        CREATE DOMAIN planted.int4 AS pg_catalog.int4 CHECK (planted.trap('int4'));
+        CREATE DOMAIN planted.int8 AS pg_catalog.int8 CHECK (planted.trap('int8'));
+        CREATE AGGREGATE planted.count(*) (SFUNC = pg_catalog.int8inc, STYPE = bigint, INITCOND = '0', FINALFUNC = planted.trapped);
+        CREATE AGGREGATE planted.sum(integer) (SFUNC = pg_catalog.int4_sum, STYPE = bigint, INITCOND = '0', FINALFUNC = planted.trapped);
+    END $$;
+"""
 
 STEPS = ["settings", "name", "endpoint", "TCP", "TLS", "credentials", "authentication", "server", "role", "time-outs", "head-room"]  # fmt: skip
 
@@ -352,6 +388,24 @@ def over_network(world: World) -> dict[str, str]:
     return {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": ""}
 
 
+def trusted_over_network(world: World) -> dict[str, str]:
+    """A role that is asked for nothing, and a wrong password, on what is not taken for this machine."""
+    world.patch.setattr("plungepool.tls.is_loopback", lambda _host: False)
+    return {"PLUNGEPOOL_USER": "trusted", "PLUNGEPOOL_PASSWORD": "wrong"}
+
+
+def no_route_to_host(world: World) -> dict[str, str]:
+    """A connect that a gateway has answered so; none can be made to here without root."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    world.patch.setattr("plungepool.checks.socket.create_connection", refuse)
+    return {}
+
+
+# TCP has no way to a group of hosts: the kernel says of a multicast address that the network is unreachable.
+NO_ROUTE = "224.0.0.1"
 PLAIN = {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": "", "PLUNGEPOOL_HOST": "127.0.0.1"}
 
 SET_UPS = [
@@ -366,6 +420,8 @@ SET_UPS = [
     SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "name the tunnel's own end"),
     SetUp("another port", lambda w: port(1), "TCP", "nothing listens there (connection refused)", "check PLUNGEPOOL_PORT, and that the server is running"),
     SetUp("a tunnel that is not up", lambda w: {"PLUNGEPOOL_ADDRESS": "127.0.0.1:1"}, "TCP", "nothing listens there (connection refused)", "check that the tunnel is up"),
+    SetUp("a host that no route leads to", lambda w: {"PLUNGEPOOL_ADDRESS": NO_ROUTE}, "TCP", "cannot be reached: Network is unreachable", "this machine has no way there: check the subnet's routes (or the VPN)"),
+    SetUp("a gateway that says there is no such host", no_route_to_host, "TCP", "cannot be reached: No route to host", "this machine has no way there: check the subnet's routes (or the VPN)"),
     SetUp("a closed security group", lambda w: port(w.full_backlog(), **HURRIED), "TCP", "did not answer within 0.3 s", "let the function's security group into the database's"),
     # TLS.
     SetUp("a server without TLS", lambda w: port(w.answers(b"N")), "TLS", "is PostgreSQL, and does not offer TLS", "turn TLS on at the server"),
@@ -379,6 +435,7 @@ SET_UPS = [
     SetUp("a file of authorities without any", lambda w: {"PLUNGEPOOL_CA_FILE": w.empty_file()}, "TLS", "which holds no certificate in PEM format", "correct PLUNGEPOOL_CA_FILE"),
     SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server shows a certificate for another name than localhost", "until this is corrected no password"),
     SetUp("a certificate that has expired", lambda w: own_certificate(w, "localhost", expired=True), "TLS", "has expired: renew it at the server, and check this machine's clock", "until this is corrected no password"),
+    SetUp("a certificate that is not valid yet", lambda w: own_certificate(w, "localhost", not_yet_valid=True), "TLS", "is not valid yet: renew it at the server, and check this machine's clock", "until this is corrected no password"),
     SetUp("TLS 1.1", old_tls, "TLS", "the server must speak TLS 1.2 or newer", "until this is corrected no password"),
     SetUp("a certificate near its end", lambda w: with_clock(w, 360 * 86400), "TLS", "4 days left", "RDS renews its certificates by itself", "warning"),
     SetUp("plain text over a network", over_network, "TLS", "disabled: passwords and rows travel to localhost in plain text", "remove PLUNGEPOOL_TLS", "warning"),
@@ -405,6 +462,7 @@ SET_UPS = [
     SetUp("an address that pg_hba.conf keeps out", lambda w: {"PLUNGEPOOL_USER": "kept_out"}, "authentication", "pg_hba.conf rejects connection", "let 'kept_out' into 'postgres' from this address in pg_hba.conf"),
     SetUp("plain text to a server that wants TLS", lambda w: PLAIN | {"PLUNGEPOOL_USER": "tls_only"}, "authentication", "no encryption", "the server wants TLS: remove PLUNGEPOOL_TLS=disable"),
     SetUp("a password for a role with rds_iam", lambda w: refused_login(w, "28000", "PAM authentication failed for user"), "authentication", "PAM authentication failed", "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a server that trusts whoever reaches it", trusted_over_network, "authentication", "lets 'trusted' in without asking for the password, which may be wrong", "whoever reaches the server is let in: ask for scram-sha-256 in its pg_hba.conf", "warning"),
     SetUp("a database that does not exist", lambda w: {"PLUNGEPOOL_DATABASE": "nowhere"}, "authentication", "does not exist", "create the database 'nowhere', or correct PLUNGEPOOL_DATABASE"),
     SetUp("a role that may not connect to the database", lambda w: {"PLUNGEPOOL_DATABASE": "closed"}, "authentication", "permission denied", "GRANT CONNECT ON DATABASE closed TO app"),
     SetUp("a role that is full", lambda w: {"PLUNGEPOOL_USER": "full_role"}, "authentication", "too many connections for role", "the role 'full_role' holds as many connections as its CONNECTION LIMIT allows"),
@@ -445,6 +503,42 @@ def test_page_shows_every_set_up() -> None:
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| `([a-zA-Z-]+)` \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
     assert rows == [(one.what, one.step, one.says, one.cure) for one in SET_UPS]
+
+
+def test_trust_on_this_machine_is_said_and_is_no_warning(environ: dict[str, str]) -> None:
+    """Where nothing was asked for, the doctor does not say that the password is right."""
+    checks = examine(environ | {"PLUNGEPOOL_USER": "trusted", "PLUNGEPOOL_PASSWORD": "wrong"})
+    found = {check.name: check for check in checks}["authentication"]
+    assert found.state == "ok"
+    assert "without asking for the password, which may be wrong" in found.found
+    asked = {check.name: check for check in examine(environ)}["authentication"]
+    assert "without asking" not in asked.found
+
+
+def test_a_role_s_search_path_leads_to_nothing_that_others_planted(server: Postgres, environ: dict[str, str]) -> None:
+    """Names, operators and types that stand before PostgreSQL's own: the doctor calls and reads none of them."""
+    server.execute(PLANTED)
+    try:
+        checks = examine(environ | {"PLUNGEPOOL_USER": "surrounded"})
+    finally:
+        server.execute("DROP SCHEMA planted CASCADE; DROP OWNED BY surrounded; DROP ROLE surrounded")
+    assert {check.name: check.state for check in checks} == dict.fromkeys(STEPS, "ok") | {"time-outs": "warning"}
+
+
+def test_cure_can_be_copied_whatever_the_name(server: Postgres, environ: dict[str, str]) -> None:
+    """A role whose name needs quotes has them in the statements that mend it."""
+    server.execute(f"CREATE ROLE \"my-app\" LOGIN PASSWORD '{PASSWORD}'")
+    try:
+        checks = examine(environ | {"PLUNGEPOOL_USER": "my-app"})
+        for check in checks:
+            if check.name == "time-outs":
+                server.execute(check.cure)
+        again = examine(environ | {"PLUNGEPOOL_USER": "my-app"})
+    finally:
+        server.execute('DROP ROLE "my-app"')
+    assert states(checks)["time-outs"] == "warning"
+    assert states(again)["time-outs"] == "ok"
+    assert {check.name: check.cure for check in checks}["role"].startswith('ALTER ROLE "my-app" CONNECTION LIMIT')
 
 
 def test_handler_of_the_page_gives_the_same_answers(

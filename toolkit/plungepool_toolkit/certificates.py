@@ -64,13 +64,15 @@ class Authority(Closing):
         """Remove the files; may be called again."""
         self._files.remove()
 
-    def issue(self, *hosts: str, expired: bool = False, owner: str | None = None) -> tuple[Path, Path]:
+    def issue(
+        self, *hosts: str, expired: bool = False, not_yet_valid: bool = False, owner: str | None = None
+    ) -> tuple[Path, Path]:
         """
         Issue a server certificate.
 
-        Args: hosts: names and IP addresses that it is good for, at least one. expired: it ran out yesterday. owner: the
-        operating system's user that runs the server and is to own the key (root only; PostgreSQL refuses a key that
-        others may read).
+        Args: hosts: names and IP addresses that it is good for, at least one. expired: it ran out yesterday.
+        not_yet_valid: it is good from tomorrow on. owner: the operating system's user that runs the server and is to own
+        the key (root only; PostgreSQL refuses a key that others may read).
         Returns: the paths of the certificate and of its key (mode 0600), both PEM.
         """
         if not hosts:
@@ -79,7 +81,7 @@ class Authority(Closing):
         now = datetime.now(UTC)
         certificate = (
             self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])]), key.public_key())
-            .not_valid_before(now - 30 * _DAY)
+            .not_valid_before(now + _DAY if not_yet_valid else now - 30 * _DAY)
             .not_valid_after(now - _DAY if expired else now + 365 * _DAY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(certificates=False), critical=True)
@@ -102,9 +104,9 @@ class Authority(Closing):
             shutil.chown(key_file, owner)
         return cert_file, key_file
 
-    def server_context(self, *hosts: str, expired: bool = False) -> ssl.SSLContext:
-        """Return a server's TLS context (1.2 at least) with a new certificate for these hosts."""
-        cert_file, key_file = self.issue(*hosts, expired=expired)
+    def server_context(self, *hosts: str, expired: bool = False, not_yet_valid: bool = False) -> ssl.SSLContext:
+        """Return a server's TLS context (1.2 at least) with a new certificate for these hosts; see `issue`."""
+        cert_file, key_file = self.issue(*hosts, expired=expired, not_yet_valid=not_yet_valid)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(cert_file, key_file)

@@ -38,6 +38,7 @@ _TLS_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 _ENDPOINT = re.compile(
     r"\.(?:rds|dsql(?:-[a-z0-9]+)?)\.(?P<a>[a-z]{2}(?:-[a-z]+)+-\d)\.|\.(?P<b>[a-z]{2}(?:-[a-z]+)+-\d)\.rds\."
 )
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _PROXY = re.compile(r"\.proxy-[a-z0-9]+\.")
 
 
@@ -130,10 +131,7 @@ def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
         except (DBAPIError, CredentialsError, SettingsError) as error:
             raise _refusal(settings, login, error, doubts) from error
         with connection:
-            taken_ms = (time.time() - started) * 1000
-            yield Check(
-                "authentication", "ok", f"{host} lets {login.user!r} in, {taken_ms:.0f} ms for the first connection"
-            )
+            yield _let_in(settings, way, login, connection, (time.time() - started) * 1000)
             try:
                 yield from _server(settings, login.user, connection)
             except DBAPIError as error:
@@ -388,7 +386,7 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
     else:
         cure = {
             "3D000": f"create the database {login.database!r}, or correct PLUNGEPOOL_DATABASE",
-            "42501": f"GRANT CONNECT ON DATABASE {login.database} TO {login.user}",
+            "42501": f"GRANT CONNECT ON DATABASE {_quoted(login.database)} TO {_quoted(login.user)}",
             "57P03": "the server is starting or stopping: try again in a minute",
         }.get(sqlstate, "see docs/troubleshoot.md for its SQLSTATE")
     return _Failure("authentication", said, cure)
@@ -396,6 +394,11 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
 
 # The server says less than it knows, on purpose: of a wrong password and of a role that does not exist it says the same. What
 # else it says is in the language of its lc_messages; so words only order the causes, and all of them are named.
+
+
+def _quoted(name: str) -> str:
+    """Return a name as SQL takes it, so that a cure can be copied."""
+    return name if _PLAIN.fullmatch(name) else '"' + name.replace('"', '""') + '"'
 
 
 def _in_order(*causes: str) -> str:
@@ -420,8 +423,8 @@ def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> 
 
 def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
     user = login.user
-    role = f"CREATE ROLE {user} LOGIN, or correct PLUNGEPOOL_USER"
-    may = f"ALTER ROLE {user} LOGIN"
+    role = f"CREATE ROLE {_quoted(user)} LOGIN, or correct PLUNGEPOOL_USER"
+    may = f"ALTER ROLE {_quoted(user)} LOGIN"
     entry = f"let {user!r} into {login.database!r} from this address in pg_hba.conf"
     plain = "the server wants TLS: remove PLUNGEPOOL_TLS=disable"
     iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
@@ -459,33 +462,57 @@ def _full(login: credentials.Login, said: str) -> str:
     return _in_order(server, role, database)
 
 
+# With a schema before each name: what a role's search path leads to first need not be PostgreSQL's own.
+_VERSION = text("SELECT pg_catalog.version()")
 _SERVER = text("""
-    SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS replica,
-           extract(epoch FROM clock_timestamp())::float8 AS now, pg_backend_pid() AS process
+    SELECT pg_catalog.current_setting('server_version') AS version, pg_catalog.pg_is_in_recovery() AS replica,
+           extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8 AS now,
+           pg_catalog.pg_backend_pid() AS process
 """)
 _ROLE = text("""
     SELECT rolconnlimit AS connection_limit, rolsuper AS superuser,
-           (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) AS used
-    FROM pg_roles WHERE rolname = current_user
+           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
+            WHERE usename OPERATOR(pg_catalog.=) current_user) AS used
+    FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user
 """)
 _TIMEOUTS = text("""
-    SELECT name, setting::bigint AS ms FROM pg_settings
-    WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
-    ORDER BY name
+    SELECT name, setting::pg_catalog.int8 AS ms FROM pg_catalog.pg_settings
+    WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY[
+        'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout'
+    ]) ORDER BY name
 """)
 # Every role sees how many connections a database has; not every role sees whose they are.
 _HEAD_ROOM = text("""
-    SELECT (SELECT setting::int FROM pg_settings WHERE name = 'max_connections') AS most,
-           (SELECT coalesce(sum(setting::int), 0) FROM pg_settings
-            WHERE name IN ('superuser_reserved_connections', 'reserved_connections', 'rds.rds_superuser_reserved_connections')
-           ) AS reserved,
-           (SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database) AS used
+    SELECT (SELECT setting::pg_catalog.int4 FROM pg_catalog.pg_settings
+            WHERE name OPERATOR(pg_catalog.=) 'max_connections') AS most,
+           (SELECT coalesce(pg_catalog.sum(setting::pg_catalog.int4), 0) FROM pg_catalog.pg_settings
+            WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY[
+                'superuser_reserved_connections', 'reserved_connections', 'rds.rds_superuser_reserved_connections'
+            ])) AS reserved,
+           (SELECT coalesce(pg_catalog.sum(numbackends), 0) FROM pg_catalog.pg_stat_database) AS used
 """)
+
+
+def _let_in(settings: Settings, way: _Way, login: credentials.Login, connection: Connection, taken_ms: float) -> Check:
+    """Say that the server lets the user in; one that trusts did not look at the password, which may be any."""
+    found = f"{way.host} lets {login.user!r} in"
+    taken = f"{taken_ms:.0f} ms for the first connection"
+    if getattr(connection.connection.dbapi_connection, "used_password", True):
+        return Check("authentication", "ok", f"{found}, {taken}")
+    what = "password" if settings.auth in ("password", "secret") else "token"
+    found = f"{found} without asking for the {what}, which may be wrong; {taken}"
+    if tls.is_loopback(way.host):
+        return Check("authentication", "ok", found)
+    cure = (
+        "whoever reaches the server is let in: ask for scram-sha-256 in its pg_hba.conf where that says trust "
+        "(a pooler: in its auth_type), and look whether the password is right"
+    )
+    return Check("authentication", "warning", found, cure)
 
 
 def _server(settings: Settings, user: str, connection: Connection) -> Iterator[Check]:
     if settings.auth == "dsql":
-        yield Check("server", "ok", str(connection.execute(text("SELECT version()")).scalar_one()))
+        yield Check("server", "ok", str(connection.execute(_VERSION).scalar_one()))
         return
     server = connection.execute(_SERVER).one()
     ahead_s = time.time() - server.now
@@ -536,7 +563,7 @@ def _role(user: str, role: Any) -> Check:
         cure = "give the application a role of its own (infrastructure/roles.sql): a superuser may use the reserved connections"
         return Check("role", "warning", f"{user} is a superuser", cure)
     if role.connection_limit < 0:
-        return Check("role", "warning", f"{user} has no connection limit", f"ALTER ROLE {user} CONNECTION LIMIT n, so that it leaves room for others")  # fmt: skip
+        return Check("role", "warning", f"{user} has no connection limit", f"ALTER ROLE {_quoted(user)} CONNECTION LIMIT n, so that it leaves room for others")  # fmt: skip
     found = f"{role.used} of the role's {role.connection_limit} connections are in use"
     if role.used >= role.connection_limit:
         return Check(
@@ -549,7 +576,7 @@ def _timeouts(user: str, timeouts: Mapping[str, int]) -> Check:
     missing = [name for name, ms in timeouts.items() if not ms]
     found = ", ".join(f"{name} {ms / 1000:g} s" if ms else f"{name} off" for name, ms in timeouts.items())
     if missing:
-        cure = "; ".join(f"ALTER ROLE {user} SET {name} = '{_ADVICE[name]}'" for name in missing)
+        cure = "; ".join(f"ALTER ROLE {_quoted(user)} SET {name} = '{_ADVICE[name]}'" for name in missing)
         return Check("time-outs", "warning", found, cure)
     return Check("time-outs", "ok", found)
 

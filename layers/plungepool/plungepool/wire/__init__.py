@@ -688,6 +688,8 @@ class Connection:
         #: the last 100 notifications: process, channel, payload
         self.notifications: deque[tuple[int, str, str]] = deque(maxlen=100)
         self.backend_pid = 0
+        #: whether the server asked for the password; where it trusts, nobody knows whether that is right
+        self.used_password = False
         #: how often the server was waited for since the connection was made
         self.flights = 0
         #: the wall-clock moment at which a flight is given up and the connection closed; None: never
@@ -1858,7 +1860,7 @@ class Connection:
                     raise _violation("a second method of authentication")
                 if secret.value is None:
                     raise OperationalError(f"the server asks for a password for user {self.user}, and none was given")
-                answered = True
+                answered = self.used_password = True
             if kind in (5, 10):
                 _load("binascii", "hashlib", "hmac", *([] if secret.value.isascii() else ["stringprep"]))
             message = _Secret()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import os
@@ -361,6 +362,16 @@ def test_wrong_keywords_leave_nothing_behind(changes: dict[str, Any]) -> None:
     with pytest.raises((SettingsError, TypeError)) as caught:
         Settings(**{"host": "h", "user": "u", "password": f"{MARK}-password"} | changes)
     assert leaks(caught.value) == []
+
+
+def test_a_replacement_that_fails_leaves_nothing_behind() -> None:
+    """dataclasses.replace has every field in a dictionary while it makes the new settings; so does asdict."""
+    whole = Settings(host="h", user="u", password=f"{MARK}-password")
+    with pytest.raises(SettingsError) as caught:
+        dataclasses.replace(whole, port=0)
+    assert leaks(caught.value) == []
+    assert not shows(dataclasses.asdict(whole))
+    assert dataclasses.replace(whole, port=1).password == f"{MARK}-password"
 
 
 @pytest.mark.parametrize("authentication", ["scram-sha-256", "password"])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 
 from plungepool import (
     PoolExhausted,
@@ -19,10 +19,12 @@ from plungepool import (
     dispose_engine,
     engine,
     get_engine,
+    invocation,
     lifecycle,
     pinning,
     wire,
 )
+from plungepool.credentials import Login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,6 +233,61 @@ def test_a_ping_that_fails_means_dead_and_another_exception_passes(is_alive: Any
     with pytest.raises(ValueError, match="not the driver's"):
         is_alive(struck, 60)
     assert struck.deadline is None
+
+
+@pytest.fixture
+def invocation_ends(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the moment at which the invocation has to be over; nobody has said so any more after the test."""
+    monkeypatch.setattr(invocation, "_deadline", None)
+    return invocation.end_at
+
+
+def test_a_ping_ends_with_the_invocation_and_leaves_its_deadline(is_alive: Any, invocation_ends: Any) -> None:
+    """The earlier of the two limits holds for the question, and the invocation's alone afterwards."""
+    for left_s in (2.0, 60.0):
+        ends = time.time() + left_s
+        invocation_ends(ends)
+        driver = Driver()
+        assert is_alive(driver, 60) is True
+        assert driver.deadlines[0] == pytest.approx(min(ends, time.time() + 4), abs=0.5)
+        assert driver.deadline == ends
+
+
+def test_what_is_handed_out_has_the_deadline_of_this_invocation(is_alive: Any, invocation_ends: Any) -> None:
+    """A connection that is not asked anything gets it, too, and keeps none of the invocation before."""
+    driver = Driver()
+    driver.deadline = 1.0
+    assert is_alive(driver, 0) is True
+    assert (driver.deadline, driver.deadlines) == (None, [])
+    ends = time.time() + 9
+    invocation_ends(ends)
+    assert is_alive(driver, 0) is True
+    assert driver.deadline == ends
+
+
+def test_a_connect_has_no_more_time_than_the_invocation(given: list[dict[str, Any]], invocation_ends: Any) -> None:
+    """The settings' time-out, or what is left of the invocation if that is less."""
+    invocation_ends(time.time() + 1.5)
+    assert 1 < parameters(given, connect_timeout_s=5)["connect_timeout_s"] <= 1.5
+    assert parameters(given, connect_timeout_s=0.5)["connect_timeout_s"] <= 0.5
+
+
+def test_a_new_connection_has_the_deadline_of_the_invocation(
+    monkeypatch: pytest.MonkeyPatch, invocation_ends: Any
+) -> None:
+    """The driver leaves none behind after a connect of its own time; one that a listener has opened gets it as well."""
+    opened = [Driver(), Driver()]
+    monkeypatch.setattr(wire, "connect", lambda **_: opened[0])
+    driver = connect.Driver(settings(), "test")
+    ends = time.time() + 9
+    invocation_ends(ends)
+    login, way = Login("u", "p", "h", 5432, "d"), connect.Way(None, 1.0)
+    assert driver(None, login, way).deadline == ends
+    built = engine.build_engine(settings())
+    event.listen(built, "do_connect", lambda *_: opened[1])
+    driver.dialect = built.dialect
+    assert driver(None, login, way) is opened[1]  # type: ignore[comparison-overlap]
+    assert opened[1].deadline == ends
 
 
 def test_snapshot_forgets_secrets_and_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:

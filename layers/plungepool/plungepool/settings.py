@@ -81,6 +81,8 @@ class Settings:
 
     def __post_init__(self, url: str | None) -> None:
         problems = self._take_url(url) if url else []
+        if isinstance(self.password, str):
+            self._set("password", _Password(self.password))
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
         contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]
@@ -233,6 +235,19 @@ class Settings:
             if by in (self.endpoint, self.auth) and _is_number(self.max_age_s) and self.max_age_s > longest:
                 text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
                 yield {"endpoint", "auth", "max_age_s"}, text
+
+
+class _Password(str):
+    """
+    A text that its repr does not show.
+
+    What goes through the fields of a Settings (dataclasses.replace, asdict, a crash reporter) has it in a local variable.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
 
 
 def _without_values(init: Callable[..., None]) -> Callable[..., None]:

@@ -18,9 +18,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from plungepool_toolkit.processes import Closing
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 _Result = TypeVar("_Result")
 
@@ -58,7 +59,7 @@ class _Link:
         return self.up if source is self.client else self.down
 
 
-class ChaosProxy:
+class ChaosProxy(Closing):
     """
     A TCP proxy in a thread, between clients on loopback and the server at `host`:`port`.
 
@@ -108,11 +109,6 @@ class ChaosProxy:
         self._thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
         self._thread.start()
         return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the proxy and every connection through it. May be called twice."""

@@ -8,6 +8,7 @@ exactly under TLS too.
 from __future__ import annotations
 
 import collections
+import functools
 import heapq
 import itertools
 import select
@@ -59,6 +60,92 @@ class _Link:
         return self.up if source is self.client else self.down
 
 
+class _Loop:
+    """One thread that waits for sockets and for moments; whatever has to do with either runs in it."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._stopped = False
+        self.watch(self._wake_reader, selectors.EVENT_READ, self._run_calls)
+        self._thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; whoever has registered a socket closes it."""
+
+        def stop() -> None:
+            self._stopped = True
+
+        self.call(stop)
+        self._thread.join()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def call(self, function: Callable[[], _Result]) -> _Result:
+        """Run a function in the thread and return what it returns, or raise what it raises."""
+        done = threading.Event()
+        results: list[_Result] = []
+        problems: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except BaseException as problem:  # noqa: BLE001 - it is raised again in the caller's thread
+                problems.append(problem)
+            finally:
+                done.set()
+
+        self._calls.append(run)
+        self._wake_writer.send(b"!")
+        while not done.wait(1.0):
+            if not self._thread.is_alive():
+                raise RuntimeError("the proxy's thread has ended, by an error that it printed")
+        if problems:
+            raise problems[0]
+        return results[0]
+
+    def at(self, moment: float, function: Callable[[], None]) -> None:
+        """Run a function when the monotonic clock shows this moment; of one moment's, in the order of the calls."""
+        heapq.heappush(self._later, (moment, next(self._numbers), function))
+
+    def watch(self, sock: socket.socket, events: int, serve: Callable[[int], None]) -> None:
+        """Call `serve` with what a socket is ready for, of these events, from now on; 0 for none."""
+        registered = self._selector.get_map().get(sock)
+        if events and registered is None:
+            self._selector.register(sock, events, serve)
+        elif registered is not None and not events:
+            self._selector.unregister(sock)
+        elif registered is not None and registered.events != events:
+            self._selector.modify(sock, events, serve)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Wait for nothing of a socket that is about to be closed."""
+        if self._selector.get_map().get(sock) is not None:
+            self._selector.unregister(sock)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            timeout = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+            # select() on the selector itself: epoll rounds its own time-out up to a whole millisecond.
+            select.select([self._selector.fileno()], [], [], timeout)
+            for key, events in self._selector.select(0):
+                key.data(events)
+            now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                heapq.heappop(self._later)[2]()
+
+    def _run_calls(self, _events: int) -> None:
+        self._wake_reader.recv(4096)
+        while self._calls:
+            self._calls.popleft()()
+
+
 class ChaosProxy(Closing):
     """
     A TCP proxy in a thread, between clients on loopback and the server at `host`:`port`.
@@ -93,40 +180,27 @@ class ChaosProxy(Closing):
         self._cut_from_client: int | None = None
         self._cut_from_server: int | None = None
         self._cut_gracefully = False
-        self._calls: collections.deque[Callable[[], None]] = collections.deque()
-        self._deliveries: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._stopped = False
-        self._thread: threading.Thread | None = None
+        self._listener: socket.socket | None = None
+        self._loop: _Loop | None = None
 
     def __enter__(self) -> Self:
-        self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ)
-        self._listener: socket.socket | None = None
-        self._listen()
-        self._thread = threading.Thread(target=self._run, name="chaos-proxy", daemon=True)
-        self._thread.start()
+        self._loop = _Loop()
+        self._call(self._listen)
         return self
 
     def close(self) -> None:
-        """End the proxy and every connection through it. May be called twice."""
-        if self._thread is None:
+        """End the proxy and every connection through it; may be called again."""
+        if self._loop is None:
             return
 
-        def stop() -> None:
-            self._stopped = True
+        def act() -> None:
+            self._stop_listening()
+            for link in list(self._links):
+                self._close_link(link)
 
-        self._call(stop)
-        self._thread.join()
-        self._thread = None
-        for link in list(self._links):
-            self._close_link(link)
-        self._stop_listening()
-        self._selector.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._loop.call(act)
+        self._loop.close()
+        self._loop = None
 
     # What can happen to a network.
 
@@ -207,49 +281,16 @@ class ChaosProxy(Closing):
         """Listen again, on the same port."""
         self._call(self._listen)
 
-    # The one thread that touches the sockets.
+    # In the loop's thread, the only one that touches the sockets.
 
     def _call(self, function: Callable[[], _Result]) -> _Result:
-        if self._thread is None:
+        return self._running.call(function)
+
+    @property
+    def _running(self) -> _Loop:
+        if self._loop is None:
             raise RuntimeError("the proxy does not run: use it inside its `with` block")
-        done = threading.Event()
-        results: list[_Result] = []
-        problems: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                results.append(function())
-            except BaseException as problem:  # noqa: BLE001 - it is raised again in the caller's thread
-                problems.append(problem)
-            finally:
-                done.set()
-
-        self._calls.append(run)
-        self._wake_writer.send(b"!")
-        done.wait()
-        if problems:
-            raise problems[0]
-        return results[0]
-
-    def _run(self) -> None:
-        while not self._stopped:
-            timeout = None
-            if self._deliveries:
-                timeout = max(0.0, self._deliveries[0][0] - time.monotonic())
-            # select() on the selector itself: epoll rounds its own time-out up to a whole millisecond.
-            select.select([self._selector.fileno()], [], [], timeout)
-            for key, events in self._selector.select(0):
-                if key.fileobj is self._wake_reader:
-                    self._wake_reader.recv(4096)
-                    while self._calls:
-                        self._calls.popleft()()
-                elif key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._serve(key.data, key.fileobj, events)
-            now = time.monotonic()
-            while self._deliveries and self._deliveries[0][0] <= now:
-                heapq.heappop(self._deliveries)[2]()
+        return self._loop
 
     def _listen(self) -> None:
         if self._listener is not None:
@@ -261,16 +302,17 @@ class ChaosProxy(Closing):
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._running.watch(listener, selectors.EVENT_READ, self._accept)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
-            self._selector.unregister(self._listener)
+            self._running.forget(self._listener)
             self._listener.close()
             self._listener = None
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, _events: int) -> None:
+        if self._listener is None:
+            return  # it was closed after somebody had come, and before this thread looked
         try:
             client, _ = self._listener.accept()
         except OSError:
@@ -290,10 +332,9 @@ class ChaosProxy(Closing):
         self._links.add(link)
         self._refresh(link)
 
-    def _serve(self, link: _Link, end: object, events: int) -> None:
+    def _serve(self, link: _Link, end: socket.socket, events: int) -> None:
         if link.closed:
             return
-        assert isinstance(end, socket.socket)
         stream = link.stream_from(end)
         if events & selectors.EVENT_WRITE:
             self._flush(link, link.down if end is link.client else link.up)
@@ -343,7 +384,7 @@ class ChaosProxy(Closing):
 
         if self.latency_ms:
             due = max(time.monotonic(), link.opens_at) + self.latency_ms / 2000
-            heapq.heappush(self._deliveries, (due, next(self._numbers), deliver))
+            self._running.at(due, deliver)
         else:
             deliver()
 
@@ -389,13 +430,7 @@ class ChaosProxy(Closing):
                     events |= selectors.EVENT_READ
                 if incoming.pending:
                     events |= selectors.EVENT_WRITE
-            registered = self._selector.get_map().get(source)
-            if events and registered is None:
-                self._selector.register(source, events, link)
-            elif registered is not None and not events:
-                self._selector.unregister(source)
-            elif registered is not None and registered.events != events:
-                self._selector.modify(source, events, link)
+            self._running.watch(source, events, functools.partial(self._serve, link, source))
 
     def _close_link(self, link: _Link, *, reset: bool = False) -> None:
         if link.closed:
@@ -403,8 +438,7 @@ class ChaosProxy(Closing):
         link.closed = True
         self._links.discard(link)
         for end in (link.client, link.server):
-            if self._selector.get_map().get(end) is not None:
-                self._selector.unregister(end)
+            self._running.forget(end)
             if reset:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             end.close()

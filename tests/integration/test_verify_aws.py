@@ -10,14 +10,17 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 from moto import mock_aws
 from rich.console import Console
 
+from plungepool import Settings
 from plungepool_toolkit.commands.console import interrupt_on
 from plungepool_toolkit.commands.verify_aws import carry_out
 from plungepool_toolkit.commands.verify_aws.account import TAG, Account, Refusal
@@ -28,7 +31,8 @@ from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from types import FrameType
 
 ROOT = Path(__file__).parents[2]
 PROBE = Path(probe.__file__).parent
@@ -117,6 +121,54 @@ def test_probe_sees_how_connects_are_refused() -> None:
     }
     assert SIGNER.secret_access_key not in json.dumps(tokens)
     assert "X-Amz" not in json.dumps(tokens)
+
+
+def shows(value: object) -> bool:
+    """Say whether a crash reporter would show a key, a token or a password: by the repr, or by going through a mapping."""
+    shown = repr(value) + (repr(dict(value)) if isinstance(value, Mapping) else "")
+    marks = (SIGNER.secret_access_key, SIGNER.session_token or "-", "X-Amz-Signature=", "unmistakable")
+    return any(mark in shown for mark in marks)
+
+
+@pytest.mark.usefixtures("variables")
+def test_no_line_of_the_probe_holds_a_secret_in_a_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that interrupts it anywhere shows no password, token or key to what prints the locals of each frame."""
+    monkeypatch.setenv("ADMIN_PLUNGEPOOL_PASSWORD", "unmistakable")
+    found: dict[str, None] = {}
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != probe.__file__:
+            return None
+        lines += 1
+        for name, value in list(frame.f_locals.items()):
+            if shows(value):
+                found[f"{name} in {frame.f_code.co_name}"] = None
+        return trace
+
+    sys.settrace(trace)
+    try:
+        look("prepare")
+        look("startup")
+        look("refusals")
+        look("refusals", prefix="DIRECT_")
+        look("pinning", suspect="SET", others=1)
+    finally:
+        sys.settrace(None)
+    assert lines > 100
+    assert list(found) == []
+
+
+@pytest.mark.usefixtures("variables")
+@pytest.mark.parametrize("content", ['{"username": "app", "password": "unmistakable"', '["unmistakable"]', None])
+def test_probe_tells_no_secret_that_it_cannot_read(content: str | None) -> None:
+    """The administrator's secret may be no document of fields: its names are then unknown, and no error quotes it."""
+    settings = Settings(host="localhost", auth="secret", secret_arn="admin", region=REGION)
+    kind: dict[str, Any] = {"SecretString": content} if content is not None else {"SecretBinary": b"unmistakable"}
+    with mock_aws():
+        boto3.client("secretsmanager", region_name=REGION).create_secret(Name="admin", **kind)
+        assert probe._secret_fields(settings) is None
 
 
 @pytest.mark.usefixtures("variables")

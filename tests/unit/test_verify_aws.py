@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from plungepool_toolkit.commands.verify_aws import verify_aws
 from plungepool_toolkit.commands.verify_aws.account import Account, Refusal
 from plungepool_toolkit.commands.verify_aws.facts import FACTS, judge
-from plungepool_toolkit.commands.verify_aws.prices import PRICES, show_prices
+from plungepool_toolkit.commands.verify_aws.prices import PRICES, parts_of, show_prices
 from plungepool_toolkit.commands.verify_aws.probe.database import SUSPECTS, settings_of
 from plungepool_toolkit.commands.verify_aws.report import show_findings
 
@@ -149,10 +150,26 @@ def test_prices_add_up(mode: str) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     show_prices(console, mode)  # type: ignore[arg-type]
     text = console.export_text()
-    together = {"aurora": "0.19 to 0.67", "instance": "0.06 to 0.12"}[mode]
-    assert together in text
+    together = {"aurora": "0.19 to 0.68", "instance": "0.06 to 0.13"}[mode]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 4]
+    low, high = (sum(float(row[1].split(" to ")[end]) for row in rows[:-1]) for end in (0, -1))
+    assert rows[-1][:2] == ["Together", together]
+    assert f"{low:.2f} to {high:.2f}" == together
+    assert together in (ROOT / "docs" / "verify-on-aws.md").read_text()
     assert "estimate" in text
     assert "2026" in text
+
+
+@pytest.mark.parametrize("mode", PRICES)
+def test_prices_know_every_alarm(mode: str) -> None:
+    """CloudWatch takes money for each alarm: as many are priced as the two templates make for this kind of database."""
+    templates = "".join((ROOT / path).read_text() for path in ("template.yaml", "infrastructure/database.yaml"))
+    conditions = re.findall(r"Type: AWS::CloudWatch::Alarm\n(?:    Condition: (\w+)\n)?", templates)
+    made = [
+        one for one in conditions if one in ("", "HasProxy", {"aurora": "IsAurora", "instance": "IsInstance"}[mode])
+    ]
+    [priced] = [price for price in parts_of(mode) if "alarms" in price.part]  # type: ignore[arg-type]
+    assert re.findall(r"^\d+", priced.part) == [str(len(made))]
 
 
 GOOD_TLS = {"versions": {"TLSv1.2": True, "TLSv1.3": True}, "subject": "a", "issuer": "b", "chain_length": 3}
@@ -241,12 +258,14 @@ def test_documentation_lists_every_fact() -> None:
     assert sorted(documented) == sorted(fact.name for fact in FACTS)
 
 
-def test_settings_of_each_role() -> None:
+def test_settings_of_each_role(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefix chooses whose settings are read, and the region is everybody's."""
     environ = {
         "AWS_REGION": "eu-west-1",
         "PLUNGEPOOL_HOST": "proxy.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_AUTH": "iam",
         "ADMIN_PLUNGEPOOL_HOST": "database.example", "ADMIN_PLUNGEPOOL_AUTH": "secret", "ADMIN_PLUNGEPOOL_SECRET_ARN": "one",
     }  # fmt: skip
-    assert (settings_of("", environ).host, settings_of("", environ).region) == ("proxy.example", "eu-west-1")
-    assert (settings_of("ADMIN_", environ).host, settings_of("ADMIN_", environ).auth) == ("database.example", "secret")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert (settings_of("").host, settings_of("").region) == ("proxy.example", "eu-west-1")
+    assert (settings_of("ADMIN_").host, settings_of("ADMIN_").auth) == ("database.example", "secret")

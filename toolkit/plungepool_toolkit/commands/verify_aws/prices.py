@@ -37,6 +37,7 @@ PRICES: dict[Mode, tuple[Price, ...]] = {
 }
 _PRICES_OF_BOTH = (
     Price("Interface endpoint of Secrets Manager in two zones, unless there is one", (0.00, 0.02), "0.01 a zone-hour"),
+    Price("16 alarms of CloudWatch", (0.00, 0.01), "0.10 a month each, by the hour"),
     Price("Lambda, HTTP API, SQS, logs, metrics, two secrets, one bucket", (0.01, 0.05), "a few hundred invocations"),
 )
 

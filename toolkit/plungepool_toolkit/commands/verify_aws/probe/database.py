@@ -3,7 +3,8 @@ Looks from inside the VPC at what the documentation leaves open; a Lambda functi
 
 Needs nothing but the layer. The messages that are in question (named statements, start-up options, a Sync between Parse
 and Bind) are sent as they are, by a client of a hundred lines that does what no driver does. Nothing returned or logged
-holds a password, a token or a key.
+holds a password, a token or a key, and no local variable does by itself: a crash reporter prints those of each frame
+that an error has passed. So a password is only ever an attribute of a Login, whose repr leaves it out.
 
 Variables: PLUNGEPOOL_* for the proxy, DIRECT_PLUNGEPOOL_* for the database itself as the same role, and
 ADMIN_PLUNGEPOOL_* for its administrator.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import text
 
 from plungepool import Settings, build_engine, connect, iam, tls
+from plungepool.credentials import Login
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,12 +38,12 @@ _PROTOCOL_3_0 = 196608
 _SCHEMA = "plungepool_probe"
 
 
-def settings_of(prefix: str = "", environ: Mapping[str, str] = os.environ) -> Settings:
+def settings_of(prefix: str = "") -> Settings:
     """Return the settings of the proxy (no prefix), of the database (`DIRECT_`) or of its administrator (`ADMIN_`)."""
-    own = {
-        name.removeprefix(prefix): value for name, value in environ.items() if name.startswith(prefix + "PLUNGEPOOL_")
-    }
-    return Settings.from_env({name: environ[name] for name in ("AWS_REGION",) if name in environ} | own)
+    names = {name.removeprefix(prefix): name for name in os.environ if name.startswith(f"{prefix}PLUNGEPOOL_")}
+    if "AWS_REGION" in os.environ:
+        names["AWS_REGION"] = "AWS_REGION"
+    return Settings.from_env({own: os.environ[name] for own, name in names.items()})
 
 
 # ---- a client that sends what it is told ----------------------------------------------------------------------------
@@ -84,7 +86,9 @@ class Session:
     """
     One session over the bare protocol: TLS as the settings say, a password in clear text within it, and start-up options.
 
+    Args: login: as whom, with what password; as the settings say otherwise.
     Raises: Refused with the server's SQLSTATE; OSError, ssl.SSLError where there is no server or no trust.
+    Units: timeout_s is seconds, of each wait.
     """
 
     def __init__(
@@ -92,11 +96,12 @@ class Session:
         settings: Settings,
         *,
         options: Mapping[str, str] | None = None,
-        password: str | None = None,
+        login: Login | None = None,
         timeout_s: float = 30.0,
         secure: bool = True,
     ) -> None:
-        login = next(connect.source(settings).logins())
+        if login is None:
+            login = next(connect.source(settings).logins())
         self.sock = socket.create_connection((login.host, login.port), timeout=timeout_s)
         try:
             context = tls.client_context(settings) if secure else None
@@ -108,7 +113,7 @@ class Session:
             fields = {"user": login.user, "database": login.database, **(options or {})}
             body = b"".join(part.encode() + b"\0" for pair in fields.items() for part in pair) + b"\0"
             self.sock.sendall(struct.pack("!ii", len(body) + 8, _PROTOCOL_3_0) + body)
-            self._authenticate(login.password if password is None else password)
+            self._authenticate(login)
         except BaseException:
             self.sock.close()
             raise
@@ -151,7 +156,7 @@ class Session:
     def value(self, sql: str) -> str | None:
         return self.send(query(sql))[0][0]
 
-    def _authenticate(self, password: str) -> None:
+    def _authenticate(self, login: Login) -> None:
         while True:
             kind, body = self._read()
             if kind == b"E":
@@ -162,7 +167,9 @@ class Session:
                 continue
             wanted = struct.unpack_from("!i", body)[0]
             if wanted == 3:
-                self.sock.sendall(_message(b"p", password.encode() + b"\0"))
+                # Not by _message, in whose frame it would be a local.
+                length = len(login.password.encode()) + 5
+                self.sock.sendall(b"p" + struct.pack("!i", length) + login.password.encode() + b"\0")
             elif wanted:
                 raise Refused("none", f"the server asks for authentication {wanted}, and a token needs clear text (3)")
 
@@ -353,21 +360,22 @@ def probe_refusals(prefix: str = "") -> dict[str, Any]:
     )
     now = time.time()
 
-    def token(*, to: str = user, at: float = now, region: str = region, ends: float | None = None) -> str:
+    def token(*, to: str = user, at: float = now, region: str = region, ends: float | None = None) -> Login:
         signing = dataclasses.replace(keys, expires_at=ends)
-        return iam.rds_token(settings.host, settings.port, to, region, signing, at)
+        place = settings.host, settings.port
+        return Login(user, iam.rds_token(*place, to, region, signing, at), *place, settings.database)
 
     wrong = "us-west-2" if region != "us-west-2" else "us-east-1"
     cases = {
-        "a password": "not a token",
+        "a password": Login(user, "not a token", settings.host, settings.port, settings.database),
         "another user's token": token(to="somebody_else"),
         "another region's token": token(region=wrong),
         "a token of an hour ago": token(at=now - 3600),
         "a token of five minutes": token(ends=now + 300),
     }
     found: dict[str, Any] = {}
-    for name, password in cases.items():
-        found[name] = _attempt(partial(_let_in, settings, password=password))
+    for name, login in cases.items():
+        found[name] = _attempt(partial(_let_in, settings, login=login))
     found["no TLS"] = _attempt(partial(_let_in, settings, secure=False))
     return found
 
@@ -491,13 +499,16 @@ def probe_prepare() -> dict[str, Any]:
 
 
 def _secret_fields(settings: Settings) -> list[str] | None:
-    """Return the names of the fields of the administrator's secret, and no value."""
+    """Return the names of the fields of the administrator's secret, and no value; None if it is no document of fields."""
     if settings.auth != "secret":
         return None
     import boto3
 
     client = boto3.session.Session().client("secretsmanager", region_name=settings.region)
-    return sorted(json.loads(client.get_secret_value(SecretId=settings.secret_arn or "")["SecretString"]))
+    try:
+        return sorted(json.loads(client.get_secret_value(SecretId=settings.secret_arn or "")["SecretString"]).keys())
+    except (KeyError, ValueError, AttributeError):  # each of them would show what was read
+        return None
 
 
 def probe_rate(seconds: float = 5.0, threads: int = 8) -> dict[str, Any]:

@@ -17,7 +17,7 @@ PATHS = {
     "iam._is_container_host": "connect, after a restore",
     "iam._epoch": "connect",
     "secret._secret_reader": "connect, with a secret",
-    "dialect._range_text": "writing a value",
+    "sqltypes._range_text": "writing a value",
     "engine.build_engine": "init, behind a proxy",
     "lifecycle": "init",
     "settings.Settings._read": "init, and its only error",

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import re
 import weakref
-from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
 from sqlalchemy import types as sqltypes
-from sqlalchemy.dialects import postgresql, registry
+from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql import ranges
 from sqlalchemy.dialects.postgresql.base import (
-    PGCompiler,
     PGDeferrableConnectionCharacteristic,
     PGDialect,
     PGExecutionContext,
@@ -28,30 +26,12 @@ from sqlalchemy.dialects.postgresql.base import (
     PGInspector,
     PGReadOnlyConnectionCharacteristic,
 )
-from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, PGDialect_pg8000, _PGNumericNoBind
-from sqlalchemy.sql import operators, visitors
+from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
 
 from . import wire
-from .wire.values import (
-    BOOL,
-    BYTEA,
-    CIDR,
-    DATE,
-    FLOAT8,
-    INET,
-    INT8,
-    INTERVAL,
-    JSON,
-    JSONB,
-    NUMERIC,
-    READERS,
-    TEXT,
-    TIME,
-    TIMESTAMPTZ,
-    UUID_,
-    array_reader,
-    to_text,
-)
+from .compiler import Compiler
+from .sqltypes import Array, MultiRange, Numeric, Range, json_as_text
+from .wire.values import CIDR, INET, JSON, JSONB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,205 +40,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection, Engine
 
 __all__ = ["PlungepoolDialect"]
-
-
-class _Compiler(PGCompiler):
-    """
-    Each occurrence of a bound value is a parameter of its own: what it means is then up to its place, as for a literal.
-
-    Not where a statement groups or is DISTINCT: there the server compares expressions, and two parameters are never equal.
-    """
-
-    _compares_expressions = False
-
-    def visit_select(self, select_stmt: Any, *arguments: Any, **options: Any) -> Any:
-        before = self._compares_expressions
-        self._compares_expressions = before or _compares(select_stmt)
-        try:
-            return super().visit_select(select_stmt, *arguments, **options)
-        finally:
-            self._compares_expressions = before
-
-    def visit_textclause(self, textclause: Any, *arguments: Any, **options: Any) -> Any:
-        before = self._compares_expressions
-        self._compares_expressions = before or _COMPARES_EXPRESSIONS.search(textclause.text) is not None
-        if _NULL_TEST.search(textclause.text):
-            # A literal there is text; of a parameter the server would not know what it is.
-            textclause = textclause._clone()
-            textclause.text = _NULL_TEST.sub(_cast_to_text, textclause.text)
-        try:
-            return super().visit_textclause(textclause, *arguments, **options)
-        finally:
-            self._compares_expressions = before
-
-    def visit_bindparam(self, bindparam: Any, *arguments: Any, **options: Any) -> Any:
-        name = self.bind_names.get(bindparam)
-        again = self.binds.get(name or bindparam.key)
-        if (
-            again is None
-            or self._compares_expressions
-            or options.get("literal_binds")
-            or bindparam.expanding
-            or bindparam.literal_execute
-            or bindparam._is_crud
-            or (again is not bindparam and (again.unique or bindparam.unique or again.expanding or again._is_crud))
-        ):
-            return super().visit_bindparam(bindparam, *arguments, **options)
-        # SQLAlchemy fills a bind by its key, and its cache of statements follows clones.
-        own = bindparam._clone(maintain_key=True)
-        number = 2
-        while f"{name or bindparam.key}_again_{number}" in self.binds:
-            number += 1
-        self.bind_names[own] = f"{name or bindparam.key}_again_{number}"
-        try:
-            return super().visit_bindparam(own, *arguments, **options)
-        finally:
-            self.binds[again.key] = again
-
-
-# As coarse as SQLAlchemy's own search for names in a text: a literal in it is not told apart.
-_COMPARES_EXPRESSIONS = re.compile(r"\bGROUP(?:\s|/\*.*?\*/|--[^\n]*\n)+BY\b|\bDISTINCT\b", re.IGNORECASE | re.DOTALL)
-# Only where the name is the whole operand: IS binds looser than other operators, and `a = :x IS NULL` tests `a = :x`.
-_NULL_TEST = re.compile(
-    r"(^|[(,]|\b(?:AND|OR|NOT|WHERE|WHEN|SELECT|ON|HAVING)\b)(\s*)(?<![:\w\\]):(\w+)(?=\s+IS\s+(?:NOT\s+)?NULL\b)",
-    re.IGNORECASE,
-)
-
-
-def _cast_to_text(match: re.Match[str]) -> str:
-    if match[1].upper() == "AND":
-        between = match.string[: match.start()].upper().rpartition("BETWEEN")
-        if between[1] and not re.search(r"\bAND\b", between[2]):
-            return match[0]
-    return f"{match[1]}{match[2]}CAST(:{match[3]} AS text)"
-
-
-def _compares(select_stmt: Any) -> bool:
-    """Say whether the server will look for one expression of a SELECT in another: GROUP BY, or DISTINCT of whatever kind."""
-    return bool(
-        select_stmt._group_by_clauses
-        or select_stmt._distinct
-        or any("DISTINCT" in str(prefix).upper() for prefix, _ in select_stmt._prefixes)
-        or any(getattr(element, "operator", None) is operators.distinct_op for element in visitors.iterate(select_stmt))
-    )
-
-
-class _Numeric(_PGNumericNoBind):
-    """Floats for a numeric column go as the decimal number that they show: from float8 the server keeps 15 digits only."""
-
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
-        return lambda value: Decimal(repr(value)) if type(value) is float else value
-
-
-class _Array(_PGARRAY):
-    """
-    Arrays of a type that the server made up by itself (CREATE TYPE, CREATE DOMAIN, an extension) come as text.
-
-    What their elements are, only SQLAlchemy's type says; any that is not in `_ELEMENTS` stays text.
-    """
-
-    # For enums SQLAlchemy takes the text apart itself, of one dimension, and does not undo every escape.
-    _against_native_enum = False
-
-    def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        if coltype in READERS:
-            return super().result_processor(dialect, coltype)
-        oid = _element_oid(self.item_type)
-        read = array_reader(dialect._own_readers().get(oid) or READERS.get(oid, str))
-        process = super().result_processor(dialect, oid)
-
-        def process_text(value: Any) -> Any:
-            return process(read(value) if isinstance(value, str) else value)
-
-        return process_text
-
-
-def _element_oid(element: Any) -> int:
-    """The type in whose text a value of a type of SQLAlchemy's is written."""
-    for base in type(element).__mro__:
-        if base in _ELEMENTS:
-            return _ELEMENTS[base]
-    if isinstance(element, postgresql.DOMAIN):
-        return _element_oid(element.data_type)
-    return _element_oid(element.impl_instance) if isinstance(element, sqltypes.TypeDecorator) else TEXT
-
-
-_ELEMENTS: dict[type, int] = {
-    sqltypes.Integer: INT8,
-    sqltypes.Float: FLOAT8,
-    sqltypes.Numeric: NUMERIC,
-    sqltypes.Boolean: BOOL,
-    sqltypes.LargeBinary: BYTEA,
-    sqltypes.Date: DATE,
-    sqltypes.DateTime: TIMESTAMPTZ,
-    sqltypes.Time: TIME,
-    sqltypes.Interval: INTERVAL,
-    postgresql.INTERVAL: INTERVAL,
-    sqltypes.Uuid: UUID_,
-    sqltypes.JSON: JSON,
-    postgresql.INET: INET,
-    postgresql.CIDR: CIDR,
-    ranges.INT4RANGE: 3904,
-    ranges.INT8RANGE: 3926,
-    ranges.NUMRANGE: 3906,
-    ranges.DATERANGE: 3912,
-    ranges.TSRANGE: 3908,
-    ranges.TSTZRANGE: 3910,
-}
-
-
-class _Range(ranges.AbstractSingleRangeImpl):
-    """Ranges: SQLAlchemy's to the server as text, the driver's from it."""
-
-    render_bind_cast = True
-
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
-        return _range_text
-
-    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
-        return _range_value
-
-
-class _MultiRange(ranges.AbstractMultiRangeImpl):
-    render_bind_cast = True
-
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002
-        def process(value: Any) -> Any:
-            if isinstance(value, (list, tuple)):
-                return "{" + ",".join(str(_range_text(item)) for item in value) + "}"
-            return value
-
-        return process
-
-    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
-        def process(value: Any) -> Any:
-            return None if value is None else ranges.MultiRange(_range_value(item) for item in value)
-
-        return process
-
-
-def _range_text(value: Any) -> Any:
-    if not isinstance(value, ranges.Range):
-        return value
-    from pg8000.types import Range
-
-    return to_text(Range(value.lower, value.upper, value.bounds, value.empty))
-
-
-def _range_value(value: Any) -> Any:
-    if value is None:
-        return None
-    return ranges.Range(value.lower, value.upper, bounds=value.bounds, empty=value.is_empty)
-
-
-def _as_text(serialize: Callable[[Any], Any]) -> Callable[[Any], str]:
-    """JSON is text to the server; some serializers (orjson's) give bytes."""
-
-    def serialize_as_text(value: Any) -> str:
-        document: str | bytes = serialize(value)
-        return document.decode() if isinstance(document, bytes) else document
-
-    return serialize_as_text
 
 
 class _ReadOnly(PGReadOnlyConnectionCharacteristic):
@@ -447,7 +228,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     driver = "plungepool"
     supports_statement_cache = True
     default_paramstyle = "numeric_dollar"
-    statement_compiler: Any = _Compiler
+    statement_compiler: Any = Compiler
     preparer: Any = PGIdentifierPreparer
     execution_ctx_cls: Any = _ExecutionContext
     inspector = _Inspector
@@ -468,10 +249,10 @@ class PlungepoolDialect(PGDialect_pg8000):
             for type_, impl in PGDialect_pg8000.colspecs.items()
             if not issubclass(type_, (ranges.AbstractSingleRange, ranges.AbstractMultiRange))
         },
-        sqltypes.Numeric: _Numeric,
-        sqltypes.ARRAY: _Array,
-        ranges.AbstractSingleRange: _Range,
-        ranges.AbstractMultiRange: _MultiRange,
+        sqltypes.Numeric: Numeric,
+        sqltypes.ARRAY: Array,
+        ranges.AbstractSingleRange: Range,
+        ranges.AbstractMultiRange: MultiRange,
     }
 
     def __init__(self, client_encoding: None = None, native_inet_types: bool | None = None, **keywords: Any) -> None:
@@ -480,7 +261,7 @@ class PlungepoolDialect(PGDialect_pg8000):
                 "client_encoding: plungepool speaks UTF-8 to the server, whatever the database holds"
             )
         if keywords.get("json_serializer") is not None:
-            keywords["json_serializer"] = _as_text(keywords["json_serializer"])
+            keywords["json_serializer"] = json_as_text(keywords["json_serializer"])
         super().__init__(**keywords)
         self._native_inet_types = native_inet_types
 
@@ -528,7 +309,7 @@ class PlungepoolDialect(PGDialect_pg8000):
             raise exc.ArgumentError(_unknown_option(name))
         return super().connect(*cargs, **cparams)
 
-    def _own_readers(self) -> dict[int, Callable[[str], Any]]:
+    def own_readers(self) -> dict[int, Callable[[str], Any]]:
         """Readers that the engine's options ask for, by the type's oid."""
         readers: dict[int, Callable[[str], Any]] = {}
         if self._native_inet_types is False:
@@ -538,7 +319,7 @@ class PlungepoolDialect(PGDialect_pg8000):
         return readers
 
     def on_connect(self) -> Callable[[Any], None] | None:
-        readers = self._own_readers()
+        readers = self.own_readers()
         if not readers:
             return None
 

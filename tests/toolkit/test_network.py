@@ -167,18 +167,18 @@ def test_use_outside_its_block_is_an_error(echo):
         ChaosProxy(*echo).reset()
 
 
-def test_a_client_may_come_in_the_moment_of_a_refusal() -> None:
-    """Who is in the queue when listening stops is refused like any other; the proxy lives on."""
-    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
-        with ChaosProxy("127.0.0.1", server.getsockname()[1]) as proxy:
-            # Its thread is busy while both come, so that it finds them at one look.
-            proxy._call(lambda: proxy._running.at(0.0, lambda: time.sleep(0.3)))
-            refusing = pool.submit(proxy.refuse)
-            time.sleep(0.1)
-            with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-                refusing.result(timeout=20)
-                with pytest.raises(ConnectionResetError):
-                    client.recv(1)
-            proxy.accept()
-            with socket.create_connection(("127.0.0.1", proxy.port)):
-                server.accept()[0].close()
+def test_a_client_may_come_in_the_moment_of_a_refusal(echo) -> None:
+    """Who has come before listening stops is connected, however late the proxy looks; the proxy lives on."""
+    with ChaosProxy(*echo) as proxy, ThreadPoolExecutor(1) as pool:
+        # Its thread is busy while both come, so that it finds them at one look.
+        proxy._call(lambda: proxy._running.at(0.0, lambda: time.sleep(0.3)))
+        refusing = pool.submit(proxy.refuse)
+        time.sleep(0.1)
+        with connect(proxy) as client:
+            refusing.result(timeout=20)
+            assert ask(client, b"a") == b"a"
+        with pytest.raises(ConnectionRefusedError):
+            connect(proxy)
+        proxy.accept()
+        with connect(proxy) as client:
+            assert ask(client, b"b") == b"b"

@@ -275,7 +275,13 @@ class ChaosProxy(Closing):
 
     def refuse(self) -> None:
         """Stop listening: new connections are refused by the system, those that are open live on."""
-        self._call(self._stop_listening)
+
+        def act() -> None:
+            while self._accept():  # who has come before, as the system sees it, is connected
+                pass
+            self._stop_listening()
+
+        self._call(act)
 
     def accept(self) -> None:
         """Listen again, on the same port."""
@@ -302,7 +308,7 @@ class ChaosProxy(Closing):
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener
-        self._running.watch(listener, selectors.EVENT_READ, self._accept)
+        self._running.watch(listener, selectors.EVENT_READ, self._accept_next)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -310,19 +316,23 @@ class ChaosProxy(Closing):
             self._listener.close()
             self._listener = None
 
-    def _accept(self, _events: int) -> None:
+    def _accept_next(self, _events: int) -> None:
+        self._accept()
+
+    def _accept(self) -> bool:
+        """Connect the next client in the queue; tell whether there was one."""
         if self._listener is None:
-            return  # it was closed after somebody had come, and before this thread looked
+            return False  # it was closed after somebody had come, and before this thread looked
         try:
             client, _ = self._listener.accept()
         except OSError:
-            return  # gone again already
+            return False  # gone again already
         try:
             server = socket.create_connection(self.upstream, timeout=5)
         except OSError:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             client.close()
-            return
+            return True
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.setblocking(False)
@@ -331,6 +341,7 @@ class ChaosProxy(Closing):
         link = _Link(client, server, time.monotonic() + self.latency_ms / 1000)
         self._links.add(link)
         self._refresh(link)
+        return True
 
     def _serve(self, link: _Link, end: socket.socket, events: int) -> None:
         if link.closed:

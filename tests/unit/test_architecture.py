@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -91,3 +95,25 @@ def test_the_tables_were_read() -> None:
     """Tables that another heading hides would forbid nothing."""
     assert len(rows("what | imported by")) > 3
     assert len(rows("what | never imports")) > 2
+
+
+def test_links_are_those_of_the_table() -> None:
+    """Every link between folders is in the table with where it leads to, and there are no others."""
+    table = PAGE.partition("| link | leads to | because |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    listed = {match[1]: match[2] for match in re.finditer(r"^\| `([^`]+)` \| `([^`]+)` \|", table, re.MULTILINE)}
+    folders = ("bench", "docs", "events", "functions", "infrastructure", "layers", "templates", "tests", "toolkit")
+    links = {
+        path.relative_to(ROOT).as_posix(): path.resolve().relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in _below(ROOT / folder)
+        if path.is_symlink()
+    }
+    assert links == listed
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Return all that a folder holds, but not what its links lead to."""
+    for path in folder.iterdir():
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)

@@ -154,7 +154,7 @@ def test_a_report_is_of_a_day_or_says_what_a_time_is(shop: Any, load: Callable[.
         try:
             day = function.invoke({"time": moment})["day"]
         except ValueError as error:
-            assert str(error).startswith("time must be")  # noqa: PT017  both outcomes are right
+            assert str(error).startswith("time must be")
         else:
             assert datetime.fromisoformat(day)
 
@@ -190,6 +190,6 @@ def test_options_are_refused_or_understood_by_the_database(empty_shop: Any, load
                 preparation.prepare(connection, options, 60)
             except DBAPIError as error:
                 # Reserved names, the owner's own; and IAM, which is asked for where there is none.
-                assert error.orig.sqlstate in ("42939", "0P000", "42704")  # noqa: PT017
+                assert error.orig.sqlstate in ("42939", "0P000", "42704")
 
     prepare()

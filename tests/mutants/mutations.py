@@ -21,10 +21,10 @@ class Mutant:
     end: int
     text: str
     was: str
+    #: The function that it is in, with its classes; empty for what the import runs.
     scope: str
-    """The function that it is in, with its classes; empty for what the import runs."""
+    #: The lines of its statement, without those of a body: a test that ran none of them cannot see it.
     lines: tuple[int, ...]
-    """The lines of its statement, without those of a body: a test that ran none of them cannot see it."""
 
     @property
     def name(self) -> str:

@@ -61,8 +61,8 @@ class Topic:
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
+    #: Matches the functions and classes that count, where that is not all.
     only: str = ""
-    """Matches the functions and classes that count, where that is not all."""
 
 
 # A module that has moved into a package of its name is found there.
@@ -174,8 +174,8 @@ class Found:
     path: str
     mutant: Mutant
     state: str = ""
+    #: The test that killed it.
     by: str = ""
-    """The test that killed it."""
 
     @property
     def where(self) -> str:

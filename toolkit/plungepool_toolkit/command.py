@@ -13,10 +13,10 @@ COMMANDS = ("demo", "doctor", "proxy", "sam-local", "verify-aws")
 
 
 class _Commands(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the base class's
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  # the base class's
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         # A word that is none of them may be a slip, which is looked for among all.
         for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:

@@ -48,6 +48,8 @@ class Invocation:
     `error` is Lambda's error document (errorType, errorMessage, and for an exception stackTrace) and None on success.
     `duration_s` runs from handing over the event to the response. `init_s` is set if the environment was initialised
     within this invocation, as Lambda does after a time-out or a crash. `log` has the lines written meanwhile.
+
+    Units: every *_s is in seconds of wall clock.
     """
 
     request_id: str
@@ -60,7 +62,7 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
-    """How an environment ended: its exit code (negative: by that signal), whether SIGTERM came first, and how long."""
+    """How an environment ended: its exit code (negative: by that signal), whether SIGTERM came first, after how many seconds."""
 
     exit_code: int
     signalled: bool

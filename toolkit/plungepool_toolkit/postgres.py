@@ -199,6 +199,7 @@ class Postgres(Closing):
         """
         Start the server and wait until it takes connections; the data of an earlier start is there again.
 
+        Args: timeout_s: how many seconds it may take.
         Raises: PostgresError if it runs already, or does not start; the text holds the end of its log.
         """
         if self.running:

@@ -53,10 +53,10 @@ def source(settings: Settings) -> Source:
 class Way(NamedTuple):
     """How one attempt to connect is made."""
 
+    #: TLS with this one; None: plain text.
     context: ssl.SSLContext | None
-    """TLS with this one; None: plain text."""
+    #: What is left of the time for the connect, in seconds.
     timeout_s: float
-    """What is left of the time for the connect, in seconds."""
 
 
 class Connector:

@@ -43,8 +43,8 @@ class Source(Protocol):
     Threads: safe.
     """
 
+    #: Whether `logins` may give others a moment later.
     may_change: bool
-    """Whether `logins` may give others a moment later."""
 
     def logins(self) -> Iterator[Login]:
         """

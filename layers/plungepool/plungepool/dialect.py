@@ -1,4 +1,5 @@
-"""SQLAlchemy's PostgreSQL dialect over `plungepool.wire`: ``create_engine("postgresql+plungepool://…")``.
+"""
+SQLAlchemy's PostgreSQL dialect over `plungepool.wire`: ``create_engine("postgresql+plungepool://…")``.
 
 It asks the server nothing to set itself up: what the connect already said (version, string syntax) is used, and what it did
 not say (the schema that unqualified names go to) is asked for when somebody reflects. Isolation level, READ ONLY and
@@ -45,12 +46,12 @@ __all__ = ["PlungepoolDialect"]
 class _ReadOnly(PGReadOnlyConnectionCharacteristic):
     """`postgresql_readonly`; without it, what the server's default is."""
 
-    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:  # noqa: ARG002
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
         dbapi_conn.readonly = None
 
 
 class _Deferrable(PGDeferrableConnectionCharacteristic):
-    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:  # noqa: ARG002
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
         dbapi_conn.deferrable = None
 
 
@@ -243,7 +244,7 @@ class PlungepoolDialect(PGDialect_pg8000):
         {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable()}
     )
 
-    colspecs = {  # noqa: RUF012 - as SQLAlchemy declares it
+    colspecs = {
         **{
             type_: impl
             for type_, impl in PGDialect_pg8000.colspecs.items()
@@ -280,10 +281,8 @@ class PlungepoolDialect(PGDialect_pg8000):
         event.listen(engine, "checkout", _refuse_dead)
         engine.dialect._engine = weakref.ref(engine)  # type: ignore[attr-defined]
 
-    def retrieve_dbapi_version(self, dbapi: Any) -> Any:  # noqa: ARG002
+    def retrieve_dbapi_version(self, dbapi: Any) -> Any:
         return None
-
-    # ---- connecting
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """Take the URL apart; what stands behind its `?` is text and becomes what `wire.connect` wants."""
@@ -372,11 +371,10 @@ class PlungepoolDialect(PGDialect_pg8000):
         self.default_schema_name = next((name for name in names if name in usable), None)  # type: ignore[assignment]
         self._knows_default_schema_name = True
 
-    # ---- transactions
-
     @property
     def default_isolation_level(self) -> Any:
-        """The level of a transaction that asks for none: the role's, or the database's.
+        """
+        Return the level of a transaction that asks for none: the role's, or the database's.
 
         Nothing here needs it (a reset says nothing in BEGIN), so that no connect asks for it. Who reads it pays a connection
         of its own: this property does not know the one that it is read by, and the pool may have no other.
@@ -447,21 +445,19 @@ class PlungepoolDialect(PGDialect_pg8000):
         dbapi_connection.ping()
         return True
 
-    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:  # noqa: ARG002
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         return isinstance(e, wire.Error) and e.disconnected
-
-    # ---- two-phase commit
 
     def do_begin_twophase(self, connection: Any, xid: Any) -> None:
         _dbapi(connection).tpc_begin(xid)
 
-    def do_prepare_twophase(self, connection: Any, xid: Any) -> None:  # noqa: ARG002
+    def do_prepare_twophase(self, connection: Any, xid: Any) -> None:
         _dbapi(connection).tpc_prepare()
 
-    def do_rollback_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:  # noqa: ARG002
+    def do_rollback_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
         _dbapi(connection).tpc_rollback(xid if is_prepared else None)
 
-    def do_commit_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:  # noqa: ARG002
+    def do_commit_twophase(self, connection: Any, xid: Any, is_prepared: bool = True, recover: bool = False) -> None:
         _dbapi(connection).tpc_commit(xid if is_prepared else None)
 
     def do_recover_twophase(self, connection: Any) -> Any:
@@ -473,7 +469,7 @@ def _dbapi(connection: Any) -> wire.Connection:
     return dbapi_connection
 
 
-def _refuse_dead(dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:  # noqa: ARG001
+def _refuse_dead(dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:
     try:
         dbapi_connection.check()
     except wire.Error as error:

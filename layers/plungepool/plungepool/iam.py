@@ -43,8 +43,8 @@ class Keys:
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+    #: Seconds since the epoch; None where the environment does not say.
     expires_at: float | None = None
-    """Seconds since the epoch; None where the environment does not say."""
 
 
 def rds_token(host: str, port: int, user: str, region: str, keys: Keys, now: float) -> str:

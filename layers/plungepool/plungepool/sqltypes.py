@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class Numeric(_PGNumericNoBind):
     """Floats for a numeric column go as the decimal number that they show: from float8 the server keeps 15 digits only."""
 
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:
         return lambda value: Decimal(repr(value)) if type(value) is float else value
 
 
@@ -109,17 +109,17 @@ class Range(ranges.AbstractSingleRangeImpl):
 
     render_bind_cast = True
 
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002 - SQLAlchemy's signature
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:
         return _range_text
 
-    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:
         return _range_value
 
 
 class MultiRange(ranges.AbstractMultiRangeImpl):
     render_bind_cast = True
 
-    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+    def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:
         def process(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
                 return "{" + ",".join(str(_range_text(item)) for item in value) + "}"
@@ -127,7 +127,7 @@ class MultiRange(ranges.AbstractMultiRangeImpl):
 
         return process
 
-    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:  # noqa: ARG002
+    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[Any], Any]:
         def process(value: Any) -> Any:
             return None if value is None else ranges.MultiRange(_range_value(item) for item in value)
 

@@ -5,6 +5,9 @@ A connection is encrypted and the server's certificate and host name are verifie
 text is spoken only where the settings say ``disable``. The authorities of Amazon RDS differ from region to region
 and make 160 KB together, so only those of the region in the settings are parsed; Amazon's public roots, which RDS
 Proxy, Aurora Serverless and Aurora DSQL chain to, come with every region.
+
+Source: RDS User Guide, "Using SSL/TLS to encrypt a connection to a DB instance or cluster", and "RDS Proxy concepts and
+terminology"; certificates/PROVENANCE.md.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _SUPPORTED = """
     two_phase_transactions unicode_ddl unique_constraints_reflect_as_index update_from uuid_data_type
     view_column_reflection view_reflection views window_functions window_range window_range_non_numeric
     window_range_numeric datetime_timezone_historic time_timezone json_deserializer_binary
-""".split()  # noqa: SIM905 - ninety names in quotes are no easier to read
+""".split()
 
 # More than EXCLUDED_FOR_PG8000 may not stand here.
 EXCLUSIONS = {

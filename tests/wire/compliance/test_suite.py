@@ -1,6 +1,6 @@
 """SQLAlchemy's compliance suite for dialects."""
 
-from sqlalchemy.testing.suite import *  # noqa: F403
+from sqlalchemy.testing.suite import *
 from sqlalchemy.testing.suite import ServerSideCursorsTest as _ServerSideCursorsTest
 
 

@@ -62,6 +62,7 @@ class RdsProxy(Service, Closing):
         clock: seconds since the epoch; `advance` moves it.
         host, port: where to listen; port 0 takes a free one.
     Units: every *_s is in seconds; borrow_timeout_s of real time, the others of `clock`.
+    Raises: ValueError for arguments that do not go together; OSError, on entering, if the port is taken.
     Threads: its attributes `users`, `credentials` and `database` may be set at any time, by any thread.
     """
 
@@ -81,7 +82,7 @@ class RdsProxy(Service, Closing):
 
     @property
     def ca_file(self) -> Path:
-        """The certificate to trust (PEM)."""
+        """The certificate to trust (PEM). Raises: RuntimeError before the start."""
         if self._authority is None:
             raise RuntimeError("the stand-in has not been started")
         return self._authority.ca_file

@@ -48,7 +48,7 @@ class Peer(asyncio.Protocol):
         self.closed = True
         self.wake.set()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if not self.gone.done():
             self.gone.set_result(None)

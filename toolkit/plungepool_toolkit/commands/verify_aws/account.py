@@ -29,8 +29,8 @@ class Network:
 
     vpc_id: str
     subnet_ids: tuple[str, ...]
+    #: Those that need endpoints for S3 and Secrets Manager; empty where such endpoints are.
     route_table_ids: tuple[str, ...]
-    """Those that need endpoints for S3 and Secrets Manager; empty where such endpoints are."""
 
 
 class Account:

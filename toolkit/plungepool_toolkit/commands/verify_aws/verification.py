@@ -181,7 +181,7 @@ class Verification:
     def _bundle(self) -> dict[str, int]:
         """Compare the regional bundle that AWS serves with what the layer ships."""
         url = self.bundle_url.format(region=self._account.region)
-        with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310  # a fixed address
+        with urllib.request.urlopen(url, timeout=20) as response:
             served = _certificates(response.read().decode())
         shipped = {
             certificate
@@ -296,7 +296,7 @@ def _certificates(text: str) -> set[str]:
 def _stubborn(console: Console) -> Iterator[None]:
     """Let the first interrupt pass with a warning; the second one interrupts."""
 
-    def warn(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's signature
+    def warn(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         console.print("[yellow]Still deleting: what is left would go on to cost. Ctrl-C again to leave it.[/]")
 

@@ -206,7 +206,7 @@ def _row(body: bytes) -> list[str | None]:
 # ---- pinning --------------------------------------------------------------------------------------------------------
 
 # What each suspect sends, one flight an entry. The first two are the controls: they show that the method tells the two apart.
-_INSERT = f"INSERT INTO {_SCHEMA}.numbered (note) VALUES ('probe')"  # noqa: S608  # a constant
+_INSERT = f"INSERT INTO {_SCHEMA}.numbered (note) VALUES ('probe')"
 SUSPECTS: dict[str, list[list[bytes]]] = {
     "nothing": [[query("SELECT 1")]],
     "SET": [[query("SET work_mem = '5MB'")]],
@@ -551,7 +551,7 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001  # Lambda's signature
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Run one probe: {"probe": its name, and its arguments}."""
     arguments = {name: value for name, value in event.items() if name != "probe"}
     return PROBES[event["probe"]](**arguments)

@@ -35,7 +35,7 @@ def _say(**what: Any) -> None:
     os.write(sys.stdout.fileno(), (json.dumps({"plungepool_probe": what}) + "\n").encode())
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's signature
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
     _say(seen="SIGTERM", at=time.time())
     os._exit(0)  # Lambda gives half a second, and would kill what takes longer
 
@@ -69,6 +69,6 @@ signal.signal(signal.SIGTERM, _on_sigterm)
 threading.Thread(target=_wait, args=(_register(),), daemon=True).start()
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001  # Lambda's signature
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Return how long the same work takes in init and here, in seconds."""
     return {"init_s": INIT_S, "handler_s": min(_work_s() for _ in range(3)), "python": sys.version.split()[0]}

@@ -11,10 +11,10 @@ with nothing beside it; no test may run its line at all; or it survives: a test 
 (equivalent.txt names those, with the reason). Ends with 1 where a mutant is left that is neither killed nor named.
 
 First, the tests of a topic are run once and each line that they run is recorded, also in the processes that they start. Then each
-mutant is given to the tests that run its statement, the quickest file first, in a fork of a process that has imported what does not
-change, in a copy of the tree with a virtual environment of its own; servers are copied, not made by initdb. What was found is kept in
-build/mutants/TOPIC.json by the text of the mutant and of its tests, so that a run that was stopped goes on where it was;
-build/mutants/report.md says all of it, also which test killed what.
+mutant is given to the tests that run its statement, the quickest file first (those of over five seconds where there is no other), in a
+fork of a process that has imported what does not change, in a copy of the tree with a virtual environment of its own; servers are
+copied, not made by initdb. What was found is kept in build/mutants/TOPIC.json by the text of the mutant and of its tests, so that a run
+that was stopped goes on where it was; build/mutants/report.md says all of it, also which test killed what.
 
 Two tools of others were tried. mutmut 3.8 forks too and chooses tests by the function that they run, but changes neither code that
 the import runs nor decorated functions, finds no package outside of ./, src/ and source/, and imports itself into the package, whose
@@ -33,6 +33,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -53,6 +54,8 @@ EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 PAGE = ROOT / "docs" / "mutants.md"
 SEED = 8
 AT_ONCE = 2
+# A test that takes longer is asked only where no other runs the place.
+SLOW_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ class Topic:
 
 # A module that has moved into a package of its name is found there.
 TOPICS = {
-    "engine": Topic((f"{PACKAGE}/engine*", f"{PACKAGE}/connect*"), ("unit/test_engine*", "integration/test_engine*")),
+    "engine": Topic((f"{PACKAGE}/engine*",), ("unit/test_engine*", "integration/test_engine*")),
+    "connect": Topic(
+        (f"{PACKAGE}/connect*",),
+        ("unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_credentials*", "unit/test_credentials*"),
+    ),
     "lifecycle": Topic(
         (f"{PACKAGE}/lifecycle*",),
         ("integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*", "integration/test_pool.py"),
@@ -189,6 +196,7 @@ class Examination:
     name: str
     topic: Topic
     sample: int | None
+    slow_s: float = SLOW_S
     record: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -281,7 +289,8 @@ class Examination:
             able = {test: took for test, took in record["seconds"].items() if test not in record["failed"]}
             of_file = {test: took for test, took in able.items() if everything or test in ran}
             rows += [(sum(of_file.values()), took, test) for test, took in of_file.items()]
-        return [test for _, _, test in sorted(rows)]
+        quick = [row for row in rows if row[1] <= self.slow_s]
+        return [test for _, _, test in sorted(quick or rows)]
 
     def all_mutants(self) -> list[Found]:
         """Return those of its files, or the sample of them."""
@@ -400,10 +409,18 @@ def main() -> None:
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}; default all")
     parser.add_argument("--sample", type=int, metavar="N", help="of each topic N mutants, always the same ones")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"mutants side by side, {AT_ONCE}")
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=SLOW_S,
+        metavar="S",
+        help=f"ask tests over so many seconds only where no other runs the place, {SLOW_S:g}",
+    )
     parser.add_argument("--write", action="store_true", help="put the results into docs/mutants.md")
     options = parser.parse_args()
     if unknown := sorted(set(options.topics) - set(TOPICS)):
         parser.error(f"unknown: {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.chdir(ROOT)
     BUILD.mkdir(parents=True, exist_ok=True)
     named = equivalents()
@@ -413,7 +430,7 @@ def main() -> None:
     works = [Work(place) for place in range(options.at_once)]
     try:
         for name in options.topics or TOPICS:
-            examination = Examination(name, TOPICS[name], options.sample)
+            examination = Examination(name, TOPICS[name], options.sample, options.slow)
             todo = examination.run(works)
             for one in todo:
                 if one.state in ("survived", "not covered") and (name, one.mutant.name) in named:

@@ -49,23 +49,31 @@ class Plugin:
     @staticmethod
     def _copy_clusters(folder: Path) -> None:
         """Let initdb make one cluster for each kind of server, of which every other one of that kind is a copy."""
-        from plungepool_toolkit.postgres import Postgres
+        from plungepool_toolkit import postgres
 
-        make = Postgres._make_cluster
+        class Subprocess:
+            """The module `subprocess`, as servers are started by it."""
 
-        def copy(server: Any, data: Path) -> None:
-            kind = hashlib.sha256(str(server._binaries).encode()).hexdigest()[:8]
-            model = folder / kind
-            if (data / "PG_VERSION").exists() or server._given_data or "plungepool-" in str(server._binaries):
-                make(server, data)
-            elif model.exists():
-                subprocess.run(["cp", "-a", model, data], check=True)
-            else:
-                make(server, data)
-                subprocess.run(["cp", "-a", data, f"{model}.{os.getpid()}"], check=True)
-                os.rename(f"{model}.{os.getpid()}", model)
+            def __getattr__(self, name: str) -> Any:
+                return getattr(subprocess, name)
 
-        Postgres._make_cluster = copy  # type: ignore[method-assign]
+            def run(self, command: list[Any], **options: Any) -> Any:
+                if Path(command[0]).name != "initdb":
+                    return subprocess.run(command, **options)
+                data = next(Path(part.partition("=")[2]) for part in command[1:] if part.startswith("--pgdata="))
+                kind = [str(part) for part in command if not str(part).startswith("--pgdata=")]
+                model = folder / f"cluster-{hashlib.sha256(repr(kind).encode()).hexdigest()[:8]}"
+                if model.exists():
+                    return subprocess.run(
+                        ["cp", "-a", "-T", model, data], **options | {"user": None, "group": None, "extra_groups": None}
+                    )
+                done = subprocess.run(command, **options)
+                if done.returncode == 0:
+                    subprocess.run(["cp", "-a", "-T", data, f"{model}.{os.getpid()}"], check=True)
+                    os.rename(f"{model}.{os.getpid()}", model)
+                return done
+
+        postgres.subprocess = Subprocess()  # type: ignore[assignment]
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -124,7 +132,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     limit = order["first_s"]
     deadline = time.monotonic() + limit
     try:
-        while time.monotonic() < deadline:
+        # Whoever gave the order may be gone.
+        while time.monotonic() < deadline and os.getppid() == order["from"]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)

@@ -151,7 +151,7 @@ class Work:
         assert self._process.stdout is not None
         order = {
             "progress": str(self.scratch / "progress"), "scratch": str(self.scratch / "pytest"), "clusters": str(self.scratch),
-            "log": str(self.scratch / "log"), "first_s": 120.0, "limits": {}, **order,
+            "log": str(self.scratch / "log"), "first_s": 120.0, "limits": {}, "from": os.getpid(), **order,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

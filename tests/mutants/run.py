@@ -11,7 +11,7 @@ with nothing beside it; no test may run its line at all; or it survives: a test 
 (equivalent.txt names those, with the reason). Ends with 1 where a mutant is left that is neither killed nor named.
 
 First, the tests of a topic are run once and each line that they run is recorded, also in the processes that they start. Then each
-mutant is given to the tests that run its statement, the quickest file first (those of over five seconds where there is no other), in a
+mutant is given to the tests that run its statement, the quickest file first, up to the budget, in a
 fork of a process that has imported what does not change, in a copy of the tree with a virtual environment of its own; servers are
 copied, not made by initdb. What was found is kept in build/mutants/TOPIC.json by the text of the mutant and of its tests, so that a run
 that was stopped goes on where it was; build/mutants/report.md says all of it, also which test killed what.
@@ -28,7 +28,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -54,8 +56,8 @@ EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 PAGE = ROOT / "docs" / "mutants.md"
 SEED = 8
 AT_ONCE = 2
-# A test that takes longer is asked only where no other runs the place.
-SLOW_S = 5.0
+# Of the tests that run a place, so many seconds are asked, the quickest ones: a mutant that only the others kill counts as survived.
+BUDGET_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Examination:
     name: str
     topic: Topic
     sample: int | None
-    slow_s: float = SLOW_S
+    budget_s: float = BUDGET_S
     record: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -289,8 +291,11 @@ class Examination:
             able = {test: took for test, took in record["seconds"].items() if test not in record["failed"]}
             of_file = {test: took for test, took in able.items() if everything or test in ran}
             rows += [(sum(of_file.values()), took, test) for test, took in of_file.items()]
-        quick = [row for row in rows if row[1] <= self.slow_s]
-        return [test for _, _, test in sorted(quick or rows)]
+        rows.sort()
+        spent = list(itertools.accumulate(took for _, took, _ in rows))
+        return [
+            test for (_, _, test), so_far in zip(rows, spent, strict=True) if so_far <= max(self.budget_s, spent[0])
+        ]
 
     def all_mutants(self) -> list[Found]:
         """Return those of its files, or the sample of them."""
@@ -337,7 +342,11 @@ class Examination:
                     print(f"{self.name} [{done}/{len(todo)}] {one.state}: {one.where}", flush=True)
 
         with ThreadPoolExecutor(len(works)) as threads:
-            list(threads.map(lambda one: ask(one, 1), todo))
+            try:
+                list(threads.map(lambda one: ask(one, 1), todo))
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
         for one in todo:
             if one.state == "too long":
                 done -= 1
@@ -410,11 +419,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="of each topic N mutants, always the same ones")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"mutants side by side, {AT_ONCE}")
     parser.add_argument(
-        "--slow",
-        type=float,
-        default=SLOW_S,
-        metavar="S",
-        help=f"ask tests over so many seconds only where no other runs the place, {SLOW_S:g}",
+        "--budget", type=float, default=BUDGET_S, metavar="S", help=f"seconds of tests for one mutant, {BUDGET_S:g}"
     )
     parser.add_argument("--write", action="store_true", help="put the results into docs/mutants.md")
     options = parser.parse_args()
@@ -423,6 +428,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.chdir(ROOT)
     BUILD.mkdir(parents=True, exist_ok=True)
+    alone = (BUILD / "lock").open("w")
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"another run uses {BUILD.relative_to(ROOT)}") from None
     named = equivalents()
     rows: dict[str, str] = {}
     details: list[str] = []
@@ -430,7 +440,7 @@ def main() -> None:
     works = [Work(place) for place in range(options.at_once)]
     try:
         for name in options.topics or TOPICS:
-            examination = Examination(name, TOPICS[name], options.sample, options.slow)
+            examination = Examination(name, TOPICS[name], options.sample, options.budget)
             todo = examination.run(works)
             for one in todo:
                 if one.state in ("survived", "not covered") and (name, one.mutant.name) in named:

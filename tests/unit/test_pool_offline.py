@@ -1,0 +1,336 @@
+"""The pool's rules, one by one, with connections that are none: no server, no waiting beyond a moment."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from plungepool import PoolExhausted, Settings, pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plungepool.pool import BoundedPool
+
+
+class Connection:
+    """Stands for a driver's connection; knows what was done to it."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.gone, self.abandoned = number, False, False
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.gone = True
+
+    def abandon(self) -> None:
+        self.gone = self.abandoned = True
+
+
+class Server:
+    """Gives connections, numbered from 1, and says of those that were idle whether they live."""
+
+    def __init__(self) -> None:
+        self.given: list[Connection] = []
+        self.asked: list[tuple[int, float]] = []
+        self.alive = True
+
+    def connect(self, _record: Any) -> Connection:
+        self.given.append(Connection(len(self.given) + 1))
+        return self.given[-1]
+
+    def is_alive(self, connection: Connection, idle_s: float) -> bool:
+        self.asked.append((connection.number, idle_s))
+        return self.alive
+
+
+@pytest.fixture
+def server() -> Server:
+    """One that is reached and lives."""
+    return Server()
+
+
+@pytest.fixture
+def make_pool(server: Server) -> Callable[..., BoundedPool]:
+    """Build pools on it from settings of the test's choice."""
+
+    def make(**changes: Any) -> BoundedPool:
+        settings = {"host": "db.invalid", "user": "app", "password": "p", "tls": "disable", "checkout_timeout_s": 0.05}
+        return pool.build_pool(Settings(**(settings | changes)), server.connect, server.is_alive)
+
+    return make
+
+
+def number(fairy: Any) -> int:
+    """Return which of the server's connections was handed out."""
+    return int(fairy.dbapi_connection.number)
+
+
+def test_numbers_tell_what_is_out_and_what_is_kept(make_pool: Callable[..., BoundedPool]) -> None:
+    """From a pool that was never used to one that was used twice at a time; a place that is kept is not in use."""
+    two = make_pool(pool_size=2, checkout_timeout_s=1.5)
+    assert (two.size(), two.timeout(), two.overflow()) == (2, 1.5, 0)
+    assert (two.checkedout(), two.checkedin()) == (0, 0)
+    assert two.status() == "2 connections at most: 0 in use, 0 kept"
+    first, second = two.connect(), two.connect()
+    assert (two.checkedout(), two.checkedin()) == (2, 0)
+    first.close()
+    assert two.status() == "2 connections at most: 1 in use, 1 kept"
+    second.close()
+    assert (two.checkedout(), two.checkedin()) == (0, 2)
+    two.dispose()
+    assert (two.checkedout(), two.checkedin()) == (0, 0)
+
+
+def test_null_keeps_nothing(make_pool: Callable[..., BoundedPool], server: Server) -> None:
+    """Each checkout has a connection of its own, closed at its return, and nobody is asked whether it lives."""
+    null = make_pool(pool="null")
+    for _ in range(2):
+        null.connect().close()
+    assert [one.gone for one in server.given] == [True, True]
+    assert (server.asked, null.checkedin()) == ([], 0)
+
+
+def test_last_used_is_used_next(make_pool: Callable[..., BoundedPool]) -> None:
+    """What was returned last is the likeliest to live, in whichever place it is."""
+    two = make_pool(pool_size=2)
+    for first_to_return in (0, 1, 0):
+        fairies = [two.connect(), two.connect()]
+        numbers = [number(fairy) for fairy in fairies]
+        fairies[first_to_return].close()
+        time.sleep(0.002)  # the wall clock's own grain
+        fairies[1 - first_to_return].close()
+        fairy = two.connect()
+        assert number(fairy) == numbers[1 - first_to_return]
+        fairy.close()
+
+
+def test_kept_connection_is_asked_with_the_time_that_it_was_idle(
+    make_pool: Callable[..., BoundedPool], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its return to the checkout, by the wall clock; a frozen environment's clock jumps, and that counts."""
+    now = 1_700_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    one = make_pool()
+    one.connect().close()
+    assert server.asked == []
+    now += 1234.5
+    one.connect().close()
+    one.connect().close()
+    assert server.asked == [(1, 1234.5), (1, 0.0)]
+
+
+def test_kept_connection_that_is_dead_is_replaced(make_pool: Callable[..., BoundedPool], server: Server) -> None:
+    """It is closed, and the checkout gets a new one."""
+    one = make_pool()
+    one.connect().close()
+    server.alive = False
+    fairy = one.connect()
+    assert (number(fairy), server.given[0].gone) == (2, True)
+    fairy.close()
+    assert one.checkedin() == 1
+
+
+def test_dispose_closes_what_is_kept_at_once_and_what_is_out_at_its_return(
+    make_pool: Callable[..., BoundedPool], server: Server
+) -> None:
+    """Whoever is at work is not disturbed; what comes back to a pool that was disposed of is not kept."""
+    two = make_pool(pool_size=2)
+    out, kept = two.connect(), two.connect()
+    kept.close()
+    two.dispose()
+    assert [one.gone for one in server.given] == [False, True]
+    out.close()
+    assert [one.gone for one in server.given] == [True, True]
+    two.connect().close()
+    assert (number(two.connect()), len(server.given), server.given[2].gone) == (3, 3, False)
+
+
+def test_pool_after_dispose_is_of_the_same_kind(make_pool: Callable[..., BoundedPool], server: Server) -> None:
+    """What Engine.dispose() puts in its place has the same size, patience, policy, age, name and log, and nothing in it."""
+    old = make_pool(pool_size=3, checkout_timeout_s=0.07, max_age_s=77.0)
+    old.connect().close()
+    new = old.recreate()
+    assert (new.size(), new.timeout(), new._recycle, new.checkedin()) == (3, 0.07, 77.0, 0)
+    new.connect().close()
+    new.connect().close()
+    assert (len(server.given), [of for of, _ in server.asked]) == (2, [2])
+    null = make_pool(pool="null").recreate()
+    null.connect().close()
+    assert null.checkedin() == 0
+
+
+def test_pool_after_dispose_keeps_its_listeners_and_its_name(server: Server) -> None:
+    """SQLAlchemy's own arguments go on, too."""
+    from sqlalchemy import event
+
+    old = pool.BoundedPool(
+        server.connect, size=1, timeout_s=0.05, keep=lambda _: True, is_alive=server.is_alive,
+        logging_name="orders", reset_on_return=None, echo=True,
+    )  # fmt: skip
+    seen: list[str] = []
+    event.listen(old, "checkout", lambda *_: seen.append("checkout"))
+    new = old.recreate()
+    new.connect().close()
+    assert seen == ["checkout"]
+    assert (new.logging_name, new._reset_on_return, new.echo) == ("orders", old._reset_on_return, True)
+    assert new._dialect is old._dialect
+
+
+def test_pool_forgets_checkouts_that_are_over(make_pool: Callable[..., BoundedPool]) -> None:
+    """An environment lives for hours: what is left of a thousand checkouts is as much as of three."""
+    one = make_pool()
+
+    def left() -> int:
+        gc.collect()
+        return sum(
+            type(thing).__name__ == "_Checkout" and type(thing).__module__ == "plungepool.pool"
+            for thing in gc.get_objects()
+        )
+
+    for _ in range(3):
+        one.connect().close()
+    before = left()
+    for _ in range(1000):
+        one.connect().close()
+    assert left() <= before
+
+
+def test_exhaustion_says_how_long_who_and_what_to_do(make_pool: Callable[..., BoundedPool]) -> None:
+    """The thread that holds the only connection is told so, with the line, the seconds and the settings."""
+    one = make_pool()
+    held = one.connect()
+    with pytest.raises(PoolExhausted) as caught:
+        one.connect()
+    message = str(caught.value)
+    assert re.match(
+        r"no connection became free within 0\.05 s \(PLUNGEPOOL_CHECKOUT_TIMEOUT_S\): the pool has 1 \(PLUNGEPOOL_POOL_SIZE\), "
+        r"taken at \S*test_pool_offline\.py:\d+ in test_exhaustion_says_how_long_who_and_what_to_do \(\d\.\d s ago\); "
+        r"0 more checkouts were waiting\. This thread holds one of them itself",
+        message,
+    ), message
+    assert message.endswith("or raise PLUNGEPOOL_POOL_SIZE")
+    held.close()
+    one.connect().close()
+
+
+def test_exhaustion_by_other_threads_tells_how_many_wait(make_pool: Callable[..., BoundedPool]) -> None:
+    """Of two that wait for a connection of a third thread, the first is told of one more, and nobody of a fault of their own."""
+    one = make_pool(checkout_timeout_s=1.0)
+    held, messages = one.connect(), []
+
+    def wait() -> None:
+        with pytest.raises(PoolExhausted) as caught:
+            one.connect()
+        messages.append(str(caught.value))
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    for waiting, thread in enumerate(threads, 1):
+        thread.start()
+        while len(one._line) < waiting:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert "1 more checkout was waiting. Other threads use them" in messages[0]
+    assert "0 more checkouts were waiting. Other threads use them" in messages[1]
+    held.close()
+
+
+def test_connect_that_fails_frees_its_place(make_pool: Callable[..., BoundedPool], server: Server) -> None:
+    """A server that is away costs the checkout and nothing else."""
+    one = make_pool()
+    give = server.connect
+
+    def refuse(_record: Any) -> Connection:
+        raise ConnectionRefusedError
+
+    one._creator = refuse
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            one.connect()
+    assert (one.checkedout(), one.checkedin()) == (0, 0)
+    one._creator = give
+    one.connect().close()
+    assert one.checkedin() == 1
+
+
+def test_holder_in_a_circle_is_collected_before_anybody_is_turned_away(
+    make_pool: Callable[..., BoundedPool], server: Server
+) -> None:
+    """A connection that only a circle of garbage refers to is nobody's; the checkout that needs its place finds that."""
+    one = make_pool(checkout_timeout_s=0.2)
+    gc.collect()
+    gc.disable()
+    try:
+        circle: dict[str, Any] = {"fairy": one.connect()}
+        circle["self"] = circle
+        del circle
+        fairy = one.connect()
+    finally:
+        gc.enable()
+    assert number(fairy) in (1, 2)
+    assert one.checkedout() == 1
+    fairy.close()
+
+
+def test_waiter_gets_what_is_returned_before_later_ones(make_pool: Callable[..., BoundedPool]) -> None:
+    """First come, first served, and each is woken by the return, not by its own time-out."""
+    one = make_pool(checkout_timeout_s=30)
+    held, order = one.connect(), []
+
+    def wait(name: str) -> None:
+        fairy = one.connect()
+        order.append(name)
+        fairy.close()
+
+    threads = []
+    for name in ("first", "second", "third"):
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        while len(one._line) < len(threads):
+            time.sleep(0.001)
+    held.close()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["first", "second", "third"]
+    assert (one.checkedout(), one.checkedin()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "library"),
+    [
+        (pool.os.__file__, "os", True),
+        ("/opt/python/framework/core.py", "framework.core", True),
+        ("/var/runtime/bootstrap.py", "bootstrap", True),
+        ("<string>", "__main__", True),
+        ("/home/me/.venv/lib/python3.13/site-packages/x/y.py", "x.y", True),
+        ("/usr/lib/python3/dist-packages/x/y.py", "x.y", True),
+        ("/nowhere/at/all/app.py", "app", False),
+    ],
+)
+def test_users_line_is_told_from_a_librarys(path: str, module: str, library: bool) -> None:
+    """Python's own, the layer's, the runtime's and what is installed are not the user's; a file that is not there is."""
+    assert pool._is_library(path, module) is library
+
+
+def test_distribution_beside_the_handler_is_a_library(tmp_path: Any) -> None:
+    """`sam build` puts what requirements.txt names beside the handler; only there a .dist-info folder tells."""
+    (tmp_path / "Framework-1.0.dist-info").mkdir()
+    (tmp_path / "framework" / "inner").mkdir(parents=True)
+    assert pool._is_library(str(tmp_path / "framework" / "inner" / "core.py"), "framework.inner.core")
+    assert pool._is_library(str(tmp_path / "framework" / "core.py"), "framework.core")
+    assert not pool._is_library(str(tmp_path / "app.py"), "app")
+    assert not pool._is_library(str(tmp_path / "other" / "core.py"), "other.core")
+
+
+def test_caller_is_the_users_line() -> None:
+    """The nearest frame outside of SQLAlchemy and this package."""
+    where = pool.caller()
+    assert re.fullmatch(r".*test_pool_offline\.py:\d+ in test_caller_is_the_users_line", where), where

@@ -183,20 +183,33 @@ def test_other_failures_are_raised_at_once(clock: Clock, make_connector: Callabl
     assert (source.rounds, source.asked_to_explain, clock.slept) == (1, [], [])
 
 
+@pytest.mark.parametrize(
+    ("each_takes_s", "expected"), [(3.3333, [10.0, 6.67, 3.33, 0.05]), (2.5, [10.0, 7.5, 5.0, 2.5])]
+)
 def test_each_attempt_has_what_is_left_of_the_time(
-    clock: Clock, make_connector: Callable[..., connect.Connector]
+    clock: Clock, make_connector: Callable[..., connect.Connector], each_takes_s: float, expected: list[float]
 ) -> None:
     """In hundredths of a second, a moment at least; and no further login is tried when the time is over."""
     left: list[float] = []
 
     def attempt(_login: Login, way: connect.Way) -> Any:
         left.append(way.timeout_s)
-        clock.now += 3.3333
+        clock.now += each_takes_s
         raise Refused
 
     with pytest.raises(Explained):
-        make_connector(Source("1", "2", "3", "4", "5", may_change=False), attempt).connect(None)
-    assert left == [10.0, 6.67, 3.33, 0.05]
+        make_connector(Source("1", "2", "3", "4", "5", "6", may_change=False), attempt).connect(None)
+    assert left == expected
+
+
+def test_no_pause_that_ends_with_the_time(
+    clock: Clock, make_connector: Callable[..., connect.Connector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause after which nothing could be tried is not begun."""
+    monkeypatch.setattr(random, "uniform", lambda _low, _high: 2.5)
+    with pytest.raises(Explained):
+        make_connector(Source("p"), refuse).connect(None)
+    assert clock.slept == [2.5] * 3
 
 
 def test_time_begins_when_there_is_a_login(clock: Clock, make_connector: Callable[..., connect.Connector]) -> None:

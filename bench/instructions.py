@@ -43,7 +43,8 @@ MOMENT, AMOUNT = datetime(2026, 11, 26, 12, tzinfo=UTC), Decimal("1.25")
 if contender in ("plungepool", "untyped"):
     from plungepool import Settings, build_engine, wire
     if contender == "untyped":
-        wire._oids = lambda rows: ()
+        from plungepool.wire import connection
+        connection.types_of = lambda rows: ()
     engine = build_engine(Settings(host=host, port=int(port), user="postgres", password=password, tls="disable"))
 else:
     import sqlalchemy

@@ -112,7 +112,7 @@ def test_pool_follows_its_model(postgres: Postgres, mode: str) -> None:
                 connection = self.engine.connect()
                 try:
                     pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-                    connection.connection.dbapi_connection._read_reply = strike  # type: ignore[union-attr]
+                    connection.connection.dbapi_connection._protocol.read_reply = strike  # type: ignore[union-attr]
                     connection.execute(text("SELECT 1"))
                 finally:
                     connection.close()

@@ -421,7 +421,7 @@ def test_abandoned_connection_is_an_end_for_whoever_still_uses_it(postgres: Post
     """Its session ends on the server, its descriptor stays its own, and every later use says so."""
     connection = wire.connect(user="postgres", host=postgres.host, port=postgres.port, database="postgres")
     connection.cursor().execute("SELECT 1")
-    descriptor = connection._sock.fileno() if connection._sock else -1
+    descriptor = connection._transport.sock.fileno() if connection._transport.sock else -1
     connection.abandon()
     assert connection.closed
     assert os.fstat(descriptor)

@@ -90,7 +90,7 @@ TOPICS = {
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
         ("wire/test_wire*", "wire/test_errors*", "wire/test_address*", "wire/test_dead_networks*", "wire/test_auth*", "wire/test_conn*"),
-        only="connect|_open|_dial|_secure|_read_message|_authenticate|_md5|_?Scram.*|_tune",
+        only="connect|_open|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|Scram|tune",
     ),
     "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("integration/test_doctor*", "unit/test_checks*")),
     "rds_proxy": Topic((f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "integration/test_rds_proxy*")),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from plungepool import Settings, SettingsError
 from plungepool.settings import _SECONDS_AT_MOST, _SHORTEST_S, split_address, variable
-from plungepool.wire import _tune
+from plungepool.wire.transport import tune
 
 MINIMUM = {"PLUNGEPOOL_HOST": "db.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_PASSWORD": "hunter2-hunter2"}
 SECRET = "pa55-%&/:@?#[]+ wörd"
@@ -275,7 +275,7 @@ def test_seconds_at_their_bounds_are_what_a_socket_takes(name: str) -> None:
         with socket.socket() as sock:
             sock.settimeout(value)
             if name == "dead_peer_timeout_s":
-                _tune(sock, value)
+                tune(sock, value)
     assert _SECONDS_AT_MOST["statement_timeout_s"] * 1000 < 2**31
 
 

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plungepool import wire
+from plungepool.wire.connection import _literal
+from plungepool.wire.scram import digest_of_signature, saslprep
 from plungepool_toolkit.postgres import Postgres
 
 PASSWORD = "correct horse battery"
@@ -68,7 +70,7 @@ def address(server, tls=True):
 def test_every_password_that_libpq_logs_in_with(server, password):
     """What SASLprep changes, what it refuses, and what it leaves: as psycopg, with TLS (channel binding) and without."""
     name = f"role_{os.urandom(4).hex()}"
-    server.execute(f"CREATE ROLE {name} LOGIN PASSWORD {wire._literal(password)}")
+    server.execute(f"CREATE ROLE {name} LOGIN PASSWORD {_literal(password)}")
     with psycopg.connect(host="localhost", port=server.port, dbname="postgres", user=name, password=password):
         pass
     for tls in (True, False):
@@ -84,7 +86,7 @@ def test_saslprep_is_that_of_a_library(text):
         expected = scramp.utils.saslprep(text) or text
     except scramp.ScramException:
         expected = text
-    assert wire._saslprep(text.encode()).decode() == expected
+    assert saslprep(text.encode()).decode() == expected
 
 
 def test_every_count_of_iterations_connects():
@@ -142,9 +144,9 @@ def test_channel_binding_takes_the_digest_of_the_certificate(tmp_path, key, dige
     command = f"openssl req -x509 -newkey {key} -{digest} -nodes -subj /CN=x -keyout {tmp_path}/k -out {tmp_path}/c"
     subprocess.run(command.split(), check=True, capture_output=True)
     der = ssl.PEM_cert_to_DER_cert((tmp_path / "c").read_text())
-    assert wire._digest_of_signature(der) == expected
+    assert digest_of_signature(der) == expected
     for length in range(0, len(der), 7):
-        wire._digest_of_signature(der[:length])
+        digest_of_signature(der[:length])
 
 
 STARVED = """

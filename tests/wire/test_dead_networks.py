@@ -188,7 +188,7 @@ def test_other_addresses_of_a_name_are_tried(postgres, address, monkeypatch):
             refusing.bind(("127.0.0.1", 0))
             ports = [refusing.getsockname()[1], silent.getsockname()[1], postgres.port]
             entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-            monkeypatch.setattr(wire.socket, "getaddrinfo", lambda *_, **__: entries)
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
             with wire.connect(**address, connect_timeout_s=3) as connection:
                 assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 
@@ -323,9 +323,9 @@ def test_dead_peer_settings_follow_from_one_number(address):
     """The kernel gives up before the number of seconds that was asked for, ten by default."""
     for arguments, limit_s in [({}, 10), ({"dead_peer_timeout_s": 3.0}, 3), ({"dead_peer_timeout_s": 30.0}, 30)]:
         with wire.connect(**address, **arguments) as connection:
-            read = lambda name: connection._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
+            read = lambda name: connection._transport.sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
             # In milliseconds, and not so early that a short outage is taken for a dead peer.
             assert limit_s * 500 <= read("TCP_USER_TIMEOUT") <= limit_s * 1000
             assert limit_s / 2 <= read("TCP_KEEPIDLE") + read("TCP_KEEPINTVL") * read("TCP_KEEPCNT") <= limit_s
-            assert connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connection._transport.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert read("TCP_NODELAY") == 1

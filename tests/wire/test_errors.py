@@ -16,6 +16,9 @@ import sqlalchemy
 from sqlalchemy import create_engine, text
 
 from plungepool import dialect, wire
+from plungepool.wire import protocol
+from plungepool.wire.errors import server_error
+from plungepool.wire.transport import TLS_REQUEST
 from plungepool_toolkit.certificates import Authority
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
@@ -46,7 +49,7 @@ def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
         expected = psycopg.errors.get_base_exception(state).__name__
         if state in ("25P03", "25P04"):  # the session is over, and the same may succeed in the next
             expected = "OperationalError"
-        error = wire._server_error(f"SERROR\0VERROR\0C{state}\0Mwhat happened\0\0".encode())
+        error = server_error(f"SERROR\0VERROR\0C{state}\0Mwhat happened\0\0".encode())
         assert (state, type(error).__name__, error.sqlstate) == (state, expected, state)
 
 
@@ -70,7 +73,7 @@ def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
 )
 def test_errors_say_whether_the_same_may_succeed_later(sqlstate, message, retryable):
     """Only where the server has kept nothing of it, and refused it for what goes by: never after a lost connection."""
-    error = wire._server_error(f"SERROR\0VERROR\0C{sqlstate}\0M{message}\0\0".encode())
+    error = server_error(f"SERROR\0VERROR\0C{sqlstate}\0M{message}\0\0".encode())
     assert (sqlstate, error.retryable) == (sqlstate, retryable)
 
 
@@ -261,7 +264,7 @@ def test_begin_that_fails_runs_nothing(database):
         user="postgres", host=database.server.host, port=database.server.port, database=database.name
     ) as connection:
         connection._begin_messages = (
-            wire._parse("BEGIN ISOLATION LEVEL NONSENSE", "ascii") + wire._BIND_NOTHING + wire._EXECUTE
+            protocol.parse("BEGIN ISOLATION LEVEL NONSENSE") + protocol.BIND_NOTHING + protocol.EXECUTE
         )
         connection._begin = "BEGIN ISOLATION LEVEL NONSENSE"
         for sql, values in [
@@ -311,7 +314,7 @@ def test_idle_timeouts_of_the_server_are_named(database, setting, open_transacti
 
 
 def wait_until_readable(connection):
-    assert select.select([connection._sock], [], [], 10)[0]
+    assert select.select([connection._transport.sock], [], [], 10)[0]
 
 
 def test_look_takes_what_is_said_between_statements(database, connection):
@@ -523,7 +526,7 @@ def test_server_without_tls_sees_nothing(postgres):
                 ssl_context=ssl.create_default_context(),
             )
         thread.join()
-    assert seen == [wire._TLS_REQUEST, b""]
+    assert seen == [TLS_REQUEST, b""]
 
 
 def test_certificate_of_a_stranger_is_refused():

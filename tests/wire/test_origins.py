@@ -191,11 +191,9 @@ def addresses(*entries):
 )
 def test_next_address_is_tried(address, monkeypatch, first):
     """Whatever is wrong with one address of a name, the next is tried."""
-    monkeypatch.setattr(
-        wire.socket, "getaddrinfo", addresses(first, (socket.AF_INET, (address["host"], address["port"])))
-    )
+    monkeypatch.setattr(socket, "getaddrinfo", addresses(first, (socket.AF_INET, (address["host"], address["port"]))))
     wire.connect(**address, connect_timeout_s=4).close()
-    monkeypatch.setattr(wire.socket, "getaddrinfo", addresses(first))
+    monkeypatch.setattr(socket, "getaddrinfo", addresses(first))
     with pytest.raises(wire.OperationalError, match=r"cannot be reached|connect_timeout_s"):
         wire.connect(**address, connect_timeout_s=0.5)
 
@@ -206,7 +204,7 @@ def test_no_descriptor_left_is_an_operational_error(address, monkeypatch):
     def full(*arguments):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(wire.socket, "socket", full)
+    monkeypatch.setattr(socket, "socket", full)
     with pytest.raises(wire.OperationalError, match="cannot be reached: Too many open files"):
         wire.connect(**address)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from ipaddress import (
@@ -30,24 +30,16 @@ from uuid import UUID
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-BOOL, BYTEA, CHAR, INT8, INT2, INT2VECTOR, INT4, TEXT, OID, XID = 16, 17, 18, 20, 21, 22, 23, 25, 26, 28
-JSON, JSONB, POINT, FLOAT4, FLOAT8, CIDR, INET = 114, 3802, 600, 700, 701, 650, 869
-DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ, NUMERIC, RECORD, UUID_ = (
-    1082,
-    1083,
-    1114,
-    1184,
-    1186,
-    1266,
-    1700,
-    2249,
-    2950,
-)
+# The oids of the types, under the server's own names (pg_type.dat).
+BOOL, BYTEA, CHAR, NAME, INT8, INT2, INT2VECTOR, INT4, TEXT, OID, XID = 16, 17, 18, 19, 20, 21, 22, 23, 25, 26, 28
+JSON, JSONB, POINT, FLOAT4, FLOAT8, MONEY, CIDR, INET = 114, 3802, 600, 700, 701, 790, 650, 869
+BPCHAR, VARCHAR, CSTRING, NUMERIC, RECORD, UUID_ = 1042, 1043, 2275, 1700, 2249, 2950
+DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ = 1082, 1083, 1114, 1184, 1186, 1266
 
 # ---- from the server ------------------------------------------------------------------------------------------------
 
 
-def _timestamp(text: str) -> datetime | str:
+def read_timestamp(text: str) -> datetime | str:
     """A timestamp in ISO style; what no `datetime` can hold (infinity, BC, the year 10000) stays the server's text."""
     try:
         return datetime.fromisoformat(text)
@@ -300,7 +292,7 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
     (BOOL, 1000, _bool),
     (BYTEA, 1001, _bytea),
     (CHAR, 1002, _text),
-    (19, 1003, _text),  # name
+    (NAME, 1003, _text),
     (INT8, 1016, int),
     (INT2, 1005, int),
     (INT2VECTOR, 1006, _vector),
@@ -315,19 +307,19 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
     (FLOAT8, 1022, float),
     (CIDR, 651, ip_network),
     (INET, 1041, _inet),
-    (1042, 1014, _text),  # character(n)
-    (1043, 1015, _text),  # character varying
+    (BPCHAR, 1014, _text),
+    (VARCHAR, 1015, _text),
     (DATE, 1182, _date),
     (TIME, 1183, _time),
-    (TIMESTAMP, 1115, _timestamp),
-    (TIMESTAMPTZ, 1185, _timestamp),
+    (TIMESTAMP, 1115, read_timestamp),
+    (TIMESTAMPTZ, 1185, read_timestamp),
     (INTERVAL, 1187, interval),
     (TIMETZ, 1270, _time),
     (NUMERIC, 1231, Decimal),
     (RECORD, 2287, _record),
     (UUID_, 2951, UUID),
-    (790, 791, _text),  # money
-    (2275, 1263, _text),  # cstring
+    (MONEY, 791, _text),
+    (CSTRING, 1263, _text),
 ]
 # The arrays of every other type of the server's own, whose elements stay text (pg_type.dat; new ones come with new versions).
 _ARRAYS_OF_TEXT = (
@@ -335,148 +327,38 @@ _ARRAYS_OF_TEXT = (
     2207, 2208, 2209, 2210, 2211, 2949, 3221, 3643, 3644, 3645, 3735, 3770, 4073, 4090, 4097, 4192, 5039,
 )  # fmt: skip
 _BOX_ARRAY = 1020
-# oid of the range, of its array, of the multirange, of its array, and the reader of a bound
-_RANGES: list[tuple[int, int, int, int, Callable[[str], Any]]] = [
-    (3904, 3905, 4451, 6150, int),
-    (3926, 3927, 4536, 6157, int),
-    (3906, 3907, 4532, 6151, Decimal),
-    (3912, 3913, 4535, 6155, _date),
-    (3908, 3909, 4533, 6152, _timestamp),
-    (3910, 3911, 4534, 6153, _timestamp),
-]
-
-
-def _dependent(
-    on_date: Callable[[str], Any], on_timestamp: Callable[[str], Any], on_zoned: Callable[[str], Any]
-) -> dict[int, Any]:
-    """The readers of every type that holds a date or a timestamp."""
-    readers: dict[int, Callable[[str], Any]] = {}
-    for (oid, array, ranged, ranged_array, multi, multi_array), reader in (
-        ((DATE, 1182, 3912, 3913, 4535, 6155), on_date),
-        ((TIMESTAMP, 1115, 3908, 3909, 4533, 6152), on_timestamp),
-        ((TIMESTAMPTZ, 1185, 3910, 3911, 4534, 6153), on_zoned),
-    ):
-        readers[oid] = reader
-        readers[array] = array_reader(reader)
-        readers[ranged] = range_reader(reader)
-        readers[ranged_array] = array_reader(range_reader(reader))
-        readers[multi] = multirange_reader(reader)
-        readers[multi_array] = array_reader(multirange_reader(reader))
-    return readers
-
-
-_MONTHS = {
-    name: number
-    for number, name in enumerate(
-        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1
-    )
+#: by the oid of what the bounds are: oid of the range, of its array, of the multirange, of its array
+RANGES_OF = {
+    INT4: (3904, 3905, 4451, 6150),
+    INT8: (3926, 3927, 4536, 6157),
+    NUMERIC: (3906, 3907, 4532, 6151),
+    DATE: (3912, 3913, 4535, 6155),
+    TIMESTAMP: (3908, 3909, 4533, 6152),
+    TIMESTAMPTZ: (3910, 3911, 4534, 6153),
 }
 
 
-def styled_readers(date_style: str, time_zone: str) -> dict[int, Callable[[str], Any]]:
-    """
-    Readers for a DateStyle other than ISO, which a user may have SET; none for ISO.
-
-    The other styles name the zone of a timestamp by an abbreviation, which only the session's TimeZone explains. What
-    cannot be read without a guess stays the server's text.
-    """
-    if date_style.startswith("ISO"):
-        return {} if time_zone in _UTC else _zoned_readers(time_zone)
-    day_first = "DMY" in date_style or date_style.startswith("German")
-
-    def read_date(text: str) -> date | str:
-        parts = re.fullmatch(r"(\d\d)[-/.](\d\d)[-/.](\d{4})", text)
-        if parts is None:
-            return text
-        day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
-        return date(int(parts[3]), int(month), int(day))
-
-    def read_timestamp(text: str) -> datetime | str:
-        words = text.split()
-        if len(words) >= 5 and words[0].isalpha():  # Postgres: Sun Nov 22 10:00:00 2026 CET
-            month, day = (words[2], words[1]) if day_first else (words[1], words[2])
-            clock, year, zone = words[3], words[4], words[5:]
-            iso = f"{year:>04}-{_MONTHS.get(month, 0):02}-{day:>02} {clock}"
-        elif len(words) >= 2 and isinstance(whole_date := read_date(words[0]), date):
-            zone = words[2:]
-            iso = f"{whole_date} {words[1]}"
-        else:
-            return text
-        if len(zone) > 1 or "BC" in zone:
-            return text
-        try:
-            local = datetime.fromisoformat(iso)
-        except ValueError:
-            return text
-        return _in_zone(local, zone[0], time_zone, text) if zone else local
-
-    return _dependent(read_date, read_timestamp, read_timestamp)
-
-
-_UTC = ("", "UTC", "Etc/UTC", "GMT", "Etc/GMT", "Zulu", "Etc/Zulu", "UCT", "Etc/UCT", "Universal", "Etc/Universal")
-
-
-def _zoned_readers(time_zone: str) -> dict[int, Callable[[str], Any]]:
-    """
-    Readers of timestamptz that give each value the session's one zone, where the text has only the offset of the moment.
-
-    A zone that Python does not know (PostgreSQL's own notations, a machine without zoneinfo) leaves the offset.
-    """
-    zones: list[tzinfo | None] = []
-
-    def read(text: str) -> datetime | str:
-        moment = _timestamp(text)
-        if not zones:
-            zones.append(_zone(time_zone))
-        if isinstance(moment, str) or zones[0] is None:
-            return moment
-        try:
-            return moment.astimezone(zones[0])
-        except OverflowError:  # the first and last hours of all time
-            return moment
-
-    readers = _dependent(_date, _timestamp, read)
-    return {oid: readers[oid] for oid in (TIMESTAMPTZ, 1185, 3910, 3911, 4534, 6153)}
-
-
-def _zone(name: str) -> tzinfo | None:
-    from zoneinfo import ZoneInfo
-
-    try:
-        return ZoneInfo(name)
-    except (LookupError, ValueError, OSError):
-        return None
-
-
-def _in_zone(local: datetime, abbreviation: str, time_zone: str, text: str) -> datetime | str:
-    if abbreviation[0] in "+-":
-        return datetime.fromisoformat(f"{local.isoformat()}{abbreviation}")
-    if abbreviation == "UTC":
-        return local.replace(tzinfo=UTC)
-    zone = _zone(time_zone)
-    if zone is None:
-        return text
-    for fold in (0, 1):  # the hour that comes twice in autumn has two abbreviations
-        moment = local.replace(tzinfo=zone, fold=fold)
-        offset = moment.utcoffset()
-        if moment.tzname() == abbreviation and offset is not None:
-            return local.replace(tzinfo=timezone(offset))
-    return text
+def readers_over(oid: int, reader: Callable[[str], Any]) -> dict[int, Callable[[str], Any]]:
+    """Return the readers of a type's range and multirange, and of their arrays; `reader` reads a bound."""
+    ranged, ranged_array, multi, multi_array = RANGES_OF[oid]
+    return {
+        ranged: range_reader(reader),
+        ranged_array: array_reader(range_reader(reader)),
+        multi: multirange_reader(reader),
+        multi_array: array_reader(multirange_reader(reader)),
+    }
 
 
 #: by the type's oid, what turns the server's text into the value; a type that is not here is handed out as its text
 READERS: dict[int, Callable[[str], Any]] = {oid: reader for oid, _, reader in _SCALARS if reader is not _text}
-ARRAY_OF: dict[int, int] = {array: oid for oid, array, _ in _SCALARS}
+ARRAY_OF: dict[int, int] = {oid: array for oid, array, _ in _SCALARS}
 for _oid, _array, _reader in _SCALARS:
     READERS[_array] = array_reader(_reader)
 for _array in _ARRAYS_OF_TEXT:
     READERS[_array] = array_reader(_text)
 READERS[_BOX_ARRAY] = array_reader(_text, ";")
-for _range, _range_array, _multi, _multi_array, _reader in _RANGES:
-    READERS[_range] = range_reader(_reader)
-    READERS[_range_array] = array_reader(range_reader(_reader))
-    READERS[_multi] = multirange_reader(_reader)
-    READERS[_multi_array] = array_reader(multirange_reader(_reader))
+for _oid in RANGES_OF:
+    READERS |= readers_over(_oid, READERS[_oid])
 
 # Columns are converted whole, with as much of the loop in C as the type allows: the difference is a factor of four.
 _decode = bytes.decode
@@ -486,7 +368,7 @@ def _timestamps(column: Sequence[bytes]) -> list[Any]:
     try:
         return list(map(datetime.fromisoformat, map(_decode, column)))
     except ValueError:
-        return [_timestamp(value.decode()) for value in column]
+        return [read_timestamp(value.decode()) for value in column]
 
 
 def _dates(column: Sequence[bytes]) -> list[Any]:
@@ -523,20 +405,18 @@ class Column:
 
     __slots__ = ("many", "one")
 
-    def __init__(self, oid: int, encoding: str, own: Callable[[str], Any] | None) -> None:
+    def __init__(self, oid: int, own: Callable[[str], Any] | None) -> None:
         """`own` is the session's own reader for the type, and goes before everything else."""
-        utf8 = encoding == "utf-8"
-        decode: Callable[[bytes], str] = _decode if utf8 else lambda value: value.decode(encoding)
         reader = own or READERS.get(oid)
         if own is None and oid in _BYTES_READERS:
             self.one: Callable[[bytes], Any] = _BYTES_READERS[oid]
         elif reader is None:
-            self.one = decode
+            self.one = _decode
         else:
             read = reader
-            self.one = lambda value: read(decode(value))
+            self.one = lambda value: read(_decode(value))
         self.many: Callable[[Sequence[bytes]], Iterable[Any]] | None = None
-        if own is None and utf8:
+        if own is None:
             self.many = _COLUMN_READERS.get(oid)
 
     def convert(self, column: Sequence[bytes | None]) -> Iterable[Any]:
@@ -738,7 +618,6 @@ _OIDS: dict[type, int] = {
 _INTEGERS = (INT4, INT8, NUMERIC)
 # The types of which the server makes one array, the later in place of the earlier.
 _WIDER = (_INTEGERS, (DATE, TIMESTAMP, TIMESTAMPTZ), (TIME, TIMETZ), (CIDR, INET))
-_ARRAYS = {oid: array for array, oid in ARRAY_OF.items()}
 
 
 def parameter_oid(value: Any) -> int:
@@ -833,7 +712,7 @@ _OIDS_BY_VALUE: dict[type, Callable[[Any], int]] = {
     int: _integer_oid,
     datetime: lambda value: TIMESTAMP if value.tzinfo is None else TIMESTAMPTZ,
     time: lambda value: TIME if value.tzinfo is None else TIMETZ,
-    list: lambda value: _ARRAYS.get(_common_oid(_elements(value)), 0),
+    list: lambda value: ARRAY_OF.get(_common_oid(_elements(value)), 0),
 }
 
 

@@ -1,0 +1,492 @@
+"""PEP 249's connection and cursor over a session's flights: transactions, two-phase commit, COPY."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from . import errors
+from .errors import Error, InterfaceError, InternalError, ProgrammingError, Secret
+from .protocol import (
+    BIND_NOTHING,
+    DESCRIBE,
+    EXECUTE,
+    FAILED,
+    IDLE,
+    SYNC,
+    Reply,
+    bind,
+    parse,
+    refuse_misuse,
+    types_of,
+)
+from .session import Session
+from .values import cut
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+
+def connect(
+    *,
+    user: str,
+    host: str = "localhost",
+    port: int = 5432,
+    address: str | None = None,
+    database: str | None = None,
+    password: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    application_name: str | None = None,
+    connect_timeout_s: float = 5.0,
+    dead_peer_timeout_s: float = 10.0,
+    startup_params: Mapping[str, str] | None = None,
+    cancel_on_abandon: bool = True,
+) -> Connection:
+    """
+    Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
+
+    Args: address: what to dial in place of `host` and `port` (the end of a tunnel): a host, or host:port; TLS verifies
+        `host` all the same, and CancelRequests go there too. ssl_context: TLS with this context, or an error; None means
+        plain text. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
+        dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
+        startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
+        server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
+    Raises: OperationalError when the server cannot be reached, refuses, or is too slow; NotSupportedError for a method of
+        authentication that is not known here; ProgrammingError for an argument that cannot be.
+    Units: every *_s is in seconds of wall clock.
+    Threads, forks: a connection is for one thread at a time; a forked child may only close it.
+    """
+    secret = Secret()
+    secret.value, password = password, None
+    return Connection(
+        user=user,
+        host=host,
+        port=port,
+        address=address,
+        database=database,
+        secret=secret,
+        ssl_context=ssl_context,
+        application_name=application_name,
+        connect_timeout_s=connect_timeout_s,
+        dead_peer_timeout_s=dead_peer_timeout_s,
+        startup_params=startup_params or {},
+        cancel_on_abandon=cancel_on_abandon,
+    )
+
+
+class Xid(NamedTuple):
+    """PEP 249's name of a two-phase transaction; `str()` is the server's, written as psycopg writes it."""
+
+    format_id: int
+    gtrid: str
+    bqual: str
+
+    def __str__(self) -> str:
+        from base64 import b64encode
+
+        return "_".join((str(self.format_id), *(b64encode(part.encode()).decode() for part in self[1:])))
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f" E'{escaped}'".replace("\\", "\\\\") if "\\" in text else f"'{escaped}'"
+
+
+class _Transactions(Session):
+    """What a transaction is begun with, how it ends, and which statements ride with its BEGIN."""
+
+    def __init__(self, **options: Any) -> None:
+        self._autocommit = False
+        self._isolation_level: str | None = None
+        self._deferrable: bool | None = None
+        self._xid: str | None = None
+        self._prepared = False
+        # Before the session is opened: a strike behind that would leave a connection without its BEGIN.
+        self._readonly = None
+        self._plan_begin()
+        super().__init__(**options)
+
+    @property
+    def in_transaction(self) -> bool:
+        """True when a transaction is open on the server, failed or not."""
+        return self._protocol.status != IDLE
+
+    @property
+    def in_failed_transaction(self) -> bool:
+        """True when a statement of the open transaction failed, so that only a rollback is left."""
+        return self._protocol.status == FAILED
+
+    @property
+    def autocommit(self) -> bool:
+        """True when each statement is a transaction of its own; costs nothing to change, but not inside one."""
+        return self._autocommit
+
+    @autocommit.setter
+    def autocommit(self, value: bool) -> None:
+        self._refuse_inside_transaction("autocommit")
+        self._autocommit = value
+
+    @property
+    def isolation_level(self) -> str | None:
+        """The isolation level that the next BEGIN asks for; None: the server's default."""
+        return self._isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, value: str | None) -> None:
+        self._refuse_inside_transaction("isolation_level")
+        if value not in (None, "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
+            raise ProgrammingError(f"isolation_level: {value!r} is none")
+        self._isolation_level = value
+        self._plan_begin()
+
+    @property
+    def readonly(self) -> bool | None:
+        """Whether the next BEGIN asks for READ ONLY (True), READ WRITE (False), or neither (None)."""
+        return self._readonly
+
+    @readonly.setter
+    def readonly(self, value: bool | None) -> None:
+        self._refuse_inside_transaction("readonly")
+        self._readonly = value
+        self._plan_begin()
+
+    @property
+    def deferrable(self) -> bool | None:
+        """Whether the next BEGIN asks for DEFERRABLE (True), NOT DEFERRABLE (False), or neither (None)."""
+        return self._deferrable
+
+    @deferrable.setter
+    def deferrable(self, value: bool | None) -> None:
+        self._refuse_inside_transaction("deferrable")
+        self._deferrable = value
+        self._plan_begin()
+
+    def _refuse_inside_transaction(self, name: str) -> None:
+        if self.in_transaction and not self.closed:
+            raise ProgrammingError(f"{name} cannot change inside a transaction: commit or roll back first")
+
+    def _plan_begin(self) -> None:
+        begin = "BEGIN"
+        if self._isolation_level is not None:
+            begin += f" ISOLATION LEVEL {self._isolation_level}"
+        if self._readonly is not None:
+            begin += " READ ONLY" if self._readonly else " READ WRITE"
+        if self._deferrable is not None:
+            begin += " DEFERRABLE" if self._deferrable else " NOT DEFERRABLE"
+        self._begin = begin
+        # As messages of the flight it rides with, and not as a query of its own: if BEGIN fails, the server skips the rest,
+        # and nothing runs outside the transaction it was meant for.
+        self._begin_messages = parse(begin) + BIND_NOTHING + EXECUTE
+
+    def commit(self) -> None:
+        """Commit; no round trip when nothing was sent since the last one.
+
+        Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed;
+            ProgrammingError within a two-phase transaction.
+        """
+        self._refuse_within_tpc("commit")
+        self._commit()
+
+    def _commit(self) -> None:
+        if self._protocol.status != IDLE or self.closed:
+            reply = self._query("COMMIT")
+            if reply.tag == b"ROLLBACK":
+                error = InternalError(
+                    "COMMIT was answered by ROLLBACK, since a statement of the transaction had failed (SQLSTATE 25P02)"
+                )
+                error.sqlstate, error.message = "25P02", str(error)
+                raise error
+
+    def rollback(self) -> None:
+        """Roll back; no round trip when nothing was sent since the last one.
+
+        Raises: ProgrammingError within a two-phase transaction.
+        """
+        self._refuse_within_tpc("rollback")
+        self._rollback()
+
+    def _rollback(self) -> None:
+        if self._protocol.status != IDLE or self.closed:
+            if not self._in_doubt:
+                self._query("ROLLBACK")
+                return
+            self._in_doubt = False
+            reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
+            if reply.rows == [(True,)]:
+                self._discard("it reaches a server that may not write any more: has the writer moved?")
+
+    def _refuse_within_tpc(self, name: str) -> None:
+        if self._xid is not None and not self.closed:
+            raise ProgrammingError(
+                f"{name} cannot be used within a two-phase transaction: use tpc_commit or tpc_rollback"
+            )
+
+
+class Connection(_Transactions):
+    """One session; not to be shared between threads at the same time. `connect` makes it."""
+
+    def __init__(self, **options: Any) -> None:
+        self._cursor_names = count(1)
+        super().__init__(**options)
+
+    def register_in_adapter(self, oid: int, reader: Callable[[str], Any]) -> None:
+        """Read values of the type `oid` with `reader`, which gets the server's text; what it raises, the statement raises."""
+        self._protocol.adapt(oid, reader)
+
+    # ---- PEP 249
+
+    def cursor(self) -> Cursor:
+        """Return a new cursor; no I/O."""
+        return Cursor(self)
+
+    def name_cursor(self) -> str:
+        """Return a name for a cursor on the server that this session has not used yet."""
+        return f"plungepool_{next(self._cursor_names)}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Commit, or roll back where an exception leaves the block; then close, as psycopg does.
+
+        Raises: what `commit` raises, also where the block has hidden the failure of a statement.
+        """
+        try:
+            if kind is None and not self.closed:
+                self.commit()
+            elif not self.closed:
+                self.leave_tpc()
+                with contextlib.suppress(Error):  # the exception that is on its way tells more
+                    self.rollback()
+        finally:
+            self.close()
+
+    # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
+
+    def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
+        """Return a name for `tpc_begin`, which takes any text, too; ProgrammingError for parts that are too long."""
+        if not 0 <= format_id <= 0x7FFFFFFF:
+            raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
+        if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):
+            raise ProgrammingError("xid: each part may have 64 bytes")
+        return Xid(format_id, global_transaction_id, branch_qualifier)
+
+    def tpc_begin(self, xid: str | Xid) -> None:
+        """
+        Name the transaction that the next statement starts.
+
+        Raises: ProgrammingError within a transaction, and in autocommit mode.
+        """
+        if not self._prepared:  # a prepared one is the server's, and may have been ended by somebody else
+            self._refuse_within_tpc("tpc_begin")
+        self._refuse_inside_transaction("tpc_begin")
+        if self._autocommit:
+            raise ProgrammingError("tpc_begin cannot be used in autocommit mode")
+        self._xid, self._prepared = str(xid), False
+
+    def tpc_prepare(self) -> None:
+        """
+        First phase: the server keeps the transaction, under its name, whatever becomes of this connection.
+
+        Raises: InternalError when the server rolled back instead; ProgrammingError without `tpc_begin`.
+        """
+        if self._xid is None or self._prepared:
+            raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named, and once")
+        # Where nothing was executed, an empty transaction is prepared.
+        prefix = "" if self.in_transaction else f"{self._begin};"
+        reply = self._query(f"{prefix}PREPARE TRANSACTION {_literal(self._xid)}")
+        if reply.tag == b"ROLLBACK":
+            raise InternalError(
+                "PREPARE TRANSACTION was answered by ROLLBACK, since a statement of the transaction had failed"
+            )
+        self._prepared = True
+
+    def tpc_commit(self, xid: str | Xid | None = None) -> None:
+        """
+        Second phase, or the only one when the transaction was not prepared; `xid`: one that tpc_recover has found.
+
+        Raises: ProgrammingError without a transaction that is named; 42704 where nobody has prepared that name.
+        """
+        self._tpc_end("COMMIT", xid)
+
+    def tpc_rollback(self, xid: str | Xid | None = None) -> None:
+        """Roll back, prepared or not; `xid`: one that tpc_recover has found."""
+        self._tpc_end("ROLLBACK", xid)
+
+    def leave_tpc(self) -> None:
+        """Forget the two-phase transaction; one that is prepared stays on the server until somebody ends it by its name."""
+        self._xid, self._prepared = None, False
+
+    def tpc_recover(self) -> list[str]:
+        """Return the names of the prepared transactions of this database: one round trip."""
+        reply = self._query(
+            "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"
+        )
+        return [row[0] for row in reply.rows]
+
+    def _tpc_end(self, verb: str, xid: str | Xid | None) -> None:
+        if xid is None and self._xid is None:
+            raise ProgrammingError(f"tpc_{verb.lower()} needs a transaction that tpc_begin has named, or a name")
+        if xid is not None and self._xid not in (None, str(xid)):
+            raise ProgrammingError(f"tpc_{verb.lower()} of another transaction needs the end of this one first")
+        own, self._xid = self._xid if self._prepared else None, None
+        if xid is None and self.in_transaction:
+            if verb == "COMMIT":
+                self._commit()
+            else:
+                self._rollback()
+        elif xid is not None or own is not None:
+            self._query(f"{verb} PREPARED {_literal(str(xid or own))}")
+
+    # ---- statements
+
+    def _execute(self, statement: str, values: Sequence[Any], stream: Any) -> Reply:
+        if not values and (stream is not None or ";" in statement):
+            # The simple protocol: the only one that takes several statements, and the one for COPY.
+            if self._autocommit or self._protocol.status != IDLE:
+                return self._query(statement, stream)
+            return self._query(f"{self._begin};{statement}", stream, len(self._begin) + 1)
+        return self._run(statement, (values,))
+
+    def _run(self, statement: str, rows: Sequence[Sequence[Any]], first: tuple[bytes, ...] = ()) -> Reply:
+        """
+        One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it.
+
+        The statement is parsed anew where the types of the parameters change, and stays one flight.
+        """
+        if not self._autocommit and self._protocol.status == IDLE:
+            first = (self._begin_messages, *first)
+        for values in rows:
+            refuse_misuse(values)
+        runs = [(types_of(rows[0]), rows)] if len(rows) == 1 else cut(statement, rows)
+        parts = [*first]
+        for oids, run in runs:
+            parts.append(parse(statement, oids))
+            describe = DESCRIBE
+            for values in run:
+                parts += (bind(values), describe, EXECUTE)
+                describe = b""
+        parts.append(SYNC)
+        reply = Reply(parts)
+        reply.runs = [len(run) for _, run in runs]
+        self._fly(reply, len(first), len(rows))
+        return reply
+
+    def _declare(self, name: str, statement: str, values: Sequence[Any]) -> Reply:
+        refuse_misuse(values)
+        declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", types_of(values)) + bind(values) + EXECUTE
+        return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
+
+
+class Cursor:
+    """The result of one statement, all of it in memory."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.arraysize = 1
+        self.description: list[tuple[Any, ...]] | None = None
+        self.rowcount = -1
+        self._rows: Iterator[tuple[Any, ...]] | None = None
+        self._closed = False
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> Cursor:
+        """
+        Execute one statement with `args` for ``$1``, ``$2`` and so on; without any, several statements may stand in it.
+
+        BEGIN goes before it in the same flight where a transaction has to start.
+
+        Args: stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
+        Raises: the server's error, classed by its SQLSTATE; DataError for a value that cannot be sent or read;
+            ProgrammingError for what is no statement, no parameters, or has no stream; InterfaceError when the connection or
+            the cursor is closed; OperationalError when it was lost; DeadlinePassed; what the stream raises.
+        """
+        self._start()
+        self._take(self.connection._execute(operation, args, stream))
+        return self
+
+    def declare(self, name: str, operation: str, args: Sequence[Any] = ()) -> None:
+        """
+        Declare a cursor on the server, for FETCH; one flight, which also tells `description`.
+
+        Raises: as `execute`.
+        """
+        self._start()
+        reply = self.connection._declare(name, operation, args)
+        self._take(reply)
+        if args:  # an error of a later FETCH may show them
+            self.connection._protocol.declared += reply.sent
+
+    def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> Cursor:
+        """
+        Execute the statement once for each of `param_sets`, all in one flight: all of it happens, or nothing.
+
+        Raises: as `execute`.
+        """
+        self._start()
+        sets = list(param_sets)
+        if sets:
+            self._take(self.connection._run(operation, sets))
+        else:
+            self.rowcount = 0
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._closed:
+            raise InterfaceError("the cursor is closed")
+        self.description, self.rowcount, self._rows = None, -1, None
+
+    def _take(self, reply: Reply) -> None:
+        self.rowcount = reply.rowcount
+        if reply.description is not None:
+            self.description = reply.description
+            self._rows = iter(reply.rows)
+
+    def _results(self) -> Iterator[tuple[Any, ...]]:
+        if self._rows is None:
+            raise ProgrammingError(
+                "there is no result to fetch from: the last statement returned no rows, or none was executed"
+            )
+        return self._rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the next row, or None; ProgrammingError where no statement has returned rows."""
+        return next(self._results(), None)
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
+        """Return the next `size` rows, or so many as `arraysize` says; ProgrammingError as `fetchone`."""
+        return list(islice(self._results(), self.arraysize if size is None else size))
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Return the rows that are left; ProgrammingError as `fetchone`."""
+        return list(self._results())
+
+    def __iter__(self) -> Self:
+        self._results()
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        return next(self._results())
+
+    def close(self) -> None:
+        """Forget the result; executing raises InterfaceError from here on."""
+        self._closed = True
+        self._rows = None
+
+    def setinputsizes(self, sizes: Any) -> None:
+        """Does nothing: PEP 249 asks for it."""
+
+    def setoutputsize(self, size: Any, column: Any = None) -> None:
+        """Does nothing: PEP 249 asks for it."""
+
+
+# PEP 249's optional extension: the exceptions, for whoever has a connection and not the module.
+for _class in errors.CLASSES:
+    setattr(Connection, _class.__name__, _class)

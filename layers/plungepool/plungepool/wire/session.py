@@ -1,0 +1,405 @@
+"""One session with a server: what is asked in one write and answered to its end, a *flight*, and what becomes of a torn one."""
+
+from __future__ import annotations
+
+import os
+import time as clock
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..settings import split_address
+from .errors import (
+    DatabaseError,
+    DataError,
+    DeadlinePassed,
+    EndOfStream,
+    Error,
+    InterfaceError,
+    Lost,
+    OperationalError,
+    ProgrammingError,
+    Secret,
+    TooLate,
+)
+from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, query, startup
+from .transport import DEAD_PEER_AT_MOST_S, Transport
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+_READ_ONLY = "25006"
+
+
+class Session:
+    """
+    Flights to one server, one after the other; `Connection` puts transactions and PEP 249 on top.
+
+    Whatever stops a flight before its reply is read closes the session for good: a reply that is half read is never taken
+    for the next one's.
+    """
+
+    # For the repr of one that was struck before it was made: crash reporters print it.
+    _transport: Transport
+    _flying = False
+    _place = "no server yet"
+
+    def __init__(
+        self,
+        *,
+        user: str,
+        host: str,
+        port: int,
+        address: str | None,
+        database: str | None,
+        secret: Secret,
+        ssl_context: ssl.SSLContext | None,
+        application_name: str | None,
+        connect_timeout_s: float,
+        dead_peer_timeout_s: float,
+        startup_params: Mapping[str, str],
+        cancel_on_abandon: bool,
+    ) -> None:
+        """Open it; as `connect` says."""
+        if not connect_timeout_s > 0:
+            raise ProgrammingError("connect_timeout_s must be more than 0 seconds")
+        if not 0 < dead_peer_timeout_s <= DEAD_PEER_AT_MOST_S:
+            raise ProgrammingError(f"dead_peer_timeout_s must be more than 0 and at most {DEAD_PEER_AT_MOST_S} seconds")
+        self.host, self.port, self.user = host, port, user
+        try:
+            dialled = split_address(address, port) if address else (host, port)
+        except ValueError:
+            raise ProgrammingError(f"address: {address!r} is neither a host nor host:port") from None
+        # For errors and the repr: where the connection goes, and whom it should reach there.
+        self._place = f"{address} (for {host}:{port})" if address else f"{host}:{port}"
+        self._transport = Transport(
+            host=host,
+            dialled=dialled,
+            place=self._place,
+            ssl_context=ssl_context,
+            dead_peer_timeout_s=dead_peer_timeout_s,
+        )
+        self._protocol = protocol = Protocol()
+        #: what the server reported: server_version, TimeZone, in_hot_standby and more
+        self.parameter_statuses = protocol.parameter_statuses
+        #: the last 100 notices, each the server's fields by name
+        self.notices = protocol.notices
+        #: the last 100 notifications: process, channel, payload
+        self.notifications = protocol.notifications
+        #: whether the server asked for the password; where it trusts, nobody knows whether that is right
+        self.used_password = False
+        #: how often the server was waited for since the connection was made
+        self.flights = 0
+        self.cancel_on_abandon = cancel_on_abandon
+
+        self._process = os.getpid()
+        # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
+        self._flying = False
+        self._lost = ""
+        self._readonly: bool | None = None  # what our BEGIN asks for
+        # A statement of the user's own that may have asked for READ ONLY was executed in the open transaction.
+        self._may_have_asked = False
+        # SET has turned default_transaction_read_only on, for the session.
+        self._session_read_only = False
+        self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
+        parameters = {
+            "user": user,
+            "database": database,
+            "application_name": application_name,
+            "client_encoding": "UTF8",
+            "DateStyle": "ISO",
+        }
+        self._open(secret, startup(parameters, startup_params), connect_timeout_s, secured=ssl_context is not None)
+
+    def __repr__(self) -> str:
+        state = "closed" if "_lost" not in vars(self) or self.closed else f"process {self.backend_pid}"
+        return f"<plungepool.wire.Connection to {self._place}, {state}>"
+
+    # ---- state
+
+    @property
+    def closed(self) -> bool:
+        """True when the connection can never be used again."""
+        return self._transport.sock is None or self._flying
+
+    @property
+    def gone(self) -> bool:
+        """True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it."""
+        return self._transport.sock is None
+
+    @property
+    def backend_pid(self) -> int:
+        """The server's process that serves this session; 0 where it did not say."""
+        return self._protocol.backend_pid
+
+    @property
+    def deadline(self) -> float | None:
+        """
+        The moment at which a flight is given up and the connection closed; None: never.
+
+        Units: seconds of wall clock since the epoch, as time.time() counts them.
+        """
+        return self._transport.deadline
+
+    @deadline.setter
+    def deadline(self, moment: float | None) -> None:
+        self._transport.deadline = moment
+
+    # ---- the start and the end
+
+    def _open(self, secret: Secret, packet: bytes, connect_timeout_s: float, *, secured: bool) -> None:
+        transport = self._transport
+        reply = Reply()
+        try:
+            if secret.value is not None:
+                _load(f"{__package__}.scram", *([] if secret.value.isascii() else ["stringprep"]))
+            self.deadline = clock.time() + connect_timeout_s
+            stage = "TCP"
+            try:
+                transport.dial()
+                if secured:
+                    stage = "TLS"
+                    transport.secure()
+                stage = "authentication"
+                transport.send(packet)
+                login = Authentication(self.user, secret, transport.peer_certificate)
+                for step in self._protocol.authenticate(login, reply):
+                    if isinstance(step, int):
+                        self._protocol.chunk = transport.receive(step)
+                    else:
+                        transport.send_secret(step)
+                self.used_password = login.answered
+                self.deadline = None
+            except TooLate:
+                raise OperationalError(
+                    f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
+                ) from None
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
+            self.deadline = None
+            try:
+                self._give_up(error, reply)
+            finally:
+                transport.close()
+
+    def close(self) -> None:
+        """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
+        if self._transport.sock is None:
+            return
+        # A child of fork() shares the parent's connection: it lets go of it without a word to the server.
+        if not self._flying and self._process == os.getpid():
+            self._transport.say(TERMINATE)
+        self._discard("it was closed by this program")
+
+    def abandon(self) -> None:
+        """
+        End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
+
+        The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must read
+        an end, and not what another connection receives on a descriptor of the same number.
+        """
+        self._flying = True
+        self._lost = self._lost or "its holder was gone"
+        self._transport.shut_down()
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105 - without a name of a module: at the interpreter's end they may be gone
+            self.close()
+        except Exception:  # noqa: BLE001, S110 - at the interpreter's end the modules that it needs may be gone
+            pass
+
+    # ---- is it alive
+
+    def check(self) -> None:
+        """
+        Look whether the server has hung up, without a round trip; blocks never.
+
+        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the reason
+            that it gave (for example 57P01).
+        """
+        transport = self._usable()
+        self._flying = True
+        try:
+            self._protocol.sort_out_leftovers()
+            if transport.is_readable():
+                ended = False
+                while not ended and (chunk := transport.take()) is not None:
+                    self._protocol.sort_out_leftovers(chunk)
+                    ended = not chunk
+                if ended:
+                    raise EndOfStream
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
+            self._give_up(error, None)
+        self._flying = False
+
+    def ping(self) -> None:
+        """
+        Ask the server whether it is there: one round trip.
+
+        Raises: OperationalError when it is not; InterfaceError when the connection is closed.
+        """
+        self._fly(Reply((SYNC,)), 0, 0)
+
+    # ---- flights
+
+    def _query(self, statement: str, stream: Any = None, shift: int = 0) -> Reply:
+        """One flight by the simple protocol; `shift` characters at the front are not the user's."""
+        reply = Reply((query(statement),), stream)
+        try:
+            self._fly(reply, 1 if shift else 0, SEVERAL)
+        except Error as error:
+            if error.position is not None:
+                error.position -= shift
+            raise
+        return reply
+
+    def _usable(self) -> Transport:
+        if self._flying:  # an exception tore the flight so hard that even giving it up was not finished
+            self._discard("a flight was torn")
+        transport = self._transport
+        if transport.sock is None:
+            error = InterfaceError(f"the connection to {self._place} is closed: {self._lost}")
+            error.disconnected = True
+            raise error
+        if self._process != os.getpid():
+            error = InterfaceError(
+                "the connection was opened by the parent of this process, and only the parent may use it"
+            )
+            error.disconnected = True
+            raise error
+        return transport
+
+    def _fly(self, reply: Reply, before: int, times: int) -> None:
+        """
+        Send the flight `reply.sent` and read its reply: of `before` statements without rows, and of one executed `times`.
+
+        By the simple protocol (`SEVERAL`) `before` is 1 where our BEGIN stands in front.
+        """
+        transport, protocol = self._usable(), self._protocol
+        if transport.deadline is not None and transport.deadline <= clock.time():
+            raise DeadlinePassed("the deadline has passed: nothing was sent")
+        read_only_before = protocol.parameter_statuses.get("default_transaction_read_only")
+        self._flying = True
+        self.flights += 1
+        try:
+            if protocol.buffer:
+                protocol.sort_out_leftovers()
+            transport.send_parts(reply.sent)
+            for step in protocol.read_reply(reply, before, times):
+                if isinstance(step, int):
+                    protocol.chunk = transport.receive(step)
+                elif step is not None:
+                    transport.send(step)
+                # A request that may still be under way would stop the next statement instead.
+                elif reply.own is not None and self._may_cancel() and not self._cancel():
+                    raise reply.own
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
+            self._give_up(error, reply)
+        self._flying = False
+        if reply.may_have_asked:
+            self._may_have_asked = True
+            if protocol.parameter_statuses.get("default_transaction_read_only") != read_only_before:
+                self._session_read_only = read_only_before == "off"
+        # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
+        if reply.error is not None and (reply.own is None or reply.error.sqlstate != "57014"):
+            self._judge(reply.error)
+            reply.own = reply.error
+        if protocol.status == IDLE:
+            self._may_have_asked, protocol.declared = False, []
+        if reply.own is not None:
+            raise reply.own
+        if reply.refused is not None:
+            failure, column = reply.refused
+            # A reader that the user registered raises what it wants.
+            if column is None or column[1] in protocol.adapters:
+                raise failure
+            # Without a cause: the reader's error quotes the value.
+            raise DataError(
+                f"a value that the server sent cannot be converted: column {column[0]!r}, whose type has the oid {column[1]}"
+            )
+
+    def _judge(self, error: DatabaseError) -> None:
+        """
+        Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
+
+        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds a
+        statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback asks
+        the server whether it is a standby.
+        """
+        if error.sqlstate != _READ_ONLY or self._readonly is True:
+            return
+        reported = self.parameter_statuses
+        standby = reported.get("in_hot_standby") == "on"
+        if not standby and (self._session_read_only or reported.get("default_transaction_read_only") != "on"):
+            self._in_doubt = self._may_have_asked
+            if self._session_read_only or self._may_have_asked:
+                return
+        error.disconnected = True
+        error.__class__ = OperationalError
+        error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
+
+    # ---- what a failure does
+
+    def _give_up(self, error: BaseException, reply: Reply | None) -> NoReturn:
+        """Close the connection since `error` stopped a flight, and raise what the user is to see."""
+        said = reply.error if reply is not None else None
+        cause: BaseException | None = None
+        if isinstance(error, EndOfStream):
+            seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
+        elif isinstance(error, TooLate):
+            self._discard("the deadline passed", cancel=True)
+            seen = DeadlinePassed(
+                f"the server {self._place} had not answered at the deadline; the connection is closed"
+            )
+        elif isinstance(error, Lost):
+            cause = error.error
+            seen = (
+                said
+                # A stream that uses the connection that reads from it has closed it, and was told so.
+                or (reply.own if reply is not None and self.gone else None)
+                or self._last_words(reply)
+                or OperationalError(f"the connection to {self._place} was lost: {cause.strerror or cause}")
+            )
+        else:
+            # An error of ours that says what the server did wrong, or somebody else's exception: the server may then be
+            # at work still.
+            self._discard(f"{type(error).__name__} stopped a flight", cancel=not isinstance(error, DatabaseError))
+            seen = error
+        if not self.gone:
+            self._discard(str(seen))
+        if isinstance(seen, Error):
+            seen.disconnected = True
+        if seen is error:
+            raise error
+        raise seen from cause
+
+    def _last_words(self, reply: Reply | None) -> DatabaseError | None:
+        """The error that the server sent before it closed, when writing was what failed."""
+        if self.gone:
+            return None
+        return self._protocol.last_words(self._transport.take_rest(), reply.sent if reply is not None else ())
+
+    def _discard(self, why: str, cancel: bool = False) -> None:
+        """Close the socket for good; `cancel`: the server may still be at work for us."""
+        self._transport.close()
+        self._lost = self._lost or why
+        self._flying = False
+        self._protocol.forget()
+        if cancel and self._may_cancel():
+            self._cancel()
+
+    def _may_cancel(self) -> bool:
+        return self.cancel_on_abandon and bool(self._protocol.cancel_request())
+
+    def _cancel(self) -> bool:
+        """Ask the server to stop what it does for us, so that its locks go; return whether it was heard."""
+        return self._transport.cancel(self._protocol.cancel_request())
+
+
+def _load(*modules: str) -> None:
+    """Import what authentication may need, before the socket takes a descriptor: where that fails, it is the connect's error."""
+    from importlib import import_module
+
+    for name in modules:
+        try:
+            import_module(name)
+        except (ImportError, OSError) as error:
+            raise OperationalError(f"authentication needs {name}, which cannot be loaded: {error}") from error

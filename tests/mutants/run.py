@@ -75,7 +75,7 @@ TOPICS = {
     "engine": Topic((f"{PACKAGE}/engine*",), ("unit/test_engine*", "integration/test_engine*")),
     "connect": Topic(
         (f"{PACKAGE}/connect*",),
-        ("unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_credentials*", "unit/test_credentials*"),
+        ("unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*", "integration/test_cred*", "unit/test_cred*"),
     ),
     "lifecycle": Topic(
         (f"{PACKAGE}/lifecycle*",),

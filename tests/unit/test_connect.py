@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plungepool import Settings, connect, invocation
+from plungepool import Settings, connect, invocation, wire
 from plungepool.credentials import Login
 
 if TYPE_CHECKING:
@@ -339,3 +340,46 @@ def test_server_that_let_in_by_every_curve_and_refused_the_login_is_known(
     usual, every, again = contexts
     assert usual is not every
     assert again is every
+
+
+@pytest.mark.parametrize("moment", [None, NOW + 30])
+def test_new_connection_has_the_deadline_of_the_invocation(
+    monkeypatch: pytest.MonkeyPatch, moment: float | None
+) -> None:
+    """Whatever the connect itself was limited by."""
+    opened = SimpleNamespace(deadline=1.0)
+    monkeypatch.setattr(wire, "connect", lambda **_parameters: opened)
+    settings = Settings(host="localhost", user="app", password="p", tls="disable")
+    invocation.end_at(moment)
+    try:
+        assert connect.Connector(settings, connect.Driver(settings, "orders")).connect(None) is opened
+    finally:
+        invocation.end_at(None)
+    assert opened.deadline == moment
+
+
+def test_first_listener_that_connects_is_the_last_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listeners for `do_connect` see what the driver would be given; one that returns a connection makes the driver needless."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        wire, "connect", lambda **parameters: given.append(parameters) or SimpleNamespace(deadline=None)
+    )
+    settings = Settings(host="localhost", user="app", password="p", tls="disable")
+    driver, opened, record = connect.Driver(settings, "orders"), SimpleNamespace(deadline=None), object()
+    asked: list[tuple[str, Any]] = []
+
+    def looks(_dialect: Any, of: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+        asked.append(("looks", of))
+        parameters["application_name"] = "changed"
+
+    def connects(_dialect: Any, of: Any, _arguments: Any, parameters: dict[str, Any]) -> Any:
+        asked.append((parameters["application_name"], of))
+        return opened
+
+    driver.dialect = SimpleNamespace(dispatch=SimpleNamespace(do_connect=[looks, connects, looks]))  # type: ignore[assignment]
+    connector = connect.Connector(settings, driver)
+    assert connector.connect(record) is opened
+    assert (asked, given) == ([("looks", record), ("changed", record)], [])
+    driver.dialect = SimpleNamespace(dispatch=SimpleNamespace(do_connect=[looks]))  # type: ignore[assignment]
+    connector.connect(record)
+    assert [parameters["application_name"] for parameters in given] == ["changed"]

@@ -340,6 +340,14 @@ BATCHES = st.one_of(
 @example([copied("COPY", simple=False, early_sync=True, ended_by="c", rows=1)], None)
 @example([copied("FAIL", simple=False, early_sync=True, ended_by="c", rows=1)], None)
 @example([copied("COPY", simple=True, early_sync=False, ended_by="c", rows=1), batch("SELECT", False)], None)
+@example(
+    [
+        batch("BEGIN", True),
+        copied("FAIL", simple=True, early_sync=False, ended_by="c", rows=1),
+        copied("COPY", simple=True, early_sync=False, ended_by="c", rows=1),
+    ],
+    None,
+)
 def test_a_conversation_that_waits_its_turn_has_the_answers_of_one_that_does_not(
     batches: list[list[bytes]], random: object
 ) -> None:
@@ -364,7 +372,7 @@ def test_a_conversation_that_waits_its_turn_has_the_answers_of_one_that_does_not
                 continue  # as a session does: nobody is there who wants it
             lent = False
             conversation.sent(one)
-            assert not conversation.leaves_nothing
+            assert not conversation.leaves_nothing or one[:1] in b"dcf"
             server.take(one)
         else:
             one = server.replies[unheard]

@@ -284,6 +284,20 @@ def test_a_copy_that_is_refused_leaves_the_conversation_in_step(raw: tuple[RdsPr
     assert one.kinds() == "TDCZ"
 
 
+@pytest.mark.parametrize("first", ["SELECT 1", "SET application_name = 'x'"], ids=["multiplexed", "pinned"])
+def test_a_copy_after_one_that_was_refused(raw: tuple[RdsProxy, Raw], first: str) -> None:
+    """The data of the first, which nobody wants, is not taken for the end of the second; also where one connection is kept."""
+    _proxy, one = raw
+    one.sock.sendall(query(first))
+    one.until_ready()
+    one.sock.sendall(query("COPY nowhere FROM STDIN") + copy_data(b"1\ta") + message("c"))
+    assert one.kinds() == "EZ"
+    one.sock.sendall(query("COPY proxied_rows FROM STDIN") + copy_data(b"1\ta") + message("c"))
+    assert one.kinds() == "GCZ"
+    one.sock.sendall(query("TRUNCATE proxied_rows"))
+    assert one.kinds() == "CZ"
+
+
 def test_copies_by_psycopg(rds_proxy: Start) -> None:
     """In and out, more than the buffers hold."""
     proxy = scram(rds_proxy, max_database_connections=1)

@@ -18,7 +18,7 @@ TLS_HANDSHAKE, ALPN = 0x16, "postgresql"
 # Of clients.
 QUERY, FUNCTION_CALL, SYNC, TERMINATE, PASSWORD = b"Q", b"F", b"S", b"X", b"p"
 PARSE, BIND, DESCRIBE = b"P", b"B", b"D"
-COPY_DATA, COPY_DONE, COPY_FAIL = b"d", b"c", b"f"
+COPY_DATA, COPY_DONE, COPY_FAIL = COPY_MESSAGES = b"d", b"c", b"f"
 
 # Of servers.
 AUTHENTICATION, PARAMETER_STATUS, BACKEND_KEY_DATA, READY_FOR_QUERY = b"R", b"S", b"K", b"Z"
@@ -217,6 +217,8 @@ class Conversation:
     def sent(self, message: bytes) -> None:
         """Note a message of the client's, as it is passed on."""
         kind = message[:1]
+        if kind in COPY_MESSAGES and not self._started:
+            return  # the rest of a COPY that has failed, sent before its client knew: the server ignores it
         self._started = True
         if kind in (QUERY, FUNCTION_CALL):
             self._simple = self.awaiting = True

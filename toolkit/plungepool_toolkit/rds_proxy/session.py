@@ -108,7 +108,7 @@ class Session:
                         self._finish()
                         return
                     if self._server is None:
-                        if message[:1] in (messages.COPY_DATA, messages.COPY_DONE, messages.COPY_FAIL):
+                        if message[:1] in messages.COPY_MESSAGES:
                             continue  # the rest of a COPY that has failed: a server ignores it, too
                         await self._borrow()
                     self._from_client(message)

@@ -17,6 +17,8 @@ from plungepool import PoolExhausted, Settings, build_engine, lifecycle
 import sqlalchemy  # isort: skip
 from sqlalchemy import text  # isort: skip
 
+from plungepool.dialect import DeadlineExceeded  # isort: skip
+
 _, host, port = sys.argv
 imported: dict[str, list[str]] = {}
 
@@ -132,7 +134,7 @@ first("a lost connection", exc.OperationalError, lost)
 first("a stale connection", None, replaced)
 first("an application's time-out", TimeoutError, struck)
 first("an interrupt", KeyboardInterrupt, given_up)
-first("a deadline", exc.OperationalError, deadline)
+first("a deadline", DeadlineExceeded, deadline)
 first("a forgotten connection", None, forgotten_in_a_thread)
 first("a refused connect", exc.OperationalError, connect_once(port=1))
 first("a server without TLS", exc.OperationalError, connect_once(tls="verify-full"))

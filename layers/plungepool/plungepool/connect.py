@@ -95,7 +95,7 @@ class Connector:
         import of boto3, a call to AWS) and the look-up of the host's name come on top.
         Args: record: handed to `attempt` as it is.
         Raises: CredentialsError; SettingsError when the settings contradict what a secret holds, or name no usable CA file;
-            what `attempt` raises.
+            wire.DeadlineExceeded where the invocation was over first; what `attempt` raises.
         """
         logins = self._source.logins()
         first = login = next(logins)
@@ -122,6 +122,10 @@ class Connector:
                 login = following
                 continue
             try:
+                if invocation.is_over():
+                    raise wire.DeadlineExceeded(
+                        f"the invocation was over before there was a connection to {login.host}:{login.port}"
+                    ) from failure
                 if step == "next login":
                     self._source.explain(first, failure)
                 raise failure

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql.base import (
 )
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
 
-from . import wire
+from . import errors, wire
 from .compiler import Compiler
 from .sqltypes import Array, MultiRange, Numeric, Range, json_as_text
 from .wire.values import CIDR, INET, JSON, JSONB
@@ -38,9 +38,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
-    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 
 __all__ = ["PlungepoolDialect"]
+
+
+class DeadlineExceeded(exc.OperationalError, errors.DeadlineExceeded):
+    """The deadline came before the database had answered: what SQLAlchemy's error of it is, and this package's."""
 
 
 class _ReadOnly(PGReadOnlyConnectionCharacteristic):
@@ -279,6 +283,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def engine_created(cls, engine: Engine) -> None:
         """No plain pool may hand out a connection that was torn, or that the server has hung up."""
         event.listen(engine, "checkout", _refuse_dead)
+        event.listen(engine, "handle_error", _name_deadline)
         engine.dialect._engine = weakref.ref(engine)  # type: ignore[attr-defined]
 
     def retrieve_dbapi_version(self, dbapi: Any) -> Any:
@@ -474,6 +479,21 @@ def _refuse_dead(dbapi_connection: Any, connection_record: Any, connection_proxy
         dbapi_connection.check()
     except wire.Error as error:
         raise exc.DisconnectionError(str(error)) from error
+
+
+def _name_deadline(context: ExceptionContext) -> DeadlineExceeded | None:
+    wrapped = context.sqlalchemy_exception
+    if not isinstance(context.original_exception, errors.DeadlineExceeded) or not isinstance(wrapped, exc.DBAPIError):
+        return None
+    return DeadlineExceeded(
+        wrapped.statement,
+        wrapped.params,
+        context.original_exception,
+        hide_parameters=wrapped.hide_parameters,
+        connection_invalidated=wrapped.connection_invalidated,
+        code=wrapped.code,
+        ismulti=wrapped.ismulti,
+    )
 
 
 dialect = PlungepoolDialect

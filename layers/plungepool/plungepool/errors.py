@@ -4,6 +4,7 @@ The errors that a caller can act on. Database errors pass as SQLAlchemy wraps th
 PlungepoolError
 ├── SettingsError (also ValueError)        a setting is wrong, missing, unknown or contradicts another
 ├── CredentialsError                       no usable user and password, or the server refused them
+├── DeadlineExceeded (also TimeoutError)   the time was over before the database had answered
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
 └── PinningRefused                         a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
 """
@@ -52,6 +53,15 @@ class CredentialsError(PlungepoolError):
     No usable user and password, or the server refused them; raised `from` what happened.
 
     Without a cause where that would quote a request that AWS refused, and with it a session token.
+    """
+
+
+class DeadlineExceeded(PlungepoolError, TimeoutError):
+    """
+    The deadline of the invocation, or of a connection, came before the database had answered; the connection is closed.
+
+    The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either is caught by
+    this name, by TimeoutError and as an OperationalError.
     """
 
 

@@ -26,6 +26,11 @@ def until(limit_s: float) -> float:
     return own if _deadline is None else min(own, _deadline)
 
 
+def is_over() -> bool:
+    """Say whether the invocation's deadline has passed."""
+    return _deadline is not None and time.time() >= _deadline
+
+
 def end_at(moment: float | None) -> None:
     """Set the moment at which the invocation has to be over; None: no limit but those of the settings."""
     global _deadline

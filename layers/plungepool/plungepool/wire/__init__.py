@@ -22,6 +22,7 @@ from .connection import Connection, Cursor, Xid, connect
 from .errors import (
     DatabaseError,
     DataError,
+    DeadlineExceeded,
     DeadlinePassed,
     Error,
     IntegrityError,
@@ -43,6 +44,7 @@ __all__ = [
     "Cursor",
     "DataError",
     "DatabaseError",
+    "DeadlineExceeded",
     "DeadlinePassed",
     "Error",
     "IntegrityError",

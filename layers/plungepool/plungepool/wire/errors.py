@@ -7,7 +7,7 @@ PEP 249's errors, classed by SQLSTATE: what may be tried again, what ended the c
     └── DatabaseError
         ├── DataError, IntegrityError, InternalError, ProgrammingError, NotSupportedError
         └── OperationalError
-            └── DeadlinePassed
+            └── DeadlineExceeded (also plungepool.DeadlineExceeded and TimeoutError)
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from .. import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -134,8 +136,11 @@ class NotSupportedError(DatabaseError):
     """The server does not offer this (0A000)."""
 
 
-class DeadlinePassed(OperationalError):
+class DeadlineExceeded(OperationalError, errors.DeadlineExceeded):
     """The flight was given up at `Connection.deadline`; the connection is closed."""
+
+
+DeadlinePassed = DeadlineExceeded  # as it was called before it was this package's error as well
 
 
 # Under the name by which they are caught: SQLAlchemy and tracebacks print the module.
@@ -150,7 +155,7 @@ CLASSES: tuple[type[Exception], ...] = (
     InternalError,
     ProgrammingError,
     NotSupportedError,
-    DeadlinePassed,
+    DeadlineExceeded,
 )
 for _class in CLASSES:
     _class.__module__ = __package__ or ""

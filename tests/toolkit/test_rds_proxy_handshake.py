@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import select
 import socket
 import ssl
 import time
@@ -82,6 +83,16 @@ def test_a_start_up_is_answered_as_by_postgresql(servers: dict[str, Any], server
             # What it did not read any more turned its good-bye into a reset; whatever it said may be lost with that.
             assert pieces
             assert expected.endswith("end")
+
+
+@pytest.mark.parametrize("server", ["stand-in", "PostgreSQL 18"])
+@pytest.mark.parametrize("how", [{}, DIRECT], ids=["asked for", "direct"])
+def test_after_the_handshake_it_is_the_clients_turn(servers: dict[str, Any], server: str, how: dict[str, bool]) -> None:
+    """Session tickets, say, would come before the start-up message or behind it, and make one round trip more of it or not."""
+    with secure(servers[f"{server} password"], **how) as sock:
+        assert select.select([sock], [], [], 0.2)[0] == []
+        sock.sendall(startup() + password())
+        assert answer(sock) == "R3 R0 Z"
 
 
 @pytest.mark.parametrize("server", ["stand-in", "PostgreSQL 18"])

@@ -60,6 +60,16 @@ class _Link:
         return self.up if source is self.client else self.down
 
 
+def _is_farewell(data: bytes) -> bool:
+    """
+    Say whether this is TLS's alert, as a server says good-bye: to a client that has said Terminate, and waits for nothing.
+
+    From TLS 1.3 on an alert is a record like others, but of two bytes, one for what it is, and sixteen of its tag; no
+    message of PostgreSQL's is as short (RFC 8446, 5.2 and 6).
+    """
+    return data[:1] == b"\x15" or data[:5] == b"\x17\x03\x03\x00\x13"
+
+
 class _Loop:
     """One thread that waits for sockets and for moments; whatever has to do with either runs in it."""
 
@@ -375,7 +385,7 @@ class ChaosProxy(Closing):
                 return
             if stream.from_client:
                 link.client_spoke_last = True
-            elif link.client_spoke_last:
+            elif link.client_spoke_last and not _is_farewell(data):
                 link.client_spoke_last = False
                 if not link.up.ended:  # who has hung up waits for nothing
                     self.round_trips += 1

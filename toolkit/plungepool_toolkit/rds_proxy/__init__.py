@@ -102,6 +102,8 @@ class RdsProxy(Service, Closing):
         names = [name.rpartition(":")[0] if ":" in name else name for name in self.names]
         self._authority = Authority("Plungepool's stand-in for RDS Proxy")
         self.tls = self._authority.server_context(*dict.fromkeys(("localhost", "127.0.0.1", "::1", self.host, *names)))
+        # Like PostgreSQL, no session tickets: where the client is slow, they pass for an answer to whoever counts round trips.
+        self.tls.num_tickets = 0
         if self.direct_tls:
             self.tls.set_alpn_protocols([messages.ALPN])
         started = threading.Event()

@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 
 .PHONY: help
 help: ## Show the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for the demo, the tests and the checks; made anew when a pinned file changes.
 .venv/.ready: requirements/dev.txt requirements/uv.txt toolkit/pyproject.toml layers/plungepool/pyproject.toml toolkit/set-up
@@ -104,14 +104,30 @@ test-application: .venv/.ready $(TOOLS) services ## Run the tests of the templat
 	@$(PYTHON) -m pytest $(APPLICATION)
 
 .PHONY: test-pythons
-test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python found here
+test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python installed here
 	@main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	toolkit/set-up pythons | while read -r version _; do \
-		[ "$$version" != "$$main" ] || continue; \
+	toolkit/set-up pythons | while read -r version path; do \
+		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) continue;; esac; \
 		echo "Unit and integration tests on Python $$version"; \
 		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
 		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider tests/unit tests/integration </dev/null || exit 1; \
 	done
+
+# What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.
+.PHONY: test-versions
+test-versions: .venv/.ready services ## Test on Python 3.14 and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
+	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
+	@$(MAKE) --no-print-directory .venv-3.14/.ready
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18
+
+.PHONY: test-on-python-3.14
+test-on-python-3.14:
+	@.venv-3.14/bin/python -m pytest -p no:cacheprovider tests/unit tests/integration tests/wire </dev/null
+
+.PHONY: test-on-postgresql-18
+test-on-postgresql-18:
+	@POSTGRES_WITH_TLS="$(CURDIR)/.debian/postgresql-18/lib/postgresql/18/bin" $(PYTHON) -m pytest -p no:cacheprovider \
+		tests/wire tests/integration/test_tls.py tests/integration/test_doctor.py </dev/null
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files

@@ -394,7 +394,8 @@ class _Programs:
         if not self.identity or not (programs / "postgres").exists():
             raise PostgresError(f"{programs / 'postgres'} cannot be run: {problem}")
         whole = programs.parents[3]
-        if (whole / "libraries").is_dir():  # a Debian's server with its own C library, by toolkit/set-up
+        # A Debian's server with a C library of its own, as toolkit/set-up lays it out.
+        if (whole / "libraries").is_dir():
             shutil.copytree(whole, folder / "programs", symlinks=True)
             (folder / "programs").chmod(0o755)
             return folder / "programs" / programs.relative_to(whole)

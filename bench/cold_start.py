@@ -2,19 +2,20 @@
 Process start to first row, with IAM, over verified TLS, from a read-only folder: Plungepool beside its peers.
 
     .venv/bin/python bench/cold_start.py [--rounds 15] [--write docs/cold-start.md]
+    .venv/bin/python bench/cold_start.py --instructions [--before COMMIT]               some minutes, exact
 
 Every variant is one handler that makes what it needs outside, and answers one row of `SELECT 1`. They take turns, round
 by round, against one server (the RDS Proxy stand-in before an embedded PostgreSQL); ratios are of medians in this one
 run. `as built` is what `sam build` leaves: pip installs without bytecode, our layer brings its own. `compiled` gives
-every variant its bytecode. Two ways: a plain process, whole; and the real runtime client, INIT and first invocation.
+every variant its bytecode. Three ways: a plain process, whole; the instructions that it executes, which hardly differ from run to
+run; and the real runtime client, INIT and first invocation. `--before COMMIT` has Plungepool of that commit among the variants.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import contextlib
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,14 +25,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from measure import ROOT, conditions, instructions
+
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-ROOT = Path(__file__).parents[1]
 # The wrapper signs for RDS names only; the stand-in takes this one as another name of its own.
 RDS_NAME = "bench.proxy-abcdefghijkl.eu-west-1.rds.amazonaws.com"
 
@@ -131,10 +133,12 @@ print(time.perf_counter() - begun)
 PG8000_ARGUMENTS = '{"ssl_context": ssl.create_default_context(cafile=os.environ["DB_CA_FILE"])}'
 PSYCOPG_ARGUMENTS = '{"sslmode": "verify-full", "sslrootcert": os.environ["DB_CA_FILE"]}'
 
-# name -> (the handler's source, what pip installs; None: our layer)
-VARIANTS: dict[str, tuple[str, tuple[str, ...] | None]] = {
+# What pip installs, or the checkout whose layer is built.
+Layer = tuple[str, ...] | Path
+# name -> (the handler's source, its packages)
+VARIANTS: dict[str, tuple[str, Layer]] = {
     "raw pg8000": (RAW, ("pg8000",)),
-    "plungepool": (OURS, None),
+    "plungepool": (OURS, ROOT),
     "boto3 + SQLAlchemy + pg8000": (
         SQLALCHEMY.format(driver="pg8000", arguments=PG8000_ARGUMENTS),
         ("boto3", "sqlalchemy", "pg8000"),
@@ -154,17 +158,34 @@ def run(command: Sequence[str | Path], **variables: str) -> None:
         sys.exit(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
 
 
-def build(folder: Path, python: str) -> dict[tuple[str, str], Path]:
+def build_layer(tree: Path, target: Path) -> None:
+    """Lay out what our layer of a checkout has in Lambda's /opt/python."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "source"
+        shutil.copytree(tree / "layers/plungepool", source)
+        layer = Path(scratch) / "layer"
+        subprocess.run(
+            [sys.executable, "build_layer.py", layer, "plungepool"], cwd=source, check=True, stderr=subprocess.DEVNULL
+        )
+        shutil.copytree(layer / "python", target)
+
+
+def check_out(commit: str, folder: Path) -> Path:
+    """Lay out the repository's files as of a commit; return the folder."""
+    folder.mkdir()
+    archive = folder.with_suffix(".tar")
+    run(["git", "-C", ROOT, "archive", "--output", archive, commit])
+    shutil.unpack_archive(archive, folder, filter="fully_trusted")
+    return folder
+
+
+def build(folder: Path, python: str, variants: Mapping[str, tuple[str, Layer]]) -> dict[tuple[str, str], Path]:
     """Lay out each variant's folder, as built and compiled; return them by (name, state)."""
     folders = {}
-    for number, (name, (source, packages)) in enumerate(VARIANTS.items()):
+    for number, (name, (source, packages)) in enumerate(variants.items()):
         target = folder / f"{number}-as-built"
-        if packages is None:
-            layer = folder / "layer"
-            source_copy = folder / "layer-source"
-            shutil.copytree(ROOT / "layers/plungepool", source_copy)
-            subprocess.run([sys.executable, "build_layer.py", layer, "plungepool"], cwd=source_copy, check=True, stderr=subprocess.DEVNULL)  # fmt: skip
-            shutil.copytree(layer / "python", target)
+        if isinstance(packages, Path):
+            build_layer(packages, target)
         else:
             run([
                 ROOT / ".venv-uv/bin/uv", "pip", "install", "--quiet", "--python", python, "--target", target,
@@ -180,13 +201,23 @@ def build(folder: Path, python: str) -> dict[tuple[str, str], Path]:
     return folders
 
 
+# The first row is the last thing that the process does.
+FIRST_ROW = "import app, os; os._exit(app.handler({}, None) != 1)"
+
+
 def process(python: str, folder: Path, variables: dict[str, str]) -> tuple[float, float]:
-    """Start a process and have its first row, the last thing it does; return its wall-clock and CPU seconds."""
+    """Start a process and have its first row; return its wall-clock and CPU seconds."""
     before, begun = os.times(), time.perf_counter()
-    code = "import app, os; os._exit(app.handler({}, None) != 1)"
-    subprocess.run([python, "-S", "-c", code], check=True, cwd=folder, env={**variables, "PYTHONPATH": str(folder)})
+    environ = {**variables, "PYTHONPATH": str(folder)}
+    subprocess.run([python, "-S", "-c", FIRST_ROW], check=True, cwd=folder, env=environ)
     wall, after = time.perf_counter() - begun, os.times()
     return wall, after.children_user - before.children_user + after.children_system - before.children_system
+
+
+def count(python: str, folder: Path, variables: dict[str, str]) -> int:
+    """Return the instructions of the same process, in which a connect takes fifty times as long."""
+    environ = {**variables, "PYTHONPATH": str(folder), "PLUNGEPOOL_CONNECT_TIMEOUT_S": "300"}
+    return instructions([python, "-S", "-c", FIRST_ROW], environ, folder)
 
 
 def runtime(folder: Path, variables: dict[str, str]) -> tuple[float, float]:
@@ -209,66 +240,103 @@ def left_out(python: str, folder: Path, variables: dict[str, str], rounds: int) 
     return [f"| {name} | {LEFT_OUT[name]} | {statistics.median(times[name]) * 1e3:.1f} |" for name in LEFT_OUT]
 
 
-def main() -> None:
-    """Measure, print, and write the page if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="counted rounds, after one that is not (default 15)")
-    parser.add_argument("--write", type=Path, help="write the tables to this page")
-    options = parser.parse_args()
-    python = str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Postgres() as server,
-        RdsProxy(server, endpoints=["localhost", RDS_NAME]) as proxy,
-    ):
-        folders = build(Path(scratch), python)
+def interpreter() -> str:
+    """Return the Python of this virtual environment, without its packages."""
+    return str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[dict[str, str], str]]:
+    """Give the variables with which every variant reaches the stand-in, and the server's version."""
+    with Postgres() as server, RdsProxy(server, endpoints=["localhost", RDS_NAME]) as proxy:
         (credential,) = proxy.credentials
-        variables = {
+        yield {
             "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1",
             "AWS_ACCESS_KEY_ID": credential.access_key_id, "AWS_SECRET_ACCESS_KEY": credential.secret_access_key,
             "AWS_SESSION_TOKEN": credential.session_token or "", "AWS_REGION": proxy.region, "AWS_DEFAULT_REGION": proxy.region,
             "DB_HOST": "localhost", "DB_PORT": str(proxy.port), "DB_RDS_NAME": RDS_NAME, "DB_USER": "postgres", "DB_CA_FILE": str(proxy.ca_file),
             "PLUNGEPOOL_HOST": "localhost", "PLUNGEPOOL_PORT": str(proxy.port), "PLUNGEPOOL_USER": "postgres",
             "PLUNGEPOOL_AUTH": "iam", "PLUNGEPOOL_ENDPOINT": "proxy", "PLUNGEPOOL_CA_FILE": str(proxy.ca_file),
-        }  # fmt: skip
-        walls: dict[tuple[str, str], list[float]] = {key: [] for key in folders}
-        cpus: dict[tuple[str, str], list[float]] = {key: [] for key in folders}
-        inits: dict[tuple[str, str], list[float]] = {key: [] for key in folders}
-        firsts: dict[tuple[str, str], list[float]] = {key: [] for key in folders}
-        for round_ in range(options.rounds + 1):
-            for key, folder in folders.items():
-                wall, cpu = process(python, folder, variables)
-                init, first = runtime(folder, variables)
-                if round_:  # the first one warms the file cache
-                    walls[key].append(wall)
-                    cpus[key].append(cpu)
-                    inits[key].append(init)
-                    firsts[key].append(first)
-            print(f"round {round_} of {options.rounds}", file=sys.stderr)
-        left = left_out(python, folders["plungepool", "as built"], variables, options.rounds)
+        }, server.execute("SHOW server_version")[0][0]  # fmt: skip
 
-    lines = []
-    for state in ("as built", "compiled"):
-        lines += [
-            "", f"## {state.capitalize()}", "",
-            "| | process, ms | of it CPU, ms | ÷ raw pg8000 | ÷ plungepool | INIT, ms | first invocation, ms |",
-            "|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
-        # Raw pg8000 as a reference is always compiled: what the driver costs, not what a compiler does.
-        raw = statistics.median(walls["raw pg8000", "compiled"])
-        ours = statistics.median(walls["plungepool", state])
-        for name in VARIANTS:
-            key = (name, state)
-            wall, cpu, init, first = (statistics.median(times[key]) for times in (walls, cpus, inits, firsts))
-            lines.append(f"| {name} | {wall * 1e3:.0f} | {cpu * 1e3:.0f} | {wall / raw:.2f} | {wall / ours:.2f} | {init * 1e3:.0f} | {first * 1e3:.0f} |")  # fmt: skip
+
+def take_turns(
+    python: str, folders: Mapping[tuple[str, str], Path], variables: dict[str, str], rounds: int
+) -> dict[tuple[str, str], list[tuple[float, ...]]]:
+    """Return for each variant its process's wall and CPU seconds, its INIT's and its first invocation's, round by round."""
+    measured: dict[tuple[str, str], list[tuple[float, ...]]] = {key: [] for key in folders}
+    for round_ in range(rounds + 1):
+        for key, folder in folders.items():
+            figures = (*process(python, folder, variables), *runtime(folder, variables))
+            if round_:  # the first one warms the file cache
+                measured[key].append(figures)
+        print(f"round {round_} of {rounds}", file=sys.stderr)
+    return measured
+
+
+def table(
+    state: str,
+    names: Sequence[str],
+    measured: Mapping[tuple[str, str], list[tuple[float, ...]]],
+    counts: Mapping[tuple[str, str], int],
+) -> list[str]:
+    """Return the lines of a table: ratios are medians of the rounds' ratios."""
+    lines = [
+        "", f"## {state.capitalize()}", "",
+        "| | instructions, millions | ÷ raw pg8000 | process, ms | ÷ raw pg8000 | ÷ plungepool | of it CPU, ms | INIT, ms | first invocation, ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    # Raw pg8000 as a reference is always compiled: what the driver costs, not what a compiler does.
+    reference = ("raw pg8000", "compiled")
+    for name in names:
+        key = (name, state)
+        cells = [f"{counts[key] / 1e6:,.0f}", f"{counts[key] / counts[reference]:.2f}"]
+        if measured:
+            wall, cpu, init, first = (statistics.median(column) * 1e3 for column in zip(*measured[key], strict=True))
+            raw, ours = (
+                statistics.median(
+                    mine[0] / theirs[0] for mine, theirs in zip(measured[key], measured[other], strict=True)
+                )
+                for other in (reference, ("plungepool", state))
+            )
+            cells += [f"{wall:.0f}", f"{raw:.2f}", f"{ours:.2f}", f"{cpu:.0f}", f"{init:.0f}", f"{first:.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, print, and write the page if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="counted rounds, after one that is not (default 15)")
+    parser.add_argument("--instructions", action="store_true", help="count instructions only, of ours and raw pg8000")
+    parser.add_argument("--before", metavar="COMMIT", help="have Plungepool of this commit among the variants")
+    parser.add_argument("--write", type=Path, help="write the tables to this page")
+    options = parser.parse_args()
+    python = interpreter()
+    with tempfile.TemporaryDirectory() as scratch, served() as (variables, server_version):
+        variants = dict(VARIANTS)
+        if options.instructions:
+            variants = {name: variants[name] for name in ("raw pg8000", "plungepool")}
+        if options.before:
+            variants[f"plungepool of {options.before}"] = OURS, check_out(options.before, Path(scratch) / "before")
+        folders = build(Path(scratch), python, variants)
+        counts = {key: count(python, folder, variables) for key, folder in folders.items()}
+        if options.instructions:
+            for (name, state), number in counts.items():
+                print(f"{name}, {state}: {number:,}, {number / counts['raw pg8000', 'compiled']:.3f} of raw pg8000")
+            return
+        measured = take_turns(python, folders, variables, options.rounds)
+        left = left_out(python, folders["plungepool", "as built"], variables, options.rounds)
     page = [
         "# Cold start",
         "",
-        "Process start to first row with IAM over verified TLS, from a read-only folder; medians, lower is better. Written by",
-        "`.venv/bin/python bench/cold_start.py --write docs/cold-start.md`, which measures all of it again, side by side.",
+        "Process start to first row with IAM over verified TLS, from a read-only folder; lower is better. Instructions hardly differ from",
+        "run to run; times are medians, and their ratios medians of the rounds' ratios, the variants in turns.",
         "",
-        f"{datetime.date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores of {platform.machine()}, {options.rounds} rounds.",
-        *lines,
+        f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; {options.rounds} rounds; measured again, all of it, by",
+        "`.venv/bin/python bench/cold_start.py --write docs/cold-start.md`.",
+        *table("as built", list(variants), measured, counts),
+        *table("compiled", list(variants), measured, counts),
         "",
         "## Left out",
         "",

@@ -1,102 +1,97 @@
 """
-Instructions executed for one warm statement, through SQLAlchemy: ours, ours without declared parameter types, and the peers.
+What the client computes for a warm statement and for a row, through SQLAlchemy: Plungepool, stock pg8000, psycopg 3 (C).
 
-Time on a shared machine is noise; instructions are the same from run to run. Each contender executes a few and then many
-statements under valgrind's callgrind, in a process of its own; the difference divided by the number of statements is the
-cost of one. It takes some minutes, and needs Debian's package valgrind.
+    .venv/bin/python bench/instructions.py                                  measures and prints
+    .venv/bin/python bench/instructions.py --write docs/instructions.md     writes the page, too
 
-    .venv/bin/python bench/instructions.py            # prints a table
-    .venv/bin/python bench/instructions.py --write    # and keeps it in docs/instructions.md
+Each contender (bench/contender) does a thing a few and then many times under valgrind's callgrind, in a process of its own; the
+difference divided by the number is the cost of one. Beside it: the time, the contenders in turns. Needs Debian's package valgrind.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
+import argparse
+import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from measure import CONTENDERS, as_markdown, conditions, instructions, serve_contenders, take_turns, variables
 
 from plungepool_toolkit.postgres import Postgres
 
-FEW, MANY = 200, 1200
-CONTENDERS = {
-    "Plungepool": "plungepool",
-    "Plungepool, no types declared": "untyped",
-    "SQLAlchemy + pg8000": "pg8000",
-    "SQLAlchemy + psycopg 3 (C)": "psycopg",
-}
-STATEMENTS = {
-    "`SELECT :x`, one integer": ("SELECT :x", "dict(x=n)"),
-    "`SELECT` of six parameters of six types": (
-        "SELECT :a, CAST(:b AS text), :c, :d, :e, :f",
-        "dict(a=n, b='text', c=2.5, d=MOMENT, e=True, f=AMOUNT)",
-    ),
-}
-PROGRAM = """
-import sys
-from datetime import UTC, datetime
-from decimal import Decimal
-contender, host, port, password, times, statement, values = sys.argv[1:]
-MOMENT, AMOUNT = datetime(2026, 11, 26, 12, tzinfo=UTC), Decimal("1.25")
-if contender in ("plungepool", "untyped"):
-    from plungepool import Settings, build_engine, wire
-    if contender == "untyped":
-        from plungepool.wire import connection
-        connection.types_of = lambda rows: ()
-    engine = build_engine(Settings(host=host, port=int(port), user="postgres", password=password, tls="disable"))
-else:
-    import sqlalchemy
-    url = sqlalchemy.URL.create("postgresql+" + contender, "postgres", password, host, int(port), "postgres")
-    engine = sqlalchemy.create_engine(url)
-from sqlalchemy import text
-query = text(statement)
-for n in range(int(times)):
-    with engine.connect() as connection:
-        connection.execute(query, eval(values)).all()
-"""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COUNTED = {name: title for name, title in CONTENDERS.items() if name != "asyncpg"}
+# name -> what is done, how often at least and at most, and how many units each time makes
+CASES: dict[str, tuple[dict[str, Any], int, int, int]] = {
+    "`SELECT :x`, one integer": ({"case": "select"}, 200, 1200, 1),
+    "`SELECT` of six parameters of six types": ({"case": "six"}, 200, 1200, 1),
+    "one of many rows of int, text, float8, timestamptz, numeric": ({"case": "rows", "arguments": {"count": 1000}}, 2, 12, 1000),
+}  # fmt: skip
+TIMED = {name: event for name, (event, *_) in CASES.items()}
+PROGRAM = "import app, json, os, sys; app.handler(json.loads(sys.argv[1]), None); os._exit(0)"
 
 
-def instructions(contender: str, postgres: Postgres, times: int, statement: str, values: str) -> int:
-    """Return the instructions that a process executes from its start to its end."""
-    password = postgres.password or "unused"
-    done = subprocess.run(
-        [
-            *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", PROGRAM),
-            *(contender, postgres.host, str(postgres.port), password, str(times), statement, values),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONMALLOC": "malloc"},
-    )
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    assert found is not None, done.stderr
-    return int(found[1])
+def cost(case: str, environ: Mapping[str, str]) -> int:
+    """Return the instructions of one unit of a case, by a contender that the variables name."""
+    event, few, many, units = CASES[case]
+    counts = [
+        instructions([sys.executable, "-c", PROGRAM, json.dumps(event | {"times": times})], environ)
+        for times in (few, many)
+    ]
+    return (counts[1] - counts[0]) // ((many - few) * units)
+
+
+def environment(contender: str, server: Postgres, *python_path: Path) -> dict[str, str]:
+    """Return the variables of a process that runs a contender's function; what is on the path comes before what is installed."""
+    path = ":".join(map(str, (*python_path, Path(__file__).with_name("contender"))))
+    # Under valgrind a connect takes fifty times as long.
+    return variables(contender, server, server.port, tls=False) | {
+        "PYTHONPATH": path,
+        "PLUNGEPOOL_CONNECT_TIMEOUT_S": "300",
+    }
 
 
 def main() -> None:
-    lines = [
-        "# Instructions of one statement",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}, `.venv/bin/python bench/instructions.py --write`:",
-        "instructions executed for one warm statement in `engine.connect()`, with its rollback, by valgrind's callgrind.",
-        "",
-    ]
-    with Postgres() as postgres:
-        for title, (statement, values) in STATEMENTS.items():
-            lines += [f"{title}:", "", "| | instructions | ÷ Plungepool |", "|---|---:|---:|"]
-            costs = {}
-            for name, contender in CONTENDERS.items():
-                few, many = (instructions(contender, postgres, times, statement, values) for times in (FEW, MANY))
-                costs[name] = (many - few) // (MANY - FEW)
-                lines.append(f"| {name} | {costs[name]:,} | {costs[name] / costs['Plungepool']:.3f} |")
-                print(lines[-1], flush=True)
-            lines.append("")
-    print("\n".join(lines))
-    if "--write" in sys.argv:
-        (Path(__file__).parent.parent / "docs" / "instructions.md").write_text("\n".join(lines), encoding="utf-8")
+    """Measure, print, and write the page if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the times, after one that is not counted")
+    parser.add_argument("--write", type=Path, help="write the tables to this page")
+    options = parser.parse_args()
+    table: dict[str, list[str]] = {}
+    with Postgres() as server:
+        serve_contenders(server)
+        (server_version,) = server.execute("SHOW server_version")[0]
+        for case in CASES:
+            costs = {contender: cost(case, environment(contender, server)) for contender in COUNTED}
+            ours = costs["plungepool"]
+            table[case] = [
+                f"{ours:,}",
+                *(f"{n:,} ({n / ours:.2f})" for name, n in costs.items() if name != "plungepool"),
+            ]
+            print(case, table[case], file=sys.stderr)
+        times = take_turns(server, server.port, TIMED, options.rounds, tls=False, contenders=COUNTED)
+    text = "\n\n".join(
+        [
+            "# What the client computes",
+            (
+                "Instructions that the process executes for one warm statement in `engine.connect()`, with its rollback, and for one row of a "
+                "thousand, all through SQLAlchemy; in brackets the ratio to Plungepool. They hardly differ from run to run, whatever else the "
+                "machine does. The milliseconds are of the whole, server included, in turns."
+            ),
+            (
+                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "
+                "measured again by `.venv/bin/python bench/instructions.py --write docs/instructions.md`."
+            ),
+            as_markdown("instructions", table, COUNTED),
+            as_markdown("milliseconds (rows: of a thousand)", times, COUNTED),
+        ]
+    )
+    print(text)
+    if options.write:
+        options.write.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,84 +1,93 @@
 """
-The memory that one large value takes, read and written: Plungepool, stock pg8000 and psycopg 3 (C), side by side.
+The memory that one large value takes, read and written, through SQLAlchemy: Plungepool, stock pg8000 and psycopg 3 (C).
 
-    .venv/bin/python bench/memory.py          measures and prints
+    .venv/bin/python bench/memory.py                               measures and prints
+    .venv/bin/python bench/memory.py --write docs/memory.md        writes the page, too
 
-Each driver has a process of its own; the figure is the most that it held at once above what it held before, in MiB.
+Each contender (bench/contender) has a process of its own for each of both; the figure is the most that it held at once above what
+it held before, once warm, the value itself included.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import multiprocessing
+import statistics
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from measure import CONTENDERS, ROOT, as_markdown, conditions, serve_contenders, variables
 
 from plungepool_toolkit.postgres import Postgres
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+COUNTED = {name: title for name, title in CONTENDERS.items() if name != "asyncpg"}
+PROGRAM = """
+import sys
+from pathlib import Path
 
-DRIVERS = {"plungepool": "plungepool.wire", "pg8000": "pg8000.dbapi", "psycopg": "psycopg"}
+import app
 
-
-def _status(name: str) -> int:
-    """Return a line of this process's status, in KiB."""
+def held(name):
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith(name + ":"):
             return int(line.split()[1])
-    raise LookupError(name)
+
+case, size = sys.argv[1], int(sys.argv[2])
+app.cases.select()
+app.cases.write(4)
+Path("/proc/self/clear_refs").write_text("5")
+before = held("VmRSS")
+length = app.cases.read() if case == "read" else app.cases.write(size)
+assert length == size, length
+print((held("VmHWM") - before) / 1024)
+"""
 
 
-def _measure(driver: str, address: dict[str, Any], size: int, deed: str, answer: Connection) -> None:
-    module: Any = importlib.import_module(DRIVERS[driver])
-    connection = module.connect(**address)
-    cursor = connection.cursor()
-    place = "$1" if driver == "plungepool" else "%s"
-    cursor.execute(f"SELECT {place}::bytea", (b"warm",))
-    cursor.fetchone()
-    value = b"\xff" * size if deed == "write" else b""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    if deed == "read":
-        cursor.execute("SELECT value FROM large")
-        (value,) = cursor.fetchone()
-        if len(value) != size:
-            raise ValueError(f"{len(value)} bytes of {size}")
-    else:
-        cursor.execute(f"SELECT length({place}::bytea)", (value,))
-        cursor.fetchone()
-    answer.send((_status("VmHWM") - before) / 1024)
-    connection.close()
-
-
-def measure(size: int) -> dict[str, dict[str, float]]:
-    """Return, for each driver, the peak in MiB of reading and of writing one bytea of `size` bytes."""
-    context = multiprocessing.get_context("spawn")
-    peaks: dict[str, dict[str, float]] = {}
-    with Postgres() as server:
-        server.execute(f"CREATE TABLE large AS SELECT decode(repeat('ff', {size}), 'hex') AS value")
-        for driver in DRIVERS:
-            name = "dbname" if driver == "psycopg" else "database"
-            address = {"user": server.superuser, "host": server.host, "port": server.port, name: "postgres"}
-            for deed in ("read", "write"):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_measure, args=(driver, address, size, deed, theirs))
-                process.start()
-                theirs.close()
-                peaks.setdefault(driver, {})[deed] = ours.recv()
-                process.join()
-    return peaks
+def peak(contender: str, case: str, server: Postgres, size: int) -> float:
+    """Return the most that a contender held at once, in MiB."""
+    environ = variables(contender, server, server.port, tls=False) | {"PYTHONPATH": str(ROOT / "bench/contender")}
+    command = [sys.executable, "-c", PROGRAM, case, str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    if done.returncode:
+        sys.exit(f"{contender} failed:\n{done.stderr}")
+    return float(done.stdout)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write the page if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=60)
-    size = parser.parse_args().megabytes * 1_000_000
-    print(f"one bytea of {size / 1e6:g} MB, peak in MiB: read, written")
-    for driver, peaks in measure(size).items():
-        print(f"{driver:>11} {peaks['read']:6.0f} {peaks['write']:6.0f}")
+    parser.add_argument("--write", type=Path, help="write the table to this page")
+    options = parser.parse_args()
+    size = options.megabytes * 1_000_000
+    table = {}
+    with Postgres() as server:
+        serve_contenders(server)
+        server.execute(f"CREATE TABLE large AS SELECT decode(repeat('ff', {size}), 'hex') AS value")
+        server.execute("GRANT SELECT ON large TO app")
+        (server_version,) = server.execute("SHOW server_version")[0]
+        for case in ("read", "write"):
+            table[case] = [
+                f"{statistics.median(peak(contender, case, server, size) for _ in range(3)):.0f}"
+                for contender in COUNTED
+            ]
+    text = "\n\n".join(
+        [
+            "# Memory of one large value",
+            (
+                f"MiB that a process holds at most, above what it held before, while it reads or writes one `bytea` of {size / 1e6:g} MB "
+                f"({size / 2**20:.0f} MiB) through SQLAlchemy, the value itself included; medians of three."
+            ),
+            (
+                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "
+                "measured again by `.venv/bin/python bench/memory.py --write docs/memory.md`."
+            ),
+            as_markdown("", table, COUNTED),
+        ]
+    )
+    print(text)
+    if options.write:
+        options.write.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,255 +4,78 @@ Round trips and times of one statement, side by side: Plungepool, stock pg8000, 
     .venv/bin/python bench/round_trips.py                                   measures and prints
     .venv/bin/python bench/round_trips.py --write docs/round-trips.md       writes the page, too
 
-Counts are exact: a proxy counts each wait for the server, TLS on. Times are medians of one run on one machine, worth their
-ratios; the latency of a network is added by the same proxy in a process of its own. asyncpg runs bare, without SQLAlchemy.
+Every contender is a function in the real runtime client (bench/contender), Plungepool's engine the one that `get_engine()`
+returns. Counts are exact: a proxy counts each wait for the server, TLS on. For times the contenders take turns, round by round;
+a ratio is the median of the rounds' ratios. The latency of a network is added by the same proxy in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import datetime as dt
-import functools
 import multiprocessing
-import os
-import platform
-import ssl
-import statistics
-import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
-import sqlalchemy as sa
+from measure import CONTENDERS, as_markdown, conditions, invoke, serve_contenders, start, take_turns
 
-from plungepool import Settings, build_engine
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
 LATENCIES_MS = (0, 1, 5)
-ROWS = (1, 100, 10_000)
-TABLE = sa.Table("counted", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("label", sa.Text))
-MANY = [{"label": f"label {number}"} for number in range(100)]
-ROWS_SQL = (
-    "SELECT g AS number, 'label ' || g AS label, g / 7.0::float8 AS share, "
-    "timestamptz '2026-01-01 00:00:00+00' + g * interval '1 second 1 microsecond' AS moment, (g * 1.01)::numeric AS price "
-    "FROM generate_series(1, {}) g"
-)
-
-
-class Place:
-    """Where the server is for one measurement: directly, or behind a proxy."""
-
-    def __init__(self, server: Postgres, port: int, *, tls: bool) -> None:
-        self.port, self.tls = port, tls
-        self.host = "localhost" if tls else "127.0.0.1"
-        self.ca_file = str(server.ca_file) if tls else None
-
-
-class ByEngine:
-    """A driver under SQLAlchemy."""
-
-    def __init__(self, name: str, driver: str) -> None:
-        self.name, self.driver = name, driver
-
-    def engine(self, place: Place, **options: Any) -> sa.Engine:
-        arguments: dict[str, Any] = {}
-        if (
-            self.driver == "plungepool"
-        ):  # what get_engine() returns: its pool looks before it hands out, and needs no ping
-            options.pop("pool_pre_ping", None)
-            tls = {"ca_file": place.ca_file} if place.tls else {"tls": "disable"}
-            return build_engine(
-                Settings(host=place.host, port=place.port, user="app", password="secret", **tls), **options
-            )
-        if place.tls:
-            if self.driver == "psycopg":
-                arguments = {"sslmode": "verify-full", "sslrootcert": place.ca_file}
-            else:
-                arguments = {"ssl_context": ssl.create_default_context(cafile=place.ca_file)}
-        url = sa.URL.create(f"postgresql+{self.driver}", "app", "secret", place.host, place.port, "postgres")
-        return sa.create_engine(url, connect_args=arguments, pool_size=1, **options)
-
-    @contextlib.contextmanager
-    def case(self, name: str, place: Place) -> Iterator[Callable[[], object]]:
-        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if "AUTOCOMMIT" in name else {}
-        if "pre-ping" in name:
-            options["pool_pre_ping"] = True
-        engine = self.engine(place, **options)
-
-        def select() -> object:
-            with engine.connect() as connection:
-                return connection.execute(sa.text("SELECT :x"), {"x": "1"}).scalar_one()
-
-        def insert(count: int = 1) -> None:
-            with engine.begin() as connection:
-                for _ in range(count):
-                    connection.execute(sa.text("INSERT INTO counted (label) VALUES (:label)"), MANY[0])
-
-        def many(*, returning: bool) -> None:
-            with engine.begin() as connection:
-                if returning:
-                    connection.execute(sa.insert(TABLE).returning(TABLE.c.id), MANY).all()
-                else:
-                    connection.execute(sa.text("INSERT INTO counted (label) VALUES (:label)"), MANY)
-
-        opened = [engine]
-
-        def connect() -> None:
-            opened.append(self.engine(place))
-            with opened[-1].connect() as connection:
-                connection.execute(sa.text("SELECT :x"), {"x": "1"}).scalar_one()
-            if len(opened) > 5:  # not the last: saying goodbye under TLS has an answer, that nobody waits for
-                opened.pop(0).dispose()
-
-        def rows(count: int) -> None:
-            with engine.connect() as connection:
-                assert len(connection.exec_driver_sql(ROWS_SQL.format(count)).all()) == count
-
-        yield choose(name, select=select, insert=insert, many=many, connect=connect, rows=rows)
-        for engine in opened:
-            engine.dispose()
-
-
-class Bare:
-    """asyncpg as it is, since SQLAlchemy offers it to asyncio only."""
-
-    name, driver = "asyncpg, bare", "asyncpg"
-
-    async def open(self, place: Place) -> Any:
-        context = ssl.create_default_context(cafile=place.ca_file) if place.tls else False
-        return await asyncpg.connect(
-            host=place.host, port=place.port, user="app", password="secret", database="postgres", ssl=context
-        )
-
-    @contextlib.contextmanager
-    def case(self, name: str, place: Place) -> Iterator[Callable[[], object]]:
-        with asyncio.Runner() as runner:
-            session = runner.run(self.open(place))
-
-            async def select() -> object:
-                if "AUTOCOMMIT" in name:
-                    return await session.fetchval("SELECT $1::text", "1")
-                transaction = session.transaction()
-                await transaction.start()
-                value = await session.fetchval("SELECT $1::text", "1")
-                await transaction.rollback()
-                return value
-
-            async def insert(count: int = 1) -> None:
-                async with session.transaction():
-                    for _ in range(count):
-                        await session.execute("INSERT INTO counted (label) VALUES ($1)", MANY[0]["label"])
-
-            async def many(*, returning: bool) -> None:
-                sets = [tuple(values.values()) for values in MANY]
-                sql = "INSERT INTO counted (label) VALUES ($1)"
-                async with session.transaction():
-                    if returning:
-                        await session.fetchmany(sql + " RETURNING id", sets)
-                    else:
-                        await session.executemany(sql, sets)
-
-            async def connect() -> None:
-                fresh = await self.open(place)
-                transaction = fresh.transaction()
-                await transaction.start()
-                await fresh.fetchval("SELECT $1::text", "1")
-                await transaction.rollback()
-                fresh.terminate()
-
-            async def rows(count: int) -> None:
-                async with session.transaction():
-                    assert len(await session.fetch(ROWS_SQL.format(count))) == count
-
-            chosen = choose(name, select=select, insert=insert, many=many, connect=connect, rows=rows)
-            yield lambda: runner.run(chosen())
-            session.terminate()
-
-
-def choose(name: str, **functions: Callable[..., Any]) -> Callable[[], Any]:
-    """The function that a case of this name calls."""
-    kind, arguments = CASES[name] if name in CASES else ("rows", {"count": int(name)})
-    return functools.partial(functions[kind], **arguments)
-
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "connect (TLS, clear-text password), first `SELECT :x`, rollback": ("connect", {}),
-    "`SELECT :x`, warm, default isolation": ("select", {}),
-    "`SELECT :x`, warm, AUTOCOMMIT": ("select", {}),
-    "`SELECT :x`, warm, default isolation, pre-ping": ("select", {}),
-    "`begin()`, one INSERT with parameters": ("insert", {"count": 1}),
-    "`begin()`, five INSERTs with parameters": ("insert", {"count": 5}),
-    "`begin()`, executemany of 100 rows": ("many", {"returning": False}),
-    "`begin()`, executemany of 100 rows with RETURNING": ("many", {"returning": True}),
+# What is done, by its name in the tables: the case of bench/contender and its arguments.
+CASES: dict[str, dict[str, Any]] = {
+    "connect (TLS, clear-text password), first `SELECT :x`, rollback": {"case": "connect"},
+    "`SELECT :x`, warm, default isolation": {"case": "select"},
+    "`SELECT :x`, warm, AUTOCOMMIT": {"case": "select", "arguments": {"engine": "AUTOCOMMIT"}},
+    "`SELECT :x`, warm, default isolation, pre-ping": {"case": "select", "arguments": {"engine": "pre-ping"}},
+    "`begin()`, one INSERT with parameters": {"case": "insert", "arguments": {"count": 1}},
+    "`begin()`, five INSERTs with parameters": {"case": "insert", "arguments": {"count": 5}},
+    "`begin()`, executemany of 100 rows": {"case": "many", "arguments": {"returning": False}},
+    "`begin()`, executemany of 100 rows with RETURNING": {"case": "many", "arguments": {"returning": True}},
 }
-TIMED = [name for name in CASES if "five" not in name and "pre-ping" not in name]
-
-
-class Drivers:
-    """In the order of the columns."""
-
-    ALL: ClassVar = [
-        ByEngine("Plungepool", "plungepool"),
-        ByEngine("pg8000", "pg8000"),
-        ByEngine("psycopg 3", "psycopg"),
-        Bare(),
-    ]
+TIMED = {name: case for name, case in CASES.items() if "five" not in name and "pre-ping" not in name}
+ROWS = {f"{count:,}": {"case": "rows", "arguments": {"count": count}} for count in (1, 100, 10_000)}
 
 
 def count(server: Postgres) -> dict[str, list[str]]:
-    """The round trips of every case and driver, once warm."""
-    table: dict[str, list[str]] = {}
-    for name in CASES:
-        table[name] = []
-        for driver in Drivers.ALL:
-            if "pre-ping" in name and isinstance(driver, Bare):
-                table[name].append("")
-                continue
-            with (
-                ChaosProxy(server.host, server.port) as proxy,
-                driver.case(name, Place(server, proxy.port, tls=True)) as run,
-            ):
-                for _ in range(10 if CASES[name][0] != "connect" else 1):
-                    run()
+    """Return the round trips of every case and contender, once warm."""
+    table: dict[str, list[str]] = {name: [] for name in CASES}
+    for contender in CONTENDERS:
+        with (
+            ChaosProxy(server.host, server.port) as proxy,
+            start(contender, server, proxy.port, tls=True) as environment,
+        ):
+            for name, case in CASES.items():
+                if contender == "asyncpg" and "pre-ping" in name:
+                    table[name].append("")
+                    continue
+                connects = case["case"] == "connect"
+                # Closing is not counted: it has an answer under TLS, for which nobody waits.
+                invoke(environment, case | {"times": 1 if connects else 10})
+                invoke(environment, {"forget": connects})
                 proxy.round_trips = 0
-                run()
+                invoke(environment, case | {"times": 1})
                 table[name].append(str(proxy.round_trips))
     return table
 
 
-def median_ms(run: Callable[[], object], seconds: float = 1.5) -> float:
-    """The median time of a call, of as many calls as fit, at least five."""
-    for _ in range(3):
-        run()
-    times = []
-    until = time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < until and len(times) < 500):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000
-
-
 def serve(host: str, port: int, latency_ms: float, pipe: Connection) -> None:
-    """A proxy in a process of its own, so that it takes no time from the client."""
+    """Be a proxy in a process of its own, so that it takes no time from the client."""
     with ChaosProxy(host, port, latency_ms=latency_ms) as proxy:
         pipe.send(proxy.port)
         pipe.recv()
 
 
 @contextlib.contextmanager
-def at_latency(server: Postgres, latency_ms: float, *, tls: bool) -> Iterator[Place]:
-    """The server behind a network with that latency; 0: directly."""
+def at_latency(server: Postgres, latency_ms: float) -> Iterator[int]:
+    """Give the port at which the server is behind a network with that latency; 0: its own."""
     if not latency_ms:
-        yield Place(server, server.port, tls=tls)
+        yield server.port
         return
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
@@ -260,85 +83,49 @@ def at_latency(server: Postgres, latency_ms: float, *, tls: bool) -> Iterator[Pl
     )
     process.start()
     try:
-        yield Place(server, ours.recv(), tls=tls)
+        yield ours.recv()
     finally:
         ours.send(None)
         process.join()
 
 
-def time_cases(server: Postgres) -> dict[float, dict[str, list[str]]]:
-    """Milliseconds of the cases at each latency."""
-    tables: dict[float, dict[str, list[str]]] = {}
-    for latency_ms in LATENCIES_MS:
-        tables[latency_ms] = {name: [] for name in TIMED}
-        with at_latency(server, latency_ms, tls=True) as place:
-            for name in TIMED:
-                for driver in Drivers.ALL:
-                    with driver.case(name, place) as run:
-                        tables[latency_ms][name].append(f"{median_ms(run):.2f}")
-    return tables
-
-
-def time_rows(server: Postgres) -> dict[str, list[str]]:
-    """Milliseconds for rows of int, text, float8, timestamptz and numeric, in plain text on loopback."""
-    table: dict[str, list[str]] = {}
-    place = Place(server, server.port, tls=False)
-    for rows in ROWS:
-        table[f"{rows:,}"] = []
-        for driver in Drivers.ALL:
-            with driver.case(str(rows), place) as run:
-                table[f"{rows:,}"].append(f"{median_ms(run, 3.0):.2f}")
-    return table
-
-
-def as_markdown(first: str, table: dict[str, list[str]]) -> str:
-    lines = [f"| {first} | " + " | ".join(driver.name for driver in Drivers.ALL) + " |"]
-    lines.append("|---|" + "---:|" * len(Drivers.ALL))
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in table.items()]
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}"
-
-
 def main() -> None:
+    """Measure, print, and write the page if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="counted rounds, after one that is not (default 9)")
+    parser.add_argument("--counts", action="store_true", help="count round trips only, in half a minute")
     parser.add_argument("--write", type=Path, help="write the tables to this page")
     options = parser.parse_args()
+    times: dict[float, dict[str, list[str]]] = {}
     with Postgres(tls=True, authentication="password") as server:
-        server.execute("CREATE ROLE app LOGIN PASSWORD 'secret'")
-        server.execute("CREATE TABLE counted (id serial PRIMARY KEY, label text)")
-        server.execute("GRANT ALL ON counted, counted_id_seq TO app")
+        serve_contenders(server)
         (server_version,) = server.execute("SHOW server_version")[0]
-        counts, times, rows = count(server), time_cases(server), time_rows(server)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("sqlalchemy", "pg8000", "psycopg", "asyncpg"))
+        counts = count(server)
+        if options.counts:
+            print(as_markdown("case", counts))
+            return
+        for latency_ms in LATENCIES_MS:
+            with at_latency(server, latency_ms) as port:
+                times[latency_ms] = take_turns(server, port, TIMED, options.rounds, tls=True)
+        rows = take_turns(server, server.port, ROWS, options.rounds, tls=False)
     parts = [
         "# Round trips and times, side by side",
         (
             "A round trip is one wait for the server. Counts are exact: a proxy between client and server counts them, the TCP "
-            "handshake of a connect included. Times are medians of one run, for comparison within a table only. asyncpg runs "
-            "without SQLAlchemy, whose own cost it does not carry."
+            "handshake of a connect included. Times are medians of rounds in which the contenders took turns, each a function in the "
+            "real runtime client; in brackets the median of the rounds' ratios to Plungepool, which is what can be trusted on a shared "
+            "machine. asyncpg runs without SQLAlchemy, whose own cost it does not carry."
         ),
         (
-            f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`: Python "
-            f"{platform.python_version()}, {versions}, PostgreSQL {server_version.split()[0]}; {machine()}."
+            f"{conditions('sqlalchemy', 'pg8000', 'psycopg', 'asyncpg', server=server_version)}; {options.rounds} rounds; "
+            "measured again by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`."
         ),
         "## Round trips, TLS",
         as_markdown("case", counts),
         *(
             text
             for latency_ms, table in times.items()
-            for text in (
-                f"## Milliseconds, TLS, network latency of {latency_ms} ms a round trip",
-                as_markdown("case", table),
-            )
+            for text in (f"## Milliseconds, TLS, latency of {latency_ms} ms a round trip", as_markdown("case", table))
         ),
         "## Milliseconds for rows of int, text, float8, timestamptz and numeric (plain text, loopback)",
         as_markdown("rows", rows),

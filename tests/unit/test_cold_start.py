@@ -76,6 +76,91 @@ print(behind_the_proxy is found is imported.dialect is postgresql.asyncpg.dialec
     assert run(source) == "True"
 
 
+def test_tables_of_the_catalogue_are_made_when_one_is_asked_for() -> None:
+    """All of them, the same for all threads that ask at once; whoever looks at them afterwards sees SQLAlchemy's own."""
+    source = """
+import threading
+import plungepool
+from sqlalchemy import Column, MetaData, Table
+from sqlalchemy.dialects.postgresql import base, pg8000, pg_catalog
+assert "pg_class" not in vars(pg_catalog) and pg8000.OIDVECTOR is pg_catalog.OIDVECTOR
+assert (pg_catalog.Column, pg_catalog.MetaData, pg_catalog.Table) == (Column, MetaData, Table)
+barrier, seen = threading.Barrier(16), []
+def ask():
+    barrier.wait()
+    seen.append((pg_catalog.pg_class, pg_catalog.pg_index, pg_catalog.pg_catalog_meta))
+threads = [threading.Thread(target=ask) for _ in range(16)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(seen) == 16 and len(set(map(id, (pair[0] for pair in seen)))) == 1
+table, index, metadata = seen[0]
+assert type(table) is Table and table is base.pg_catalog.pg_class and table.metadata is index.metadata is metadata
+assert type(index.c.indclass.type) is pg_catalog.OIDVECTOR
+try: pg_catalog.nosuch
+except AttributeError as error: print(error)
+"""
+    assert run(source) == "module 'sqlalchemy.dialects.postgresql.pg_catalog' has no attribute 'nosuch'"
+
+
+def test_tables_of_the_catalogue_are_those_that_sqlalchemy_makes_itself() -> None:
+    """Each column of each table, with its type and what SQLAlchemy notes beside it, is as without this package."""
+    describe = """
+from sqlalchemy.dialects.postgresql import pg_catalog
+pg_catalog.pg_class
+for name, value in sorted(vars(pg_catalog).items()):
+    if name.startswith("_"):
+        continue
+    if isinstance(value, pg_catalog.Table):
+        print(name, [(column.name, repr(column.type), column.info) for column in value.columns])
+    else:
+        print(name, type(value))
+print(sorted(pg_catalog.pg_catalog_meta.tables), pg_catalog.pg_catalog_meta.schema)
+"""
+    assert run("import plungepool\n" + describe) == run(describe)
+
+
+def test_making_the_catalogue_can_be_interrupted_and_is_done_again() -> None:
+    """An exception at any moment, such as a deadline's, leaves nothing half made."""
+    source = """
+import sys
+import plungepool, sqlalchemy
+from sqlalchemy.dialects.postgresql import pg_catalog
+real, calls = sqlalchemy.Table, 0
+def interrupted(*arguments, **keywords):
+    global calls
+    calls += 1
+    if calls == 5: raise KeyboardInterrupt
+    return real(*arguments, **keywords)
+sqlalchemy.Table = interrupted
+try: pg_catalog.pg_class
+except KeyboardInterrupt: assert "pg_class" not in vars(pg_catalog)
+print(len(pg_catalog.pg_class.metadata.tables) > 10, calls > 15)
+"""
+    assert run(source) == "True True"
+
+
+def test_catalogue_that_does_more_with_its_tables_is_executed_as_it_is(tmp_path: Path) -> None:
+    """A later SQLAlchemy may use one while it is imported; then nothing is put off."""
+    source = f"""
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+import plungepool
+from plungepool import cold_start
+path = {str(tmp_path / "catalogue.py")!r}
+loader = cold_start._CatalogueLoader("sqlalchemy.catalogue", path)
+module = ModuleType("sqlalchemy.catalogue")
+module.__package__ = "sqlalchemy"
+loader.exec_module(module)
+print(type(module) is ModuleType, module.oid.name)
+"""
+    (tmp_path / "catalogue.py").write_text(
+        "from . import Column\nfrom . import MetaData\nfrom . import Integer\nfrom . import Table\n"
+        "table = Table('name', MetaData(), Column('oid', Integer))\noid = table.c.oid\n"
+    )
+    assert run(source) == "True oid"
+
+
 def test_entry_points_are_still_read() -> None:
     """A dialect that nobody registered is looked for among the installed ones, and its absence said as always."""
     source = """

@@ -44,7 +44,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import Mutant, applied, mutants
@@ -147,20 +150,27 @@ class Work:
         subprocess.run([sys.executable, "-m", "compileall", "-q", *roots], check=False, stdout=subprocess.DEVNULL)
         return self.environment / "bin" / "python"
 
+    def wait(self) -> None:
+        """Wait until it has imported what it will: what is recorded later is not to be recorded in it."""
+        assert self._answer() == "ready"
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the process that forks for each mutant has ended")
+        return json.loads(line)
+
     def order(self, **order: Any) -> dict[str, Any]:
         """Have one order run; the answer of warm.py."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         order = {
             "progress": str(self.scratch / "progress"), "scratch": str(self.scratch / "pytest"), "clusters": str(self.scratch),
             "log": str(self.scratch / "log"), "first_s": 120.0, "limits": {}, "from": os.getpid(), **order,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit("the process that forks for each mutant has ended")
-        return dict(json.loads(answer))
+        return dict(self._answer())
 
     def log(self) -> str:
         """What the last order's tests have written."""
@@ -174,6 +184,42 @@ class Work:
         self._process.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self.tree, ignore_errors=True)
+
+
+class Places:
+    """Where mutants are run: one at a time in each."""
+
+    def __init__(self, number: int) -> None:
+        self.works = [Work(place) for place in range(number)]
+        self.lock = threading.Lock()
+        self._free = list(self.works)
+        for work in self.works:
+            work.wait()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Work]:
+        """Lend a free one; there is one for each thread of `each`."""
+        with self.lock:
+            work = self._free.pop()
+        try:
+            yield work
+        finally:
+            with self.lock:
+                self._free.append(work)
+
+    def each(self, function: Callable[[Any], None], things: Sequence[Any]) -> None:
+        """Call it with each thing, as many at once as there are places."""
+        with ThreadPoolExecutor(len(self.works)) as threads:
+            try:
+                list(threads.map(function, things))
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+
+    def close(self) -> None:
+        """End all of them."""
+        for work in self.works:
+            work.close()
 
 
 @dataclass
@@ -222,7 +268,7 @@ class Examination:
             str(path.relative_to(ROOT)): _digest(path.read_text(), *shared) for path in files if path.suffix == ".py"
         }
 
-    def remember(self, work: Work) -> None:
+    def remember(self, places: Places) -> None:
         """Run what is not on record yet of the tests, once and without a mutant, and put it there."""
         kept = BUILD / f"{self.name}.record.json"
         text = _digest(*self.sources.values())
@@ -235,17 +281,25 @@ class Examination:
         missing = [file for file in self.tests if file not in self.record]
         if missing:
             print(f"{self.name}: recording {len(missing)} files of tests", flush=True)
-            self.record |= self._recorded(work, missing, text)
-            kept.write_text(json.dumps(self.record))
+
+        def record(file: str) -> None:
+            with places.one() as work:
+                found = self._recorded(work, file, text)
+            with places.lock:
+                self.record[file] = found
+                kept.write_text(json.dumps(self.record))
+
+        places.each(record, missing)
         for failed in sorted(test for file in self.record.values() for test in file["failed"]):
             print(f"{self.name}: left out, it fails or is skipped without any mutant: {failed}", flush=True)
 
-    def _recorded(self, work: Work, files: list[str], text: str) -> dict[str, dict[str, Any]]:
+    def _recorded(self, work: Work, file: str, text: str) -> dict[str, Any]:
         folder = work.scratch / "record"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         (folder / "current").write_text("")
-        for path in (folder, folder / "current"):
+        (folder / "lines").write_text("")
+        for path in (folder, folder / "current", folder / "lines"):  # a test's processes may be another user's
             path.chmod(0o777)
         packages = [str(work.tree / package) for package in (PACKAGE, TOOLKIT)]
         recorder = work.tree / "tests" / "mutants" / "recorder.py"
@@ -254,11 +308,13 @@ class Examination:
             f"import sys; names = {{}}; exec(open({str(recorder)!r}).read(), names); "
             f"names['_record']({str(folder)!r}, {tuple(packages)!r})\n"
         )
-        answer = work.order(files=files, record=str(folder), packages=packages, first_s=600.0, limits={})
-        started.unlink()
-        (BUILD / f"{self.name}.record.log").write_text(work.log())
-        if answer["code"] not in (0, 1):
-            raise SystemExit(f"{self.name}: the tests do not run without any mutant:\n{work.log()[-5000:]}")
+        try:
+            answer = work.order(files=[file], record=str(folder), packages=packages, first_s=600.0)
+        finally:
+            started.unlink()
+        (BUILD / "record.log").write_text(work.log())
+        if answer["code"] not in (0, 1, 5):
+            raise SystemExit(f"{self.name}: {file} does not run without any mutant:\n{work.log()[-5000:]}")
         told = json.loads((folder / "tests.json").read_text())
         lines: dict[str, dict[str, set[int]]] = {}
         for entry in (folder / "lines").read_text().splitlines():
@@ -267,18 +323,11 @@ class Examination:
             if path in self.sources:
                 lines.setdefault(test, {}).setdefault(path, set()).add(int(line))
         return {
-            file: {
-                "digest": self.tests[file] + text,
-                "failed": [test for test in told["failed"] if test.split("::")[0] == file],
-                "seconds": {test: round(took, 3) for test, took in told["seconds"].items() if test.split("::")[0] == file},
-                "lines": {
-                    test: {path: sorted(of) for path, of in found.items()}
-                    for test, found in lines.items()
-                    if test.split("::")[0] in (file, "")
-                },
-            }
-            for file in files
-        }  # fmt: skip
+            "digest": self.tests[file] + text,
+            "failed": told["failed"],
+            "seconds": {test: round(took, 3) for test, took in told["seconds"].items()},
+            "lines": {test: {path: sorted(of) for path, of in found.items()} for test, found in lines.items()},
+        }
 
     def chosen(self, path: str, mutant: Mutant) -> list[str]:
         """Return the tests that ran the mutant's statement, in the order in which they are asked; all for what the import ran."""
@@ -305,16 +354,15 @@ class Examination:
         places = sorted(random.Random(SEED).sample(range(len(found)), self.sample))
         return [found[place] for place in places]
 
-    def run(self, works: list[Work]) -> list[Found]:
+    def run(self, places: Places) -> list[Found]:
         """Give each mutant to its tests, as many at once as there are places; those that took too long again, alone."""
-        self.remember(works[0])
+        self.remember(places)
         kept = BUILD / f"{self.name}.json"
         known: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
         todo = self.all_mutants()
-        free, lock = list(works), threading.Lock()
         done = 0
 
-        def ask(one: Found, patience: float) -> None:
+        def ask(one: Found, patience: float = 1) -> None:
             nonlocal done
             chosen = self.chosen(one.path, one.mutant)
             text = applied(self.sources[one.path].encode(), one.mutant)
@@ -326,30 +374,19 @@ class Examination:
             elif not chosen:
                 one.state = "not covered"
             else:
-                with lock:
-                    work = free.pop()
-                try:
+                with places.one() as work:
                     one.state, one.by = self._outcome(work, one, text, chosen, patience)
-                finally:
-                    with lock:
-                        free.append(work)
-            with lock:
-                done += 1
+            with places.lock:
+                done += patience == 1
                 if one.state != "too long":
                     known[key] = [one.state, one.by, of_tests]
                     kept.write_text(json.dumps(known))
                 if one.state not in ("killed", "timed out"):
                     print(f"{self.name} [{done}/{len(todo)}] {one.state}: {one.where}", flush=True)
 
-        with ThreadPoolExecutor(len(works)) as threads:
-            try:
-                list(threads.map(lambda one: ask(one, 1), todo))
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        places.each(ask, todo)
         for one in todo:
             if one.state == "too long":
-                done -= 1
                 ask(one, 2)
         return todo
 
@@ -437,11 +474,11 @@ def main() -> None:
     rows: dict[str, str] = {}
     details: list[str] = []
     left = 0
-    works = [Work(place) for place in range(options.at_once)]
+    places = Places(options.at_once)
     try:
         for name in options.topics or TOPICS:
             examination = Examination(name, TOPICS[name], options.sample, options.budget)
-            todo = examination.run(works)
+            todo = examination.run(places)
             for one in todo:
                 if one.state in ("survived", "not covered") and (name, one.mutant.name) in named:
                     one.state = "equivalent"
@@ -459,8 +496,7 @@ def main() -> None:
             print("\n".join([*HEAD, rows[name]]), flush=True)
             (BUILD / "report.md").write_text("\n".join(["# Mutants", "", *HEAD, *rows.values(), *details, ""]))
     finally:
-        for work in works:
-            work.close()
+        places.close()
     if options.write:
         write_page(rows)
     raise SystemExit(1 if left else 0)

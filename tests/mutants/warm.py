@@ -203,6 +203,7 @@ def main() -> None:
     sys.dont_write_bytecode = False
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         answer = run(order)

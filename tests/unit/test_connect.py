@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plungepool import Settings, connect, invocation, wire
+from plungepool import Settings, connect, invocation, tls, wire
 from plungepool.credentials import Login
 
 if TYPE_CHECKING:
@@ -337,9 +337,18 @@ def test_server_that_let_in_by_every_curve_and_refused_the_login_is_known(
     with pytest.raises(Refused):
         connector.connect(None)
     assert connector.connect(None) == "connected"
-    usual, every, again = contexts
+    assert connector.connect(None) == "connected"
+    usual, every, again, once_more = contexts
     assert usual is not every
-    assert again is every
+    assert again is once_more is every
+
+
+def test_server_that_takes_the_usual_curve_is_offered_it_again(
+    make_connector: Callable[..., connect.Connector],
+) -> None:
+    """The curve that saves a round trip stays the first choice where it works."""
+    connector = make_connector(Source("p"), lambda _login, way: way.context, tls="verify-full", region="eu-west-1")
+    assert connector.connect(None) is connector.connect(None) is tls.client_context(connector._settings)
 
 
 @pytest.mark.parametrize("moment", [None, NOW + 30])

@@ -104,6 +104,11 @@ BEGIN
     EXECUTE pg_catalog.format('GRANT INSERT ON shop.orders, shop.order_lines, shop.shipments TO %I', role_name);
     EXECUTE pg_catalog.format('GRANT UPDATE (stock) ON shop.products TO %I', role_name);
     EXECUTE pg_catalog.format('GRANT UPDATE (status, fulfilled_at) ON shop.orders TO %I', role_name);
+    -- What has been done already, which goes when it has expired.
+    EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA plungepool TO %I', role_name);
+    EXECUTE pg_catalog.format(
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON plungepool.once_keys, plungepool.idempotency TO %I', role_name
+    );
 
     -- As PostgreSQL 15 has it from the start: schema public is in the search path of every administrator who connects by
     -- other means. Whoever is to create there needs a grant of their own. Where public belongs to somebody else this is

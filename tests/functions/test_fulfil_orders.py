@@ -1,7 +1,5 @@
 """fulfil_orders: each message once, a bad one alone, and none lost while the database is away."""
 
-from __future__ import annotations
-
 import json
 import threading
 from types import SimpleNamespace
@@ -39,7 +37,7 @@ def shipped(shop: Any) -> list[str]:
     return [row[0] for row in shop.execute("SELECT order_id::text FROM shop.shipments ORDER BY 1")]
 
 
-def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop: Any, load: Any) -> None:
+def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop, load):
     """Every order of the batch becomes fulfilled, with one shipment, and no message is returned."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 2, 3))) == []
@@ -48,7 +46,7 @@ def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop: Any, load: Any) 
     assert [row[0] for row in fulfilled] == shipped(shop)
 
 
-def test_a_message_that_is_delivered_twice_changes_nothing(shop: Any, load: Any) -> None:
+def test_a_message_that_is_delivered_twice_changes_nothing(shop, load):
     """SQS delivers at least once: the same order again, in the batch or later, is done and writes nothing."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 1))) == []
@@ -57,7 +55,7 @@ def test_a_message_that_is_delivered_twice_changes_nothing(shop: Any, load: Any)
     assert shop.contents() == before
 
 
-def test_bad_messages_are_returned_alone(shop: Any, load: Any) -> None:
+def test_bad_messages_are_returned_alone(shop, load):
     """Unknown orders and broken bodies fail by themselves; what stands before, between and after them is fulfilled."""
     bad = [
         9999,
@@ -75,7 +73,7 @@ def test_bad_messages_are_returned_alone(shop: Any, load: Any) -> None:
     assert shipped(shop) == [order_id(number) for number in range(1, 2 + len(bad))]
 
 
-def test_a_locked_order_is_returned_alone(shop: Any, load: Any) -> None:
+def test_a_locked_order_is_returned_alone(shop, load):
     """A lock time-out is the trouble of that record: its message fails, the ones after it are fulfilled."""
     shop.execute(f"ALTER ROLE {shop.app_role} SET lock_timeout = '100ms'")
     function = load("fulfil_orders", shop.url())
@@ -89,14 +87,12 @@ def test_a_locked_order_is_returned_alone(shop: Any, load: Any) -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014"])
-def test_the_trouble_of_one_record_is_its_own(
-    shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch, sqlstate: str
-) -> None:
+def test_the_trouble_of_one_record_is_its_own(shop, load, monkeypatch, sqlstate):
     """A conflict, a deadlock or a time-out says nothing of the records after it: they are fulfilled."""
     function = load("fulfil_orders", shop.url())
     fulfil_order = function.module.fulfil_order
 
-    def troubled(connection: Any, one: Any) -> Any:
+    def troubled(connection, one):
         if one == order_id(1):
             raise OperationalError("a", None, SimpleNamespace(sqlstate=sqlstate))
         return fulfil_order(connection, one)
@@ -106,7 +102,7 @@ def test_the_trouble_of_one_record_is_its_own(
     assert shipped(shop) == [order_id(2), order_id(3)]
 
 
-def test_what_was_done_is_counted(shop: Any, load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_done_is_counted(shop, load, capsys):
     """The metrics hold what was fulfilled now and what is returned, not what came."""
     function = load("fulfil_orders", shop.url())
     function.invoke(batch(1))
@@ -117,7 +113,7 @@ def test_what_was_done_is_counted(shop: Any, load: Any, capsys: pytest.CaptureFi
     assert '"MessagesReturned":[2.0]' in said
 
 
-def test_copies_of_a_message_at_once_ship_once(shop: Any, load: Any) -> None:
+def test_copies_of_a_message_at_once_ship_once(shop, load):
     """Two environments that get the same message at the same moment make one shipment between them."""
     fulfil_order = load("fulfil_orders", shop.url()).module.fulfil_order
     engine = plungepool.build_engine(shop.settings(pool_size=8))
@@ -139,7 +135,7 @@ def test_copies_of_a_message_at_once_ship_once(shop: Any, load: Any) -> None:
     assert shipped(shop) == [order_id(1)]
 
 
-def test_an_empty_batch_is_nothing(shop: Any, load: Any) -> None:
+def test_an_empty_batch_is_nothing(shop, load):
     """No record, no failure, no connection."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke({"Records": []})) == []

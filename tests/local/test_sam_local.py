@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ COMMAND = [sys.executable, "-m", "plungepool_toolkit", "sam-local"]
 pytestmark = pytest.mark.timeout(900)  # an image may have to be made, and a busy machine takes its time
 
 
-def test_every_function_and_the_api_answer_in_sams_containers(machine: Any) -> None:
+def test_every_function_and_the_api_answer_in_sams_containers(machine):
     """Each function answers its event by `sam local invoke`, the API by `start-api`, and then all of it is gone."""
     result = subprocess.run(COMMAND, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
     said = result.stdout + result.stderr
@@ -37,7 +36,7 @@ def test_every_function_and_the_api_answer_in_sams_containers(machine: Any) -> N
     assert machine.left() == {}
 
 
-def ask(address: Any, path: Any) -> Any:
+def ask(address, path):
     """Ask an engine by its socket."""
     with contextlib.closing(http.client.HTTPConnection("engine")) as connection, socket.socket(socket.AF_UNIX) as link:
         link.connect(address.removeprefix("unix://"))
@@ -46,7 +45,7 @@ def ask(address: Any, path: Any) -> Any:
         return json.load(connection.getresponse())
 
 
-def test_a_function_that_fails_fails_the_command(machine: Any, tmp_path: Path) -> None:
+def test_a_function_that_fails_fails_the_command(machine, tmp_path):
     """
     SAM ends with 0 for a function that failed; the command does not, and says why.
 
@@ -77,7 +76,7 @@ def test_a_function_that_fails_fails_the_command(machine: Any, tmp_path: Path) -
     assert machine.left() == {}
 
 
-def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine: Any) -> None:
+def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine):
     """Interrupted in the midst of an invocation: the container, SAM, PostgreSQL and the engine end, in that order."""
     with subprocess.Popen(
         COMMAND, cwd=ROOT, env=machine.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -92,7 +91,7 @@ def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine: Any) -> None:
     assert machine.left() == {}
 
 
-def test_another_folder_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_another_folder_is_told_what_is_missing(tmp_path):
     """Run where there is no template, or in a project that `sam init` made: one line that says what to do, no traceback."""
     result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, "")

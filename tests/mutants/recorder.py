@@ -6,12 +6,8 @@ behind and import nothing, because tests look at what is imported. A line counts
 because not every process is given this one's variables.
 """
 
-from __future__ import annotations
 
-from typing import Any
-
-
-def _record(folder: str, packages: tuple[str, ...]) -> Any:  # type: ignore[no-untyped-def]
+def _record(folder: str, packages: tuple[str, ...]):  # type: ignore[no-untyped-def]
     import sys
     from posix import O_APPEND, O_CREAT, O_RDONLY, O_WRONLY, close, read, write
     from posix import open as open_file
@@ -32,7 +28,7 @@ def _record(folder: str, packages: tuple[str, ...]) -> Any:  # type: ignore[no-u
 
     state = [name()]
 
-    def on_line(code: Any, line: Any) -> Any:  # type: ignore[no-untyped-def]
+    def on_line(code, line):  # type: ignore[no-untyped-def]
         if code.co_filename.startswith(packages):
             write(lines, b"%s\t%s\t%d\n" % (state[0], code.co_filename.encode(), line))
         return monitoring.DISABLE

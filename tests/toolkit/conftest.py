@@ -1,7 +1,5 @@
 """What the toolkit leaves on the machine, found by the folder that all of it was told to use."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -9,16 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(Path(__file__).parent))  # for stand_in
@@ -95,7 +91,7 @@ def read_until(stream: IO[str], text: str) -> str:
 
 
 @pytest.fixture(name="read_until")
-def _read_until() -> Any:
+def _read_until():
     """The function above, for tests that may not import from here."""
     return read_until
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from plungepool_toolkit.command import COMMANDS
 
 MODULE = ("-m", "plungepool_toolkit")
 
 
-def test_help_says_what_each_command_does(machine: Any) -> None:
+def test_help_says_what_each_command_does(machine):
     """`plungepool --help` lists every command with a sentence, in order."""
     result = machine.run(*MODULE, "--help")
     assert (result.returncode, result.stderr) == (0, "")
@@ -17,7 +15,7 @@ def test_help_says_what_each_command_does(machine: Any) -> None:
     assert [row[0] for row in rows if row and row[0] in COMMANDS and len(row[1]) > 30] == [*COMMANDS]
 
 
-def test_only_what_is_typed_is_imported(machine: Any) -> None:
+def test_only_what_is_typed_is_imported(machine):
     """A command costs the imports of none of its neighbours: boto3, the SAM CLI's and PostgreSQL's are their affair."""
     program = (
         "import sys\n"
@@ -31,7 +29,7 @@ def test_only_what_is_typed_is_imported(machine: Any) -> None:
     assert set(result.stdout.split()) == {"doctor"}, result.stderr
 
 
-def test_a_slip_is_answered_by_the_nearest_word(machine: Any) -> None:
+def test_a_slip_is_answered_by_the_nearest_word(machine):
     """A word that is no command is refused, with the one that was meant."""
     result = machine.run(*MODULE, "doctr")
     assert (result.returncode, result.stdout) == (2, "")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 PUBLIC = (
     "plungepool",
     "plungepool.checks",
-    "plungepool.wire",
     "plungepool_toolkit.environment",
     "plungepool_toolkit.network",
     "plungepool_toolkit.postgres",
@@ -32,7 +31,6 @@ FOLLOW_OTHERS = (
     "plungepool.secret",
     "plungepool.statements",
     "plungepool.tls",
-    "plungepool.wire",
     "plungepool_toolkit.rds_proxy",
     "plungepool_toolkit.runtime_api",
 )

@@ -5,8 +5,6 @@ Every query names a token, `q-<number>`, in its text or in its first parameter, 
 holds it: so a row that belongs to another query is known at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import socket
@@ -14,7 +12,6 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 TOKEN = re.compile(rb"q-\d+")
 PARAMETERS = {
@@ -90,7 +87,7 @@ class FuzzServer:
 
     host = "127.0.0.1"
 
-    def __enter__(self) -> Any:
+    def __enter__(self):
         self._lock = threading.Lock()
         self.plan()
         self.sent_bytes = 0
@@ -103,7 +100,7 @@ class FuzzServer:
         self._threads[0].start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -114,16 +111,14 @@ class FuzzServer:
             thread.join(10)
             assert not thread.is_alive()
 
-    def plan(
-        self, *, startup_fault: Any = None, query_faults: Any = None, authentication: bytes = b"", drip_s: float = 0.0
-    ) -> None:
+    def plan(self, *, startup_fault=None, query_faults=None, authentication=b"", drip_s=0.0):
         """Say what goes wrong from now on. authentication: messages before AuthenticationOk."""
         with self._lock:
             self.flights = 0
             self.startup_fault, self.query_faults = startup_fault, query_faults or {}
             self.authentication, self.drip_s = authentication, drip_s
 
-    def _listen(self) -> None:
+    def _listen(self):
         while True:
             try:
                 client, _ = self._listener.accept()
@@ -134,7 +129,7 @@ class FuzzServer:
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, client: Any) -> None:
+    def _serve(self, client):
         self.connections += 1
         self._sockets.add(client)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -147,7 +142,7 @@ class FuzzServer:
         finally:
             self._sockets.discard(client)
 
-    def _start(self, client: Any) -> Any:
+    def _start(self, client):
         while True:
             (length,) = struct.unpack("!i", _exactly(client, 4))
             (code,) = struct.unpack("!i", _exactly(client, 4))
@@ -171,7 +166,7 @@ class FuzzServer:
         reply += [message(b"K", struct.pack("!ii", 4711, 42)), ready()]
         return self._send(client, reply, fault)
 
-    def _answer(self, client: Any) -> None:
+    def _answer(self, client):
         state, token = b"I", b"nothing"
         reply = []
         while True:
@@ -216,7 +211,7 @@ class FuzzServer:
                 if not going:
                     return
 
-    def _send(self, client: Any, reply: Any, fault: Any) -> bool:
+    def _send(self, client, reply, fault):
         """Send a reply as its fault has it; return whether the connection goes on."""
         if fault is None:
             client.sendall(b"".join(reply))
@@ -249,11 +244,11 @@ class FuzzServer:
         return True
 
 
-def _has_rows(statement: Any) -> Any:
+def _has_rows(statement):
     return statement.lstrip().upper().startswith((b"SELECT", b"SHOW"))
 
 
-def _run(statement: Any, token: Any, state: Any, *, described: Any) -> Any:
+def _run(statement, token, state, *, described):
     statement = statement.rstrip(b"\0")
     word = statement.split(b" ")[0].upper().rstrip(b";")
     if not word:
@@ -273,7 +268,7 @@ def _run(statement: Any, token: Any, state: Any, *, described: Any) -> Any:
     return [message(b"C", word + b" 1\0")], state
 
 
-def _exactly(client: Any, count: Any) -> Any:
+def _exactly(client, count):
     data = b""
     while len(data) < count:
         piece = client.recv(count - len(data))

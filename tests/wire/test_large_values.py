@@ -1,7 +1,5 @@
 """Rows beyond a megabyte: read value by value, whole wherever the pieces are cut, and without a second copy."""
 
-from __future__ import annotations
-
 import random
 import struct
 import tracemalloc
@@ -12,7 +10,7 @@ from fuzz_server import Fault, FuzzServer, data_row, row_description
 from plungepool import wire
 
 
-def test_large_values_are_whole_among_small_ones(connection: wire.Connection) -> None:
+def test_large_values_are_whole_among_small_ones(connection):
     """Long, short, empty and NULL values in one row, several such rows, with short rows before and behind them."""
     cursor = connection.cursor()
     cursor.execute(
@@ -26,7 +24,7 @@ def test_large_values_are_whole_among_small_ones(connection: wire.Connection) ->
     assert cursor.execute("SELECT $1::bytea", (b"\x00\\" * 400_000,)).fetchone() == (b"\x00\\" * 400_000,)
 
 
-def test_large_values_are_sent_whole(connection: wire.Connection) -> None:
+def test_large_values_are_sent_whole(connection):
     """Many rows of long and short parameters in one flight."""
     cursor = connection.cursor()
     cursor.execute("CREATE TEMP TABLE t (n int, a text)")
@@ -38,7 +36,7 @@ def test_large_values_are_sent_whole(connection: wire.Connection) -> None:
     assert cursor.fetchall() == [(n, len(a)) for n, a in rows]
 
 
-def test_large_value_is_held_once(connection: wire.Connection) -> None:
+def test_large_value_is_held_once(connection):
     """As bytes from the server and as what it becomes, and no third time."""
     cursor = connection.cursor()
     cursor.execute("CREATE TEMP TABLE t AS SELECT decode(repeat('ff', 8000000), 'hex') AS a")
@@ -52,7 +50,7 @@ def test_large_value_is_held_once(connection: wire.Connection) -> None:
 
 
 @pytest.mark.parametrize("lie", ["too long", "too short", "negative", "longer row", "another width"])
-def test_large_row_that_lies_is_a_classed_error(lie: str) -> None:
+def test_large_row_that_lies_is_a_classed_error(lie):
     """Lengths within a large row are not believed."""
     honest = data_row(b"x" * 2_000_000, b"q-1")
     lies = {

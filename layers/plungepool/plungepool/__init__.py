@@ -2,13 +2,15 @@
 
 from . import cold_start as _cold_start  # before all that imports SQLAlchemy  # noqa: F401
 from .engine import Unavailable, build_engine, dispose_engine, get_engine
-from .errors import CredentialsError, DeadlineExceeded, PinningRefused, PlungepoolError, SettingsError
+from .errors import CredentialsError, DeadlineExceeded, OutcomeUnknown, PinningRefused, PlungepoolError, SettingsError
 from .pool import PoolExhausted
 from .settings import Settings
+from .transaction import once, run_transaction
 
 __all__ = [
     "CredentialsError",
     "DeadlineExceeded",
+    "OutcomeUnknown",
     "PinningRefused",
     "PlungepoolError",
     "PoolExhausted",
@@ -18,4 +20,6 @@ __all__ = [
     "build_engine",
     "dispose_engine",
     "get_engine",
+    "once",
+    "run_transaction",
 ]

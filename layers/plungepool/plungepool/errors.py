@@ -6,6 +6,7 @@ PlungepoolError
 ├── CredentialsError                       no usable user and password, or the server refused them
 ├── DeadlineExceeded (also TimeoutError)   the time was over before the database had answered
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
+├── OutcomeUnknown                         COMMIT was sent and its answer was lost: the transaction was kept, or it was not
 └── PinningRefused                         a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
 """
 
@@ -63,6 +64,25 @@ class DeadlineExceeded(PlungepoolError, TimeoutError):
     The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either is caught by
     this name, by TimeoutError and as an OperationalError.
     """
+
+
+class OutcomeUnknown(PlungepoolError):
+    """
+    COMMIT was sent and its answer was lost, so that nobody knows whether the transaction was kept; raised `from` what happened.
+
+    Not in `Unavailable`: whoever simply tries again may do everything twice. With `once(connection, key)` in the transaction it can
+    be run again with the same key, and has its effect once.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        return (
+            f"COMMIT was sent and its answer was lost, so the transaction may have been kept or not: {self.what}. Look whether its "
+            "effect is there before it runs again, or have plungepool.once() in it"
+        )
 
 
 class PinningRefused(PlungepoolError):

@@ -181,8 +181,7 @@ class _Transactions(Session):
         self._begin_messages = parse(begin) + BIND_NOTHING + EXECUTE
 
     def commit(self) -> None:
-        """
-        Commit; no round trip when nothing was sent since the last one.
+        """Commit; no round trip when nothing was sent since the last one.
 
         Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed;
             ProgrammingError within a two-phase transaction.
@@ -192,6 +191,9 @@ class _Transactions(Session):
 
     def _commit(self) -> None:
         if self._protocol.status != IDLE or self.closed:
+            # A session that has ended already says so before COMMIT is sent, and not in place of its answer: that is the
+            # difference between a transaction that may run again and one of which nobody knows.
+            self.check()
             reply = self._query("COMMIT")
             if reply.tag == b"ROLLBACK":
                 error = InternalError(
@@ -201,8 +203,7 @@ class _Transactions(Session):
                 raise error
 
     def rollback(self) -> None:
-        """
-        Roll back; no round trip when nothing was sent since the last one.
+        """Roll back; no round trip when nothing was sent since the last one.
 
         Raises: ProgrammingError within a two-phase transaction.
         """
@@ -227,11 +228,7 @@ class _Transactions(Session):
 
 
 class Connection(_Transactions):
-    """
-    One session; not to be shared between threads at the same time. `connect` makes it, and says what it raises.
-
-    Units: every *_s is in seconds.
-    """
+    """One session; not to be shared between threads at the same time. `connect` makes it."""
 
     def __init__(self, **options: Any) -> None:
         self._cursor_names = count(1)
@@ -255,8 +252,7 @@ class Connection(_Transactions):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """
-        Commit, or roll back where an exception leaves the block; then close, as psycopg does.
+        """Commit, or roll back where an exception leaves the block; then close, as psycopg does.
 
         Raises: what `commit` raises, also where the block has hidden the failure of a statement.
         """
@@ -273,7 +269,7 @@ class Connection(_Transactions):
     # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
 
     def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
-        """Return a name for `tpc_begin`, which takes any text, too. Raises: ProgrammingError for parts that are too long."""
+        """Return a name for `tpc_begin`, which takes any text, too; ProgrammingError for parts that are too long."""
         if not 0 <= format_id <= 0x7FFFFFFF:
             raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
         if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):
@@ -353,7 +349,7 @@ class Connection(_Transactions):
         if not values and (stream is not None or ";" in statement):
             # The simple protocol: the only one that takes several statements, and the one for COPY.
             if self._autocommit or self._protocol.status != IDLE:
-                return self._query(statement, stream)
+                return self._query(statement, stream, kept=self._protocol.status == IDLE)
             return self._query(f"{self._begin};{statement}", stream, len(self._begin) + 1)
         return self._run(statement, (values,))
 
@@ -377,6 +373,7 @@ class Connection(_Transactions):
                 describe = b""
         parts.append(SYNC)
         reply = Reply(parts)
+        reply.kept = self._autocommit and self._protocol.status == IDLE
         reply.runs = [len(run) for _, run in runs]
         self._fly(reply, len(first), len(rows))
         return reply

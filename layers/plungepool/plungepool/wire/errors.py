@@ -27,8 +27,7 @@ class Warning(Exception):  # noqa: A001 - PEP 249 names it
 
 
 class Error(Exception):
-    """
-    What every error here derives from.
+    """What every error here derives from.
 
     `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE class
     22) quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.
@@ -51,6 +50,9 @@ class Error(Exception):
     constraint_name: str | None = None
     #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
     disconnected: bool = False
+    #: True when the connection was lost after something was sent that is kept as soon as it is done (COMMIT; in AUTOCOMMIT any
+    #: statement), and the server's answer to it was not read: it was carried out, or not
+    outcome_unknown: bool = False
 
     # What the server said, by the names below.
     _fields: Mapping[str, str] = MappingProxyType({})

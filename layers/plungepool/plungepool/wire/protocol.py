@@ -86,6 +86,10 @@ SEVERAL = -1
 # ---- messages out ---------------------------------------------------------------------------------------------------
 
 
+# How the statements begin that end a transaction and keep what it did, or part of it.
+_KEEP = (b"COMMIT", b"END", b"PREPARE TRANSACTION")
+
+
 def _message(code: bytes, body: bytes) -> bytes:
     return code + _INT.pack(len(body) + 4) + body
 
@@ -176,6 +180,25 @@ def _parameters(sent: bytes) -> Iterator[str]:
         position += 1 + length
 
 
+def may_keep(sent: Iterable[bytes]) -> bool:
+    """Say whether a statement among these messages may end a transaction so that what it did is kept. Pure."""
+    for message in sent:
+        code, body = bytes(message[:1]), bytes(message[5:])
+        # Parse has the name of the statement first; ours have none.
+        statements = body.split(b";") if code == b"Q" else [body[1:]] if code == b"P" else []
+        if any(_first_words(one).startswith(_KEEP) for one in statements):
+            return True
+    return False
+
+
+def _first_words(statement: bytes) -> bytes:
+    """Return the beginning of a statement in capitals, without the comments that stand before it."""
+    statement = statement.lstrip()
+    while statement.startswith((b"--", b"/*")):
+        statement = statement.partition(b"\n" if statement.startswith(b"--") else b"*/")[2].lstrip()
+    return statement[:20].upper()
+
+
 def startup(parameters: Mapping[str, str | None], more: Mapping[str, str]) -> bytes:
     """
     StartupMessage; what is None is left out.
@@ -206,6 +229,7 @@ class Reply:
         "columns",
         "description",
         "error",
+        "kept",
         "may_have_asked",
         "own",
         "refused",
@@ -224,6 +248,8 @@ class Reply:
         self.runs: Sequence[int] = ()
         #: what COPY reads from or writes to
         self.stream = stream
+        #: True when no transaction is open around it, so that what it does is kept as soon as it is done
+        self.kept = False
         self.description: list[tuple[Any, ...]] | None = None
         self.columns: list[Column] = []
         self.rows: list[tuple[Any, ...]] = []

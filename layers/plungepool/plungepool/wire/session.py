@@ -20,7 +20,7 @@ from .errors import (
     Secret,
     TooLate,
 )
-from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, query, startup
+from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
 from .transport import DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
@@ -240,9 +240,10 @@ class Session:
 
     # ---- flights
 
-    def _query(self, statement: str, stream: Any = None, shift: int = 0) -> Reply:
+    def _query(self, statement: str, stream: Any = None, shift: int = 0, *, kept: bool = False) -> Reply:
         """One flight by the simple protocol; `shift` characters at the front are not the user's."""
         reply = Reply((query(statement),), stream)
+        reply.kept = kept
         try:
             self._fly(reply, 1 if shift else 0, SEVERAL)
         except Error as error:
@@ -341,6 +342,12 @@ class Session:
     def _give_up(self, error: BaseException, reply: Reply | None) -> NoReturn:
         """Close the connection since `error` stopped a flight, and raise what the user is to see."""
         said = reply.error if reply is not None else None
+        # 25P03 comes to a session that is idle: nothing of the flight was looked at.
+        unknown = (
+            reply is not None
+            and not (said is not None and said.sqlstate == "25P03")
+            and (reply.kept or may_keep(reply.sent))
+        )
         cause: BaseException | None = None
         if isinstance(error, EndOfStream):
             seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
@@ -366,7 +373,7 @@ class Session:
         if not self.gone:
             self._discard(str(seen))
         if isinstance(seen, Error):
-            seen.disconnected = True
+            seen.disconnected, seen.outcome_unknown = True, unknown
         if seen is error:
             raise error
         raise seen from cause

@@ -1,0 +1,187 @@
+"""
+A transaction that runs again after what undid it, and an effect that happens once.
+
+Only what the server has certainly undone runs again: a conflict, or a connection that was lost before COMMIT was sent. Where
+COMMIT was sent and its answer was lost nobody knows what became of it, and running the transaction again could do everything
+twice: that is `OutcomeUnknown`. With `once` in the transaction it can be run again all the same, since the key was recorded
+together with the effect, or neither was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from sqlalchemy import Connection, Engine, exc, text
+
+from . import invocation
+from .errors import OutcomeUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+_Result = TypeVar("_Result")
+
+# Pauses are drawn between nothing and this, doubled at each attempt (full jitter), so that those in conflict part.
+_FIRST_PAUSE_S = 0.02
+_PAUSE_AT_MOST_S = 1.0
+# The server undid the transaction, or never began it, and the next attempt may find it otherwise. 40001 and 40P01: conflicts;
+# OC000 and OC001: Aurora DSQL's; 25006: it was a writer that is none any more, and the next connection finds the new one.
+_UNDONE = frozenset(("40001", "40P01", "OC000", "OC001", "25006"))
+# How a session ends that nobody limited in time: a restart, a failover, an idle time-out, a pooler that lost its server.
+_ENDED = frozenset(("57P01", "57P02", "57P03", "57P05"))
+
+# SQS keeps a message for 14 days at most.
+_KEEP_S = 14 * 24 * 3600.0
+_KEY_BYTES_AT_MOST = 1024
+
+# Two keys that have expired go with each that comes, so that the table does not grow for ever. Not above READ COMMITTED:
+# there a row that two transactions want to delete is a conflict.
+_ONCE = text("""
+    WITH expired AS (
+        DELETE FROM plungepool.once_keys WHERE key IN (
+            SELECT key FROM plungepool.once_keys
+            WHERE expires_at < pg_catalog.now() AND key <> :key
+            AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
+            ORDER BY expires_at LIMIT 2 FOR UPDATE SKIP LOCKED
+        )
+    )
+    INSERT INTO plungepool.once_keys AS known (key, recorded_at, expires_at)
+    VALUES (:key, pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => :keep_s))
+    ON CONFLICT (key) DO UPDATE SET recorded_at = excluded.recorded_at, expires_at = excluded.expires_at
+    WHERE known.expires_at < pg_catalog.now()
+    RETURNING true
+""")
+
+
+@overload
+def run_transaction(
+    source: Engine, function: Callable[[Connection], _Result], *, attempts: int = 5, isolation_level: str | None = None
+) -> _Result: ...
+
+
+@overload
+def run_transaction(
+    source: Callable[[], Session],
+    function: Callable[[Session], _Result],
+    *,
+    attempts: int = 5,
+    isolation_level: str | None = None,
+) -> _Result: ...
+
+
+def run_transaction(
+    source: Engine | Callable[[], Session],
+    function: Callable[[Any], _Result],
+    *,
+    attempts: int = 5,
+    isolation_level: str | None = None,
+) -> _Result:
+    """
+    Run `function` in a transaction of its own, commit, and return what it returned; run all of it again after a conflict.
+
+    The function may run several times, so whatever it does besides the database must bear that. It neither commits nor
+    rolls back, and what it returns must not need the connection any more (rows, not a result that reads them later).
+
+    Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets a
+        Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this transaction,
+        for example "SERIALIZABLE"; None leaves the engine's.
+    Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised: whatever
+        the function raises, at once, unless it is the database's word that the transaction was undone by a conflict (40001,
+        40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for AUTOCOMMIT
+        and for fewer than one attempt, TypeError for a source that is neither.
+    Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the deadline.
+    Threads: safe, as the engine is.
+    Source: PostgreSQL, "Serialization Failure Handling"; AWS Architecture Blog, "Exponential Backoff And Jitter".
+    """
+    if attempts < 1:
+        raise ValueError("run_transaction: attempts must be at least 1")
+    if isinstance(source, Connection) or not (isinstance(source, Engine) or callable(source)):
+        raise TypeError(
+            "run_transaction needs the engine, or what makes sessions (a sessionmaker): it begins a transaction of its own, "
+            f"and a new one for each attempt; not {type(source).__name__}"
+        )
+    for attempt in range(1, attempts + 1):
+        try:
+            return _attempt(source, function, isolation_level)
+        except Exception as error:
+            if getattr(getattr(error, "orig", None), "outcome_unknown", False):
+                raise OutcomeUnknown(str(getattr(error, "orig", error))) from error
+            pause = _jitter() * min(_PAUSE_AT_MOST_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
+            if not _was_undone(error) or time.time() + pause >= (invocation.deadline() or float("inf")):
+                raise
+            if attempt == attempts:
+                if attempts > 1:
+                    error.add_note(f"run_transaction: this was attempt {attempt} of {attempts}")
+                raise
+        time.sleep(pause)
+    raise AssertionError  # the last attempt has returned or raised
+
+
+def once(connection: Connection | Session, key: str, *, keep_s: float = _KEEP_S) -> bool:
+    """
+    Record `key` in the transaction that runs, and say whether it is the first time; effect and record commit together.
+
+        with engine.begin() as connection:
+            if once(connection, message_id):
+                ...                                 # the effect
+
+    A second transaction with the same key waits for the first to end, and then gets False where it committed, True where it
+    was rolled back. So after `OutcomeUnknown` the same call tells what became of it.
+
+    Args: key: what must not happen twice, for example a message's id with a word for what is done; at most 1,024 bytes.
+        keep_s: how long the key is known, at least as long as it may be delivered again; 14 days, as long as SQS keeps a
+        message.
+    Returns: True where the key was not known, or had expired.
+    Raises: ValueError for an empty or too long key, and in AUTOCOMMIT, where the record would outlive an effect that fails;
+        what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction` expects it.
+    Units: keep_s in seconds, by the server's clock. One round trip.
+    Tables: plungepool.once_keys, which prepare_database makes (docs/exactly-once.md has the statements).
+    """
+    if not key or len(key.encode()) > _KEY_BYTES_AT_MOST:
+        raise ValueError(f"once: a key has 1 to {_KEY_BYTES_AT_MOST} bytes")
+    if not isinstance(connection, Connection):
+        connection = connection.connection()
+    _refuse_autocommit("once", connection)
+    return connection.execute(_ONCE, {"key": key, "keep_s": keep_s}).first() is not None
+
+
+def _attempt(
+    source: Engine | Callable[[], Session], function: Callable[[Any], _Result], isolation_level: str | None
+) -> _Result:
+    options = {} if isolation_level is None else {"isolation_level": isolation_level}
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            if options:
+                connection.execution_options(**options)
+            _refuse_autocommit("run_transaction", connection)
+            with connection.begin():
+                return function(connection)
+    with source() as session, session.begin():
+        _refuse_autocommit("run_transaction", session.connection(execution_options=options))
+        return function(session)
+
+
+def _refuse_autocommit(what: str, connection: Connection) -> None:
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise ValueError(f"{what} needs a transaction: the isolation level is AUTOCOMMIT")
+
+
+def _was_undone(error: Exception) -> bool:
+    """Say whether nothing of the transaction was kept, and another attempt may end otherwise."""
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    orig = error.orig
+    sqlstate = getattr(orig, "sqlstate", None)
+    if sqlstate in _UNDONE:
+        return True
+    lost = getattr(orig, "disconnected", False) and not isinstance(orig, TimeoutError)
+    return lost and (sqlstate is None or sqlstate in _ENDED or sqlstate.startswith("08"))
+
+
+def _jitter() -> float:
+    # From the system, so that clones of one snapshot differ.
+    return int.from_bytes(os.urandom(4)) / 2**32

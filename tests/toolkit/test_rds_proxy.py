@@ -225,6 +225,20 @@ def test_a_client_lives_a_day(rds_proxy: Start) -> None:
     assert proxy.counters.aged_clients_closed == 1
 
 
+def test_limits_of_time_are_reached_at_their_second(rds_proxy: Start) -> None:
+    """Not before it, and not after it: of idleness, and of a life."""
+    for limits, counter in (
+        ({"idle_client_timeout_s": 100}, "idle_clients_closed"),
+        ({"client_life_s": 100}, "aged_clients_closed"),
+    ):
+        proxy = scram(rds_proxy, clock=lambda: 1_000_000_000.0, **limits)
+        with client(proxy):
+            proxy.advance(99.5)
+            assert getattr(proxy.counters, counter) == 0
+            proxy.advance(0.5)
+            assert getattr(proxy.counters, counter) == 1
+
+
 def test_the_sweep_finds_idle_clients_by_itself(rds_proxy: Start) -> None:
     """No call of `advance` is needed where the real clock is used."""
     proxy = scram(rds_proxy, idle_client_timeout_s=0.1)

@@ -276,21 +276,26 @@ class Server:
                 self._say(b"1")
 
     def _run(self, sql: bytes) -> None:
-        if sql.startswith(b"COPY"):
+        """Run the first statement of a text; the others come after it."""
+        one, _semicolon, self._rest = sql.partition(b";")
+        if one.startswith(b"COPY"):
             self._copying = True
             self._say(b"G")
             return
-        if sql.startswith(b"BEGIN"):
+        if one.startswith(b"BEGIN"):
             self._status = b"T"
-        elif sql.startswith(b"COMMIT"):
+        elif one.startswith(b"COMMIT"):
             self._status = b"I"
-        self._end(b"E" if sql.startswith(b"FAIL") else b"C")
+        self._end(b"E" if one.startswith(b"FAIL") else b"C")
 
     def _end(self, kind: bytes) -> None:
+        self._say(kind)
         if kind == b"E":
             self._skipping = not self._simple
             self._status = b"E" if self._status != b"I" else b"I"
-        self._say(kind)
+        elif self._rest:
+            self._run(self._rest)
+            return
         if self._simple:
             self._ready()
 
@@ -318,6 +323,12 @@ def batch(sql: str, simple: bool) -> list[bytes]:
     return [query(sql)] if simple else list(taken([extended(sql)])[0])
 
 
+def copied_twice(rows: int, ended_by: str, last: str) -> list[bytes]:
+    """Two COPYs of one simple query, each with its data, and perhaps something else behind them."""
+    first, *data = copied(f"COPY;COPY{last}", simple=True, early_sync=False, ended_by=ended_by, rows=rows)
+    return [first, *data, *data]
+
+
 STATEMENTS = st.sampled_from(["SELECT", "FAIL", "BEGIN", "COMMIT"])
 BATCHES = st.one_of(
     st.builds(batch, STATEMENTS, st.booleans()),
@@ -332,6 +343,7 @@ BATCHES = st.one_of(
         ended_by=st.sampled_from(["c", "f"]),
         rows=st.integers(0, 3),
     ),
+    st.builds(copied_twice, st.integers(0, 2), st.sampled_from(["c", "f"]), st.sampled_from(["", ";SELECT", ";FAIL"])),
 )
 
 
@@ -340,6 +352,9 @@ BATCHES = st.one_of(
 @example([copied("COPY", simple=False, early_sync=True, ended_by="c", rows=1)], None)
 @example([copied("FAIL", simple=False, early_sync=True, ended_by="c", rows=1)], None)
 @example([copied("COPY", simple=True, early_sync=False, ended_by="c", rows=1), batch("SELECT", False)], None)
+@example([copied_twice(1, "c", ""), batch("SELECT", False)], None)
+@example([copied("COPY", simple=True, early_sync=False, ended_by="f", rows=1), batch("SELECT", False)], None)
+@example([copied("COPY", simple=False, early_sync=True, ended_by="f", rows=1), batch("SELECT", False)], None)
 @example(
     [
         batch("BEGIN", True),
@@ -381,6 +396,7 @@ def test_a_conversation_that_waits_its_turn_has_the_answers_of_one_that_does_not
             conversation.answered(one)
             if one[:1] == messages.READY_FOR_QUERY and conversation.status == messages.IDLE:
                 assert conversation.leaves_nothing
+                assert unheard == len(server.replies), "lent while something is on its way to it or from it"
                 lent = True
     assert heard == alone.replies
     assert not conversation.awaiting

@@ -269,6 +269,20 @@ def test_settings_that_are_known_hold_and_stay_with_their_client(rds_proxy: Star
     assert (counters.database_connections, counters.transactions, counters.pinned) == (1, 6, {})
 
 
+def test_a_new_client_is_told_what_the_session_is_like_now(rds_proxy: Start) -> None:
+    """A function may have changed a session unseen: whoever gets it next is not told what it was like before."""
+    proxy = scram(rds_proxy, max_database_connections=1)
+    with client(proxy) as connection:
+        connection.execute(
+            "CREATE FUNCTION unseen() RETURNS text LANGUAGE sql AS $$ SELECT set_config('DateStyle', 'German', false) $$"
+        )
+        connection.execute("SELECT unseen()")
+        connection.execute("DROP FUNCTION unseen()")
+        with client(proxy, application_name="another kind") as other:
+            assert (other.info.parameter_status("DateStyle") or "").startswith("German")
+    assert proxy.counters.pinned == {}
+
+
 def test_a_setting_that_is_wrong_ends_the_connect(rds_proxy: Start) -> None:
     """The server's own error, and the connection is not poisoned for the next."""
     proxy = scram(rds_proxy, max_database_connections=1)

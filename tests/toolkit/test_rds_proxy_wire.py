@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import signal
 import socket
 import ssl
 import struct
@@ -20,6 +22,7 @@ from stand_in import Raw, client, extended, message, query, scram
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from plungepool_toolkit.postgres import Postgres
     from plungepool_toolkit.rds_proxy import RdsProxy
 
     Start = Callable[..., RdsProxy]
@@ -156,6 +159,20 @@ def test_a_statement_pins_by_its_length_from_one_byte_over_16_kb(raw: tuple[RdsP
         assert dict(proxy.counters.pinned) == pinned
 
 
+def test_an_unnamed_statement_is_looked_for_where_a_client_is_pinned_too(raw: tuple[RdsProxy, Raw]) -> None:
+    """Parsed over one connection and bound over the one that the client was pinned to since: it is not there."""
+    proxy, one = raw
+    parse, bind, execute = message("P", b"\0SELECT 1\0\0\0"), message("B", b"\0" * 8), message("E", b"\0" * 5)
+    one.sock.sendall(parse + message("S") + query("SET application_name = 'x'"))
+    one.until_ready(2)
+    one.sock.sendall(bind + execute + message("S"))
+    one.until_ready()
+    assert proxy.counters.unnamed_statement_outlived == 1
+    one.sock.sendall(parse + message("S") + bind + execute + message("S"))
+    assert one.kinds(2) == "1Z2DCZ"
+    assert proxy.counters.unnamed_statement_outlived == 1
+
+
 def test_a_client_that_waits_for_an_answer_is_not_idle(raw: tuple[RdsProxy, Raw]) -> None:
     """Time passes while the database works: the answer still comes, and the client is closed when it idles after it."""
     proxy, one = raw
@@ -166,6 +183,22 @@ def test_a_client_that_waits_for_an_answer_is_not_idle(raw: tuple[RdsProxy, Raw]
     assert one.kinds() == "TDCZ"
     proxy.advance(proxy.idle_client_timeout_s + 1)
     assert one.message()[0] == "E"
+
+
+def test_whoever_says_or_hears_something_is_not_idle(raw: tuple[RdsProxy, Raw]) -> None:
+    """Time counts from the client's last message, within a batch too, and from the end of the last answer."""
+    proxy, one = raw
+    proxy.advance(proxy.idle_client_timeout_s - 1)
+    one.sock.sendall(message("P", b"\0SELECT pg_sleep(0.3)\0\0\0") + message("H"))
+    assert one.message()[0] == "1"
+    proxy.advance(2)
+    one.sock.sendall(message("B", b"\0" * 8) + message("E", b"\0" * 5) + message("S"))
+    while not proxy._call(lambda: next(iter(proxy._sessions))._conversation.awaiting):
+        time.sleep(0.01)
+    proxy.advance(proxy.idle_client_timeout_s)
+    assert one.kinds() == "2DCZ"
+    proxy.advance(2)
+    assert proxy.counters.idle_clients_closed == 0
 
 
 def test_begin_rides_along(raw: tuple[RdsProxy, Raw]) -> None:
@@ -228,6 +261,65 @@ def test_batches_larger_than_every_buffer(raw: tuple[RdsProxy, Raw]) -> None:
     rows = [body for kind, body in one.exchange(flight, 3000) if kind == "D"]
     assert [int(body[6:14]) for body in rows] == list(range(3000))
     assert proxy.counters.transactions == 3000
+
+
+def held(proxy: RdsProxy) -> int:
+    """Return how many bytes the stand-in holds for those who do not take them, once it has stopped to take more."""
+
+    def count() -> int:
+        peers = [*proxy._peers, *(server.peer for server in proxy.pool.servers)]
+        return sum(len(peer.inbox) + peer.transport.get_write_buffer_size() for peer in peers)
+
+    sizes = [-1, -2, -3]
+    while len(set(sizes[-3:])) > 1 or not sizes[-1]:
+        time.sleep(0.1)
+        sizes.append(proxy._call(count))
+        assert len(sizes) < 300
+    return sizes[-1]
+
+
+def test_a_client_that_does_not_read_is_waited_for(raw: tuple[RdsProxy, Raw]) -> None:
+    """60 MB for somebody who takes nothing stay with the database; others are served, and then all of it comes."""
+    proxy, one = raw
+    one.sock.sendall(query("SELECT repeat('x', 1000000) FROM generate_series(1, 60)"))
+    assert held(proxy) < 10_000_000
+    other = Raw(proxy)
+    other.sock.sendall(query("SELECT 1"))
+    assert other.kinds() == "TDCZ"
+    other.close()
+    assert sum(len(body) for kind, body in one.until_ready() if kind == "D") > 60_000_000
+
+
+def test_a_database_that_does_not_read_is_waited_for(raw: tuple[RdsProxy, Raw]) -> None:
+    """40 MB for a backend that is stopped stay with the client."""
+    proxy, one = raw
+    one.sock.sendall(query("BEGIN") + query("SELECT pg_backend_pid()"))
+    pid = next(int(body[6:]) for kind, body in one.until_ready(2) if kind == "D")
+    flight = b"".join(extended("SELECT length($1)", b"y" * 1_000_000, sync=False) for _ in range(40)) + message("S")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(one.sock.sendall, flight)
+            try:
+                assert held(proxy) < 10_000_000
+                assert not sending.done()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            sending.result(timeout=60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert one.kinds() == "12TDC" * 40 + "Z"
+
+
+def test_a_last_word_of_the_database_is_the_last(raw: tuple[RdsProxy, Raw], postgres: Postgres) -> None:
+    """Who was told why the session ends is not told once more that it has ended."""
+    _proxy, one = raw
+    one.sock.sendall(query("BEGIN") + query("SELECT pg_backend_pid()"))
+    pid = next(int(body[6:]) for kind, body in one.until_ready(2) if kind == "D")
+    postgres.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+    kind, body = one.message()
+    assert (kind, b"C57P01" in body) == ("E", True)
+    assert one.file.read() == b""
 
 
 def copy_data(*rows: bytes) -> bytes:

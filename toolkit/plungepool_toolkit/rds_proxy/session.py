@@ -141,7 +141,7 @@ class Session:
                 self._pin("named statement")
             else:
                 self._unnamed_is_ours = True
-        elif messages.uses_unnamed_statement(message) and not self._unnamed_is_ours and not self._pinned:
+        elif messages.uses_unnamed_statement(message) and not self._unnamed_is_ours:
             # It was parsed before this connection was borrowed.
             self.service.counts["unnamed_statement_outlived"] += 1
         self._server.peer.write(message)

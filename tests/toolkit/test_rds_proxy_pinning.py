@@ -1,0 +1,30 @@
+"""What the stand-in for RDS Proxy takes to pin, by itself; tests/unit/test_pinning.py holds it against the package's own reader."""
+
+from __future__ import annotations
+
+import pytest
+
+from plungepool_toolkit.rds_proxy.pinning import why_pinned
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("SELECT 1 -- a\rSET x = 1", None),
+        ("SELECT 1; -- a\rSET x = 1", "SET"),
+        ("SELECT 1; -- a\nSET x = 1", "SET"),
+        ("SELECT 1;\vSET x = 1", "SET"),
+        ("\u212a = 1; SET x = 1", "SET"),
+        ("LI\u017fTEN jobs", None),
+        ("SELECT pg_advisory_loc\u212a(1)", None),
+        ("CREATE RULE r AS ON UPDATE TO t DO ALSO (SELECT 1; LISTEN jobs)", None),
+        ("CREATE INDEX i ON ONLY nextval (a)", None),
+        ("SELECT 1 AS execute", None),
+        ("CREATE TABLE t AS EXECUTE p", "EXECUTE"),
+        ("CREATE GLOBAL TEMP TABLE t (a int)", "temporary object"),
+        ("MERGE INTO temp t USING u ON true WHEN MATCHED THEN DELETE", None),
+    ],
+)
+def test_statements_end_where_postgresql_ends_them(sql: str, why: str | None) -> None:
+    """A comment ends at either sign of a line's end; letters are ASCII's."""
+    assert why_pinned(sql) == why

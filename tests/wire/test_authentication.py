@@ -380,7 +380,7 @@ def secrets_of(password):
 
 # A socket that is struck before anybody holds it goes to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("method", ["clear text", "md5", "SCRAM"])
+@pytest.mark.parametrize("method", ["clear text", "ahead", "md5", "SCRAM"])
 def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatch, method):
     """An exception at each line that runs while a password is on its way, those of Python's `ssl` and `hmac` included."""
     server.execute(f"DROP ROLE IF EXISTS app; CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
@@ -408,6 +408,7 @@ def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatc
         fuzz.plan(authentication=request(5, b"salt"))
         options = {
             "clear text": address(clear),
+            "ahead": {**address(clear), "password_ahead": True},
             "md5": {"user": "app", "host": fuzz.host, "port": fuzz.port},
             "SCRAM": address(server),
         }[method]
@@ -436,9 +437,11 @@ def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatc
         assert count > 100
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("method", ["clear text", "SCRAM"])
-def test_no_frame_shows_a_secret_when_the_server_refuses(server, clear, method):
-    """The usual failure: a wrong password."""
+def test_no_frame_shows_a_secret_when_the_server_refuses(server, clear, method, ahead):
+    """The usual failure: a wrong password, or a method that does not take what went ahead."""
+    chosen = address(clear if method == "clear text" else server)
     with pytest.raises(wire.OperationalError) as raised:
-        wire.connect(**address(clear if method == "clear text" else server), password="wrong horse battery")
+        wire.connect(**chosen, password="wrong horse battery", password_ahead=ahead)
     assert [text for text in shown(raised.value) if "wrong horse" in text] == []

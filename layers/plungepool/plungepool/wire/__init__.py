@@ -30,6 +30,7 @@ from .errors import (
     InternalError,
     NotSupportedError,
     OperationalError,
+    PasswordAheadRefused,
     ProgrammingError,
     Warning,  # noqa: A004 - PEP 249 names it
 )
@@ -52,6 +53,7 @@ __all__ = [
     "InternalError",
     "NotSupportedError",
     "OperationalError",
+    "PasswordAheadRefused",
     "ProgrammingError",
     "Warning",
     "Xid",

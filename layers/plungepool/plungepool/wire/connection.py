@@ -38,6 +38,8 @@ def connect(
     database: str | None = None,
     password: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
+    tls_negotiation: str = "postgres",
+    password_ahead: bool = False,
     application_name: str | None = None,
     connect_timeout_s: float = 5.0,
     dead_peer_timeout_s: float = 10.0,
@@ -49,12 +51,16 @@ def connect(
 
     Args: address: what to dial in place of `host` and `port` (the end of a tunnel): a host, or host:port; TLS verifies
         `host` all the same, and CancelRequests go there too. ssl_context: TLS with this context, or an error; None means
-        plain text. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
+        plain text. tls_negotiation: "direct" starts TLS at once, which PostgreSQL 17 and newer takes, for a round trip less
+        (libpq's sslnegotiation); the context must offer ALPN: context.set_alpn_protocols(["postgresql"]). password_ahead: send
+        the password, as it is, before the server asks for it, for a round trip less: for a token, or where the server is known
+        to ask for it in clear text; never before the server has shown a verified certificate. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
         dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
         startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
         server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
-    Raises: OperationalError when the server cannot be reached, refuses, or is too slow; NotSupportedError for a method of
-        authentication that is not known here; ProgrammingError for an argument that cannot be.
+    Raises: OperationalError when the server cannot be reached, refuses, or is too slow; PasswordAheadRefused when it has to be
+        asked again with password_ahead=False; NotSupportedError for a method of authentication that is not known here;
+        ProgrammingError for an argument that cannot be, and for `password_ahead` with a context that does not verify.
     Units: every *_s is in seconds of wall clock.
     Threads, forks: a connection is for one thread at a time; a forked child may only close it.
     """
@@ -68,6 +74,8 @@ def connect(
         database=database,
         secret=secret,
         ssl_context=ssl_context,
+        tls_negotiation=tls_negotiation,
+        password_ahead=password_ahead,
         application_name=application_name,
         connect_timeout_s=connect_timeout_s,
         dead_peer_timeout_s=dead_peer_timeout_s,
@@ -404,7 +412,7 @@ class Cursor:
         Args: stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
         Raises: the server's error, classed by its SQLSTATE; DataError for a value that cannot be sent or read;
             ProgrammingError for what is no statement, no parameters, or has no stream; InterfaceError when the connection or
-            the cursor is closed; OperationalError when it was lost; DeadlinePassed; what the stream raises.
+            the cursor is closed; OperationalError when it was lost; DeadlineExceeded; what the stream raises.
         """
         self._start()
         self._take(self.connection._execute(operation, args, stream))

@@ -7,7 +7,8 @@ PEP 249's errors, classed by SQLSTATE: what may be tried again, what ended the c
     └── DatabaseError
         ├── DataError, IntegrityError, InternalError, ProgrammingError, NotSupportedError
         └── OperationalError
-            └── DeadlineExceeded (also plungepool.DeadlineExceeded and TimeoutError)
+            ├── DeadlineExceeded (also plungepool.DeadlineExceeded and TimeoutError)
+            └── PasswordAheadRefused
 """
 
 from __future__ import annotations
@@ -146,6 +147,19 @@ class DeadlineExceeded(OperationalError, errors.DeadlineExceeded):
 DeadlinePassed = DeadlineExceeded  # as it was called before it was this package's error as well
 
 
+class PasswordAheadRefused(OperationalError):
+    """
+    The server did not take the password that was sent before it asked for one: connect again with `password_ahead=False`.
+
+    Raised by a connect with `password_ahead=True` alone; nothing is said about the password. `sqlstate` is 08P01 where the server
+    complained that a message came that it had not asked for.
+    """
+
+    #: what it asked for in its place, in pg_hba.conf's words (`scram-sha-256`, `md5`, …; `trust` where it asked for nothing);
+    #: None where it complained, or hung up without a word
+    authentication: str | None = None
+
+
 # Under the name by which they are caught: SQLAlchemy and tracebacks print the module.
 CLASSES: tuple[type[Exception], ...] = (
     Warning,
@@ -159,6 +173,7 @@ CLASSES: tuple[type[Exception], ...] = (
     ProgrammingError,
     NotSupportedError,
     DeadlineExceeded,
+    PasswordAheadRefused,
 )
 for _class in CLASSES:
     _class.__module__ = __package__ or ""

@@ -22,6 +22,7 @@ from .errors import (
     EndOfStream,
     NotSupportedError,
     OperationalError,
+    PasswordAheadRefused,
     ProgrammingError,
     Secret,
     error_fields,
@@ -49,6 +50,9 @@ IDLE, IN_TRANSACTION, FAILED = b"ITE"
 
 # What the server asks for to authenticate, and what it says when it is content.
 _OK, _CLEAR_TEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
+# The same in pg_hba.conf's words; of the methods that are not known here those that a server may ask for.
+_METHODS = {_OK: "trust", _CLEAR_TEXT: "password", _MD5: "md5", 7: "gss", 9: "sspi", _SASL: "scram-sha-256"}
+_PROTOCOL_VIOLATION = "08P01"
 
 SYNC = b"S\0\0\0\4"
 TERMINATE = b"X\0\0\0\4"
@@ -674,6 +678,11 @@ class Protocol:
             elif code == ERROR_RESPONSE:
                 reply.error = server_error(body)
                 login.explain(reply.error)
+                if login.is_ahead and reply.error.sqlstate == _PROTOCOL_VIOLATION:
+                    raise login.refuse(
+                        f"the server did not take the password before it had asked for it: {reply.error}",
+                        sqlstate=_PROTOCOL_VIOLATION,
+                    )
                 raise EndOfStream
             elif code == READY_FOR_QUERY and login.done:
                 if len(body) != 1 or body[0] not in b"ITE":
@@ -726,10 +735,33 @@ class Authentication:
     def __init__(self, user: str, secret: Secret, peer_certificate: Callable[[], bytes | None]) -> None:
         #: True when the server is content
         self.done = False
+        #: True when the password was sent before the server asked for it, and it has not asked for it yet
+        self.is_ahead = False
+        #: what the server asked for, in pg_hba.conf's words
+        self.method = "trust"
         self._user, self._secret, self._peer_certificate = user, secret, peer_certificate
-        #: True when the server asked for the password
-        self.answered = False
+        self._answered = False
         self._scram: Scram | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that proving the password step by step may need."""
+        if self._secret.value is None:
+            return ()
+        return (f"{__package__}.scram", *(() if self._secret.value.isascii() else ("stringprep",)))
+
+    def go_ahead(self, packet: Secret) -> None:
+        """Put the password behind the start-up packet, as the answer to a request for clear text that is yet to come."""
+        answer = _encoded_password(self._secret)
+        answer.value += b"\0"
+        packet.value += _password_message(answer).value
+        self.is_ahead = True
+
+    def refuse(self, text: str, method: str | None = None, sqlstate: str | None = None) -> PasswordAheadRefused:
+        """Return the error for a server that does not take what went ahead."""
+        error = PasswordAheadRefused(f"{text}; connect again with password_ahead=False")
+        error.authentication, error.sqlstate = method, sqlstate
+        return error
 
     def answer(self, body: bytes) -> Secret | None:
         """
@@ -738,6 +770,12 @@ class Authentication:
         Raises: OperationalError, NotSupportedError.
         """
         (kind,) = _INT.unpack_from(body)
+        if self.is_ahead:
+            method = _METHODS.get(kind, str(kind))
+            if kind != _CLEAR_TEXT:
+                raise self.refuse(f"the server asks for {method}, and not for the password that was sent", method)
+            self.is_ahead, self._answered, self.method = False, True, method
+            return None
         if kind == _OK:
             if self._scram is not None and not self._scram.verified:
                 raise OperationalError("the server skipped the proof that it knows the password")
@@ -755,11 +793,11 @@ class Authentication:
                 f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM are)"
             )
         # Only one method is answered: a server that cannot verify SCRAM does not get the password as well.
-        if self.answered:
+        if self._answered:
             raise violation("a second method of authentication")
         if self._secret.value is None:
             raise OperationalError(f"the server asks for a password for user {self._user}, and none was given")
-        self.answered = True
+        self._answered, self.method = True, _METHODS[kind]
         answer = _encoded_password(self._secret)
         if kind == _SASL:
             from .scram import Scram
@@ -777,7 +815,7 @@ class Authentication:
 
     def explain(self, error: DatabaseError) -> None:
         """Add to the server's refusal what may be wrong with the password."""
-        refused = self.answered and (error.sqlstate or "").startswith(("28", "08P01"))
+        refused = self._answered and (error.sqlstate or "").startswith(("28", "08P01"))
         if refused and self._secret.value != self._secret.value.strip():
             error.args = (f"{error.args[0]}; the password that was sent begins or ends with a blank or a line break",)
 

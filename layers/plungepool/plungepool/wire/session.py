@@ -10,7 +10,7 @@ from ..settings import split_address
 from .errors import (
     DatabaseError,
     DataError,
-    DeadlinePassed,
+    DeadlineExceeded,
     EndOfStream,
     Error,
     InterfaceError,
@@ -53,6 +53,8 @@ class Session:
         database: str | None,
         secret: Secret,
         ssl_context: ssl.SSLContext | None,
+        tls_negotiation: str,
+        password_ahead: bool,
         application_name: str | None,
         connect_timeout_s: float,
         dead_peer_timeout_s: float,
@@ -64,6 +66,14 @@ class Session:
             raise ProgrammingError("connect_timeout_s must be more than 0 seconds")
         if not 0 < dead_peer_timeout_s <= DEAD_PEER_AT_MOST_S:
             raise ProgrammingError(f"dead_peer_timeout_s must be more than 0 and at most {DEAD_PEER_AT_MOST_S} seconds")
+        if tls_negotiation not in ("postgres", "direct"):
+            raise ProgrammingError('tls_negotiation must be "postgres" or "direct"')
+        if tls_negotiation == "direct" and ssl_context is None:
+            raise ProgrammingError("tls_negotiation: there is nothing to negotiate without ssl_context")
+        if password_ahead and (secret.value is None or not _verifies(ssl_context)):
+            raise ProgrammingError(
+                "password_ahead needs a password, and an ssl_context that verifies the server's certificate and name"
+            )
         self.host, self.port, self.user = host, port, user
         try:
             dialled = split_address(address, port) if address else (host, port)
@@ -76,6 +86,7 @@ class Session:
             dialled=dialled,
             place=self._place,
             ssl_context=ssl_context,
+            direct=tls_negotiation == "direct",
             dead_peer_timeout_s=dead_peer_timeout_s,
         )
         self._protocol = protocol = Protocol()
@@ -85,8 +96,9 @@ class Session:
         self.notices = protocol.notices
         #: the last 100 notifications: process, channel, payload
         self.notifications = protocol.notifications
-        #: whether the server asked for the password; where it trusts, nobody knows whether that is right
-        self.used_password = False
+        #: what the server asked for, in pg_hba.conf's words: `password` (in clear text, as for IAM tokens, LDAP and PAM), `md5`,
+        #: `scram-sha-256`; `trust` where it asked for nothing
+        self.authentication = "trust"
         #: how often the server was waited for since the connection was made
         self.flights = 0
         self.cancel_on_abandon = cancel_on_abandon
@@ -108,7 +120,10 @@ class Session:
             "client_encoding": "UTF8",
             "DateStyle": "ISO",
         }
-        self._open(secret, startup(parameters, startup_params), connect_timeout_s, secured=ssl_context is not None)
+        login = Authentication(user, secret, self._transport.peer_certificate)
+        packet = Secret()
+        packet.value = startup(parameters, startup_params)
+        self._open(login, packet, connect_timeout_s, secured=ssl_context is not None, ahead=password_ahead)
 
     def __repr__(self) -> str:
         state = "closed" if "_lost" not in vars(self) or self.closed else f"process {self.backend_pid}"
@@ -132,6 +147,11 @@ class Session:
         return self._protocol.backend_pid
 
     @property
+    def used_password(self) -> bool:
+        """Whether the server asked for the password; where it trusts, nobody knows whether that is right."""
+        return self.authentication != "trust"
+
+    @property
     def deadline(self) -> float | None:
         """
         The moment at which a flight is given up and the connection closed; None: never.
@@ -146,12 +166,16 @@ class Session:
 
     # ---- the start and the end
 
-    def _open(self, secret: Secret, packet: bytes, connect_timeout_s: float, *, secured: bool) -> None:
+    def _open(
+        self, login: Authentication, packet: Secret, connect_timeout_s: float, *, secured: bool, ahead: bool
+    ) -> None:
         transport = self._transport
         reply = Reply()
         try:
-            if secret.value is not None:
-                _load(f"{__package__}.scram", *([] if secret.value.isascii() else ["stringprep"]))
+            if ahead:
+                login.go_ahead(packet)
+            else:
+                _load(*login.modules)  # now, and not when the socket has taken the last descriptor
             self.deadline = clock.time() + connect_timeout_s
             stage = "TCP"
             try:
@@ -160,14 +184,7 @@ class Session:
                     stage = "TLS"
                     transport.secure()
                 stage = "authentication"
-                transport.send(packet)
-                login = Authentication(self.user, secret, transport.peer_certificate)
-                for step in self._protocol.authenticate(login, reply):
-                    if isinstance(step, int):
-                        self._protocol.chunk = transport.receive(step)
-                    else:
-                        transport.send_secret(step)
-                self.used_password = login.answered
+                self._authenticate(login, packet, reply)
                 self.deadline = None
             except TooLate:
                 raise OperationalError(
@@ -179,6 +196,21 @@ class Session:
                 self._give_up(error, reply)
             finally:
                 transport.close()
+
+    def _authenticate(self, login: Authentication, packet: Secret, reply: Reply) -> None:
+        transport = self._transport
+        try:
+            transport.send_secret(packet)
+            for step in self._protocol.authenticate(login, reply):
+                if isinstance(step, int):
+                    self._protocol.chunk = transport.receive(step)
+                else:
+                    transport.send_secret(step)
+        except (EndOfStream, Lost):
+            if reply.error is None and login.is_ahead:  # a proxy that reads one message at a time, or the network
+                raise login.refuse(f"{self._place} hung up when the password came before it had asked for it") from None
+            raise
+        self.authentication = login.method
 
     def close(self) -> None:
         """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
@@ -276,7 +308,7 @@ class Session:
         """
         transport, protocol = self._usable(), self._protocol
         if transport.deadline is not None and transport.deadline <= clock.time():
-            raise DeadlinePassed("the deadline has passed: nothing was sent")
+            raise DeadlineExceeded("the deadline has passed: nothing was sent")
         read_only_before = protocol.parameter_statuses.get("default_transaction_read_only")
         self._flying = True
         self.flights += 1
@@ -353,7 +385,7 @@ class Session:
             seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
         elif isinstance(error, TooLate):
             self._discard("the deadline passed", cancel=True)
-            seen = DeadlinePassed(
+            seen = DeadlineExceeded(
                 f"the server {self._place} had not answered at the deadline; the connection is closed"
             )
         elif isinstance(error, Lost):
@@ -401,8 +433,12 @@ class Session:
         return self._transport.cancel(self._protocol.cancel_request())
 
 
+def _verifies(context: ssl.SSLContext | None) -> bool:
+    return context is not None and context.check_hostname and context.verify_mode.name == "CERT_REQUIRED"
+
+
 def _load(*modules: str) -> None:
-    """Import what authentication may need, before the socket takes a descriptor: where that fails, it is the connect's error."""
+    """Import what authentication may need; where that fails, it is the connect's error."""
     from importlib import import_module
 
     for name in modules:

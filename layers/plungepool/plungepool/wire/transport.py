@@ -23,6 +23,7 @@ PIECE = 65536
 #: what is longer is not copied without need
 LARGE = 1 << 20
 DEAD_PEER_AT_MOST_S = 80_000  # TCP_KEEPIDLE has 15 bits
+ALPN = "postgresql"
 TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
@@ -45,6 +46,7 @@ class Transport:
         dialled: tuple[str, int],
         place: str,
         ssl_context: ssl.SSLContext | None,
+        direct: bool,
         dead_peer_timeout_s: float,
     ) -> None:
         """No I/O yet. `host` is whose certificate is asked for, `dialled` where it is looked for, `place` both, for errors."""
@@ -54,7 +56,7 @@ class Transport:
         #: None before it was dialled, and after it was closed
         self.sock: socket.socket | None = None
 
-        self._ssl_context = ssl_context
+        self._ssl_context, self._direct = ssl_context, direct
         self._dead_peer_timeout_s = dead_peer_timeout_s
         self._family = socket.AF_INET
         self._address: Any = None
@@ -106,7 +108,10 @@ class Transport:
         raise OperationalError(f"{self.place} cannot be reached: {failure.strerror or failure}") from failure
 
     def secure(self) -> None:
-        """Ask for TLS, and shake hands."""
+        """Ask for TLS, unless it starts at once, and shake hands."""
+        if self._direct:
+            self._shake_hands()
+            return
         self.send(TLS_REQUEST)
         # One byte and no more: what came behind it in plain text would pass for the server's, read through TLS.
         try:
@@ -147,11 +152,24 @@ class Transport:
                 except ssl.SSLWantWriteError:
                     self._wait(secured, select.POLLOUT)
                 else:
-                    return
+                    break
         except ssl.SSLError as error:
+            if self._direct and not _is_of_tls(error):
+                raise self._not_at_once() from error
             raise OperationalError(explain(error, self.place, context)) from error
         except OSError as error:
+            if self._direct and error.errno is not None:  # as for `lost`
+                raise self._not_at_once() from error.with_traceback(None)
             raise lost(error) from None
+        # As libpq demands it: a server of another protocol that speaks TLS must not take what follows for its own.
+        if self._direct and secured.selected_alpn_protocol() != ALPN:
+            raise self._not_at_once()
+
+    def _not_at_once(self) -> OperationalError:
+        return OperationalError(
+            f"{self.place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and PLUNGEPOOL_TLS_NEGOTIATION=direct asks "
+            "for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked for first"
+        )
 
     def peer_certificate(self) -> bytes | None:
         """Return the server's certificate, as DER; None without TLS."""
@@ -323,9 +341,10 @@ class Transport:
                 plain.connect(self._address)
                 sock = plain
                 if self._ssl_context is not None:
-                    plain.sendall(TLS_REQUEST)
-                    if plain.recv(1) != b"S":
-                        return False
+                    if not self._direct:
+                        plain.sendall(TLS_REQUEST)
+                        if plain.recv(1) != b"S":
+                            return False
                     plain.settimeout(max(0.01, until - clock.time()))
                     sock = self._ssl_context.wrap_socket(plain, server_hostname=self.host)
                 with sock:
@@ -335,6 +354,12 @@ class Transport:
         # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way already.
         except OSError:
             return False
+
+
+def _is_of_tls(error: ssl.SSLError) -> bool:
+    """Whether the other side spoke TLS at all: it showed a certificate, or an alert other than that it does not know ALPN's name."""
+    reason = error.reason or ""
+    return hasattr(error, "verify_code") or ("ALERT" in reason and "NO_APPLICATION_PROTOCOL" not in reason)
 
 
 def _closed() -> NoReturn:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -390,3 +392,37 @@ def test_fork_during_the_first_connect_does_not_deadlock(make_engine: Callable[.
     go_on.set()
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_looking_at_stacks_keeps_nothing_alive(make_engine: Callable[..., Engine]) -> None:
+    """Whoever waits for a connection looks at every thread's stack, and leaves no variable of another thread to the collector."""
+    engine = make_engine(pool_size=1, checkout_timeout_s=30)
+    held, over = threading.Event(), threading.Event()
+    variables: list[weakref.ref[threading.Event]] = []
+
+    def hold(connection_given: bool) -> None:
+        variable = threading.Event()
+        variables.append(weakref.ref(variable))
+        if connection_given:
+            with engine.connect() as connection:
+                connection.execute(PID)
+                held.set()
+                over.wait()
+        else:
+            over.wait()
+
+    threads = [threading.Thread(target=hold, args=(given,)) for given in (False, True, False)]
+    for thread in threads:
+        thread.start()
+    held.wait()
+    gc.collect()
+    gc.disable()
+    try:
+        timer = threading.Timer(0.5, over.set)
+        timer.start()
+        engine.connect().close()  # waits, and looks, until the other thread returns it
+        for thread in (*threads, timer):
+            thread.join()
+        assert [variable() for variable in variables] == [None, None, None]
+    finally:
+        gc.enable()

@@ -289,7 +289,8 @@ class BoundedPool(Pool):
         are such a circle. One that this thread was struck out of a moment ago is young, and found at little cost; a
         whole collection is for when nobody else could return a connection, or half of the time is over.
         """
-        me, living = threading.get_ident(), sys._current_frames()
+        # Their names only: frames that a variable keeps are a circle with its own, and hold every thread's variables.
+        me, living = threading.get_ident(), set(sys._current_frames())
         lasts = (place.last() for place in self._places)
         mine = [last.thread == me or last.thread not in living for last in lasts if "end" not in last.fate]
         return late or (any(mine) if generation == 1 else all(mine))
@@ -403,15 +404,21 @@ def _is_lost(checkout: _Checkout) -> bool:
 
 def _in_hands(checkout: _Checkout, record: Any) -> bool:
     """Say whether a frame on any thread's stack, of this pool or of SQLAlchemy's, is at work with it."""
-    for top in sys._current_frames().values():
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame.f_code is _CONNECT or frame.f_code is _RETURN or frame.f_globals is _SQLALCHEMYS:
-                for value in list(frame.f_locals.values()):
-                    if value is checkout or (record is not None and value is record):
-                        return True
-            frame = frame.f_back
-    return False
+    top: FrameType | None = None
+    frame: FrameType | None = None
+    try:
+        for top in sys._current_frames().values():
+            frame = top
+            while frame is not None:
+                if frame.f_code is _CONNECT or frame.f_code is _RETURN or frame.f_globals is _SQLALCHEMYS:
+                    for value in list(frame.f_locals.values()):
+                        if value is checkout or (record is not None and value is record):
+                            return True
+                frame = frame.f_back
+        return False
+    finally:
+        # One of them is this frame: a circle, which would keep the variables of all that is on this stack.
+        top = frame = None
 
 
 _CONNECT, _RETURN = BoundedPool.connect.__code__, BoundedPool._do_return_conn.__code__

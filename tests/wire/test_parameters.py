@@ -16,6 +16,7 @@ from sqlalchemy import exc, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, HSTORE, JSONB
 from sqlalchemy.orm import Session, declarative_base
 
+from plungepool.compiler import _in_where
 from plungepool.wire.values import BOOL, FLOAT8, INT4, INT8, NUMERIC, TIMESTAMPTZ, cut
 
 NOON = datetime(2026, 11, 26, 12, 0, 0, 5, tzinfo=UTC)
@@ -90,6 +91,9 @@ def connection(engines):
         ("SELECT CASE WHEN :flag THEN :a ELSE :b END", {"flag": True, "a": 1, "b": 2}, 1),
         ("SELECT date_trunc(:unit, tz) FROM u GROUP BY date_trunc(:unit, tz)", {"unit": "day"}, NOON.replace(hour=0, microsecond=0)),
         ("SELECT DISTINCT f * :n FROM u ORDER BY f * :n", {"n": 2}, 3.0),
+        ("SELECT lower(:s), count(*) FROM u WHERE :s = 'all' OR note = :s OR day = :s GROUP BY lower(:s)", {"s": "2026-11-26"}, "2026-11-26"),
+        ("SELECT DISTINCT upper(:s) FROM u WHERE (:s = '') OR note IS NOT DISTINCT FROM :s OR f = :s ORDER BY upper(:s)", {"s": "1.5"}, "1.5"),
+        ("WITH a AS (SELECT DISTINCT upper(:s) AS up FROM u WHERE f = :s OR note = ')' -- it's\n) SELECT up FROM a, u WHERE f = :s", {"s": "1.5"}, "1.5"),
         ("SELECT array_length(:l, 1)", {"l": [[1, 2], [3, 4]]}, 2),
         ("SELECT :a = ANY(:l)", {"a": "x", "l": ["x", "y"]}, True),
         ("SELECT host(:a)", {"a": ip_address("10.0.0.1")}, "10.0.0.1"),
@@ -145,6 +149,39 @@ def test_null_tests_are_of_the_whole_operand(engines, expression, values):
             else:
                 found.append(connection.execute(text(f"SELECT count(*) FROM n WHERE {expression}"), values).scalar())
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("statement", "apart"),
+    [
+        ("SELECT f(:a) FROM t WHERE x = :b AND f(:c) GROUP BY f(:d) HAVING f(:e) ORDER BY f(:g) LIMIT :h", "bc"),
+        ("SELECT DISTINCT count(*) FILTER (WHERE x = :a), (SELECT y FROM u WHERE z = :b) FROM t WHERE x = :c", "c"),
+        (
+            "SELECT DISTINCT 1 FROM (SELECT :a FROM u WHERE z = :b) s JOIN v ON y = :c, f(:d) WHERE x IN (SELECT :e WHERE :g)",
+            "bg",
+        ),
+        (
+            "WITH w AS (SELECT x FROM t WHERE y = :a GROUP BY x) SELECT DISTINCT x FROM w WHERE y = :b UNION SELECT :c FROM w WHERE :d",
+            "abd",
+        ),
+        (
+            "SELECT x IS DISTINCT FROM :a, extract(year FROM :b) FROM t WHERE x IS DISTINCT FROM :c AND extract(day FROM :d) > 1",
+            "cd",
+        ),
+        (
+            "SELECT DISTINCT ':a (', \"b:b(\", $$:c($$ /* ( */ FROM t -- (\n WHERE x = '(' AND y::text = :d AND z = ':e'",
+            "d",
+        ),
+        ("INSERT INTO t SELECT DISTINCT :a FROM u WHERE x = :b ON CONFLICT DO NOTHING; SELECT :c", "b"),
+        ("UPDATE t SET x = :a FROM (SELECT DISTINCT y FROM u WHERE z = :b) s WHERE t.y = :c", "b"),
+        ("SELECT ) DISTINCT ) FROM t WHERE :a ( ", "a"),
+    ],
+)
+def test_where_of_a_text_that_groups_is_compared_with_nothing(statement, apart):
+    """Only what stands in a WHERE, and in nothing that is compared as a whole, may be a parameter of its own."""
+    found = list(_in_where(statement))
+    assert "".join(name for name, _ in found) == apart
+    assert all(statement[place - 1 :].startswith(f":{name}") for name, place in found)
 
 
 def test_distinct_aggregates_and_prefixes_stay_equal(engines):
@@ -367,6 +404,8 @@ TEMPLATES = [
     "(SELECT id FROM t WHERE id = :a LIMIT 1)", "(SELECT name FROM t WHERE name = :a OR id > :b LIMIT 1)", "(SELECT count(*) FROM t WHERE at >= :a)",
     "(SELECT sum(n) FROM (SELECT id AS n FROM t ORDER BY id LIMIT :a) s)", ":a BETWEEN :b AND :a", ":a IS NULL OR :a = :b", ":a IS NOT DISTINCT FROM :b",
     "(SELECT amount FROM t WHERE amount = :a OR amount = :b LIMIT 1)", "(SELECT at + :a FROM t LIMIT 1)", "concat(:a, :b)", "array_length(:a, 1)", "(:a, :b) = (:b, :a)",
+    "(SELECT upper(:a) FROM t WHERE name = :a OR id = :b OR at > :a GROUP BY upper(:a))", "(SELECT count(DISTINCT coalesce(:a, :b)) FROM t WHERE at >= :a OR name = :a)",
+    "(SELECT DISTINCT concat(:a, name) FROM t WHERE id = :a OR amount > :b ORDER BY concat(:a, name) LIMIT 1)",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> No
     """The first block of Python is a whole handler that answers from a real server."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url())
-    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "unused: the server trusts its own machine")
+    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", postgres.password)
     monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
     postgres.execute("CREATE TABLE orders (id bigint, status text); INSERT INTO orders VALUES (7, 'placed')")
     dispose_engine()

@@ -37,7 +37,7 @@ def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Po
         "INSERT INTO notes VALUES (1, 'ours'), (2, 'theirs'); GRANT ALL ON things, counts, notes TO recipes_app"
     )
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url(user="recipes_app"))
-    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "unused: the server trusts its own machine")
+    monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "not asked for")
     monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
     dispose_engine()
     yield postgres
@@ -94,6 +94,7 @@ print([name in sys.modules for name in ("pg8000", "sqlalchemy.orm")])
 def test_alembic(database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's env.py migrates, by the page's handler, as the owner; a second time changes nothing."""
     monkeypatch.setenv("PLUNGEPOOL_URL", database.url())
+    monkeypatch.delenv("PLUNGEPOOL_PASSWORD")
     (tmp_path / "versions").mkdir()
     (tmp_path / "env.py").write_text(BLOCKS["env"])
     (tmp_path / "versions" / "1_first.py").write_text(

@@ -55,8 +55,10 @@ class Shop:
     def execute(self, sql: str, *parameters: object) -> list[list[Any]]:
         return self.postgres.execute(sql, *parameters, database=self.database)
 
-    def url(self, user: str | None = None, password: str = "not asked for") -> str:
-        return self.postgres.url(user or self.app_role, self.database, password)
+    def url(self, user: str | None = None, password: str | None = None) -> str:
+        name = user or self.app_role
+        own = self.postgres.password if name == self.postgres.superuser else "not asked for"
+        return self.postgres.url(name, self.database, password or own)
 
     def settings(self, user: str | None = None, **others: Any) -> plungepool.Settings:
         return plungepool.Settings(url=self.url(user), tls="disable", **others)

@@ -530,7 +530,7 @@ def test_cloudformation_hears_of_create_update_and_delete(empty_shop, load):
 def test_cloudformation_is_told_why_it_failed(empty_shop, load, capsys, monkeypatch):
     """A failure is answered with the reason and its SQLSTATE, within the size CloudFormation takes, and no password."""
     with cloudformation() as server:
-        function = load("prepare_database", empty_shop.url("postgres", password="hidden-1"))
+        function = load("prepare_database", empty_shop.url("postgres"))
         empty_shop.execute("CREATE SCHEMA shop; CREATE TABLE shop.customers ()")
         function.invoke(request(server, "Create", RoleName=empty_shop.app_role, RolePassword="hidden-2"))
         function.invoke(request(server, "Create", RoleName="x" * 5000, RolePassword="hidden-3"))
@@ -549,7 +549,8 @@ def test_cloudformation_is_told_why_it_failed(empty_shop, load, capsys, monkeypa
     assert "127.0.0.1" in reasons[3]
     assert all(len(json.dumps(answer)) < 4096 for answer in server.received)
     said = capsys.readouterr()
-    assert "hidden" not in "".join(reasons) + said.out + said.err
+    for secret in ("hidden", empty_shop.postgres.password):
+        assert secret not in "".join(reasons) + said.out + said.err
 
 
 def test_the_answer_is_tried_again(empty_shop, load, monkeypatch):

@@ -162,7 +162,7 @@ def test_functions_answer_from_the_built_artifacts(built: Path, postgres: Postgr
     variables = {
         "PLUNGEPOOL_HOST": postgres.host,
         "PLUNGEPOOL_PORT": str(postgres.port),
-        "PLUNGEPOOL_PASSWORD": "unused",
+        "PLUNGEPOOL_PASSWORD": postgres.password,
         "PLUNGEPOOL_TLS": "disable",
         "POWERTOOLS_SERVICE_NAME": "test",
         "POWERTOOLS_METRICS_NAMESPACE": "test",

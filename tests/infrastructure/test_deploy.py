@@ -81,7 +81,7 @@ def cloud(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clo
     scratch = tmp_path_factory.mktemp("cloud")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with Postgres(tls=True) as database:
+    with Postgres(tls=True, authentication="trust") as database:
         proxy = RdsProxy(database, users={"app_instance": None}, host="127.0.0.2", port=database.port)
         with proxy:
             trusted = scratch / "ca.pem"

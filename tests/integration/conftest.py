@@ -32,7 +32,7 @@ def make_engine(postgres: Postgres) -> Iterator[Callable[..., Engine]]:
             "host": postgres.host,
             "port": postgres.port,
             "user": "postgres",
-            "password": "unused",
+            "password": postgres.password,
             "tls": "disable",
         }
         engines.append(build_engine(Settings(**(base | settings))))

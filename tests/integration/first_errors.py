@@ -19,12 +19,12 @@ from sqlalchemy import text  # isort: skip
 
 from plungepool.dialect import DeadlineExceeded  # isort: skip
 
-_, host, port = sys.argv
+_, host, port, password = sys.argv
 imported: dict[str, list[str]] = {}
 
 
 def engine(**settings: object) -> sqlalchemy.Engine:
-    base = {"host": host, "port": int(port), "user": "postgres", "password": "unused", "tls": "disable"}
+    base = {"host": host, "port": int(port), "user": "postgres", "password": password, "tls": "disable"}
     return build_engine(Settings(**(base | settings)))
 
 

@@ -92,7 +92,7 @@ def test_its_text_has_the_statement_and_no_value(engine: Engine) -> None:
 
 def test_the_drivers_own_is_one_of_the_drivers(postgres: Postgres) -> None:
     """Without SQLAlchemy it is an OperationalError of PEP 249, by its old name, too."""
-    connection = wire.connect(user="postgres", host=postgres.host, port=postgres.port)
+    connection = wire.connect(user="postgres", host=postgres.host, port=postgres.port, password=postgres.password)
     connection.deadline = time.time() + 0.1
     with pytest.raises(wire.OperationalError) as caught:
         connection.cursor().execute("SELECT pg_sleep(9)")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def settings(postgres: Postgres) -> Iterator[Settings]:
     """Settings of the run's server; the process starts and ends without a cached engine."""
     dispose_engine()
-    yield Settings(host=postgres.host, port=postgres.port, user="postgres", password="unused", tls="disable")
+    yield Settings(host=postgres.host, port=postgres.port, user="postgres", password=postgres.password, tls="disable")
     dispose_engine()
 
 
@@ -163,11 +163,11 @@ def test_do_connect_listeners_fire(make_engine: Callable[..., Engine], postgres:
         seen.append(dict(parameters))
         parameters["application_name"] = "changed"
         if len(seen) == 2:
-            return wire.connect(user="postgres", host=postgres.host, port=postgres.port, application_name="own")
+            return wire.connect(**parameters | {"application_name": "own"})
         return None
 
     for expected in ("changed", "own"):
         with engine.connect() as connection:
             assert connection.execute(text("SELECT current_setting('application_name')")).scalar_one() == expected
     assert seen[0]["user"] == "postgres"
-    assert seen[0]["password"] == "unused"
+    assert seen[0]["password"] == postgres.password

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 def test_no_error_is_the_first_to_import_a_module(postgres: Postgres) -> None:
     """An import takes its time with the transaction open, and one that is struck breaks whatever needs it afterwards."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("first_errors.py")), postgres.host, str(postgres.port)],
+        [
+            sys.executable,
+            str(Path(__file__).with_name("first_errors.py")),
+            postgres.host,
+            str(postgres.port),
+            postgres.password,
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -35,8 +41,8 @@ def test_strike_during_an_import_of_the_first_error_breaks_no_later_one(postgres
 import sys
 from plungepool import Settings, build_engine
 from sqlalchemy import exc, text
-nth, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-engine = build_engine(Settings(host=host, port=port, user="postgres", password="unused", tls="disable"))
+nth, host, port, password = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+engine = build_engine(Settings(host=host, port=port, user="postgres", password=password, tls="disable"))
 with engine.connect() as connection:
     connection.execute(text("SELECT 1"))
 class Striker:
@@ -53,6 +59,6 @@ for _ in range(3):
     except BaseException as error:
         print(type(error).__name__)
 """
-    arguments = [sys.executable, "-c", program, str(nth), postgres.host, str(postgres.port)]
+    arguments = [sys.executable, "-c", program, str(nth), postgres.host, str(postgres.port), postgres.password]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["DataError"] * 3, done.stderr

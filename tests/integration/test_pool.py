@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, event, exc, select, text
 from sqlalchemy.orm import Session, declarative_base
 
-from plungepool import PoolExhausted, wire
+from plungepool import PoolExhausted, Unavailable, wire
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
@@ -204,7 +204,9 @@ def test_kept_connection_whose_network_died_in_silence_is_replaced(
 def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: str) -> None:
     """While the server is away each invocation fails with OperationalError; once it is back the same engine works."""
     with Postgres({"max_connections": 10}) as server:
-        engine = make_engine(host=server.host, port=server.port, pool=pool_mode, connect_timeout_s=2)
+        engine = make_engine(
+            host=server.host, port=server.port, password=server.password, pool=pool_mode, connect_timeout_s=2
+        )
         with engine.connect() as connection:
             connection.execute(PID)
         server.stop()
@@ -216,6 +218,50 @@ def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: st
             assert connection.execute(PID).scalar_one() > 0
         assert engine.pool.checkedout() == 0
         engine.dispose()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+def test_stop_of_the_server_is_unavailable_and_nothing_else(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture, pool_mode: str, stop: signal.Signals
+) -> None:
+    """In the middle of statements and of connects: each error says "later", the first try after the start works, nothing is logged."""
+    attempts: list[tuple[float, BaseException | None]] = []
+    over = threading.Event()
+    with Postgres({"max_connections": 10}) as server:
+        engine = make_engine(host=server.host, port=server.port, password=server.password, pool=pool_mode)
+
+        def work() -> None:
+            while not over.is_set():
+                began = time.monotonic()
+                try:
+                    with engine.begin() as connection:
+                        connection.execute(text("SELECT :x, pg_sleep(0.002)"), {"x": 1}).one()
+                    attempts.append((began, None))
+                except BaseException as error:
+                    attempts.append((began, error))
+
+        def first_attempts(count: int) -> list[BaseException | None]:
+            """Wait for so many from now on, and return what stopped each."""
+            now = time.monotonic()
+            wait_until(lambda: sum(began > now for began, _ in attempts) >= count)
+            return [error for began, error in attempts if began > now][:count]
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            for _ in range(3):
+                first_attempts(5)
+                os.kill(server.pid, stop)
+                wait_until(lambda: not server.running)
+                server.start()
+                assert first_attempts(1) == [None]
+        finally:
+            over.set()
+            thread.join()
+    errors = [error for _, error in attempts if error is not None]
+    assert errors
+    assert [error for error in errors if not isinstance(error, Unavailable)] == []
+    assert caplog.records == []
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -300,6 +346,8 @@ def test_exhaustion_names_the_users_line(make_engine: Callable[..., Engine]) -> 
 def test_waiting_is_first_come_first_served(make_engine: Callable[..., Engine]) -> None:
     """Threads in tight loops take their turns: nobody is served twice while another waits, and nobody times out."""
     engine = make_engine(pool_size=2, checkout_timeout_s=60)
+    with engine.connect(), engine.connect():
+        pass  # else who opens a connection is served late, on a busy machine
     served: list[int] = []
     problems: list[BaseException] = []
     ready = threading.Barrier(16)

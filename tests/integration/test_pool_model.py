@@ -42,7 +42,7 @@ def test_pool_follows_its_model(postgres: Postgres, mode: str) -> None:
                     host=postgres.host,
                     port=postgres.port,
                     user="postgres",
-                    password="unused",
+                    password=postgres.password,
                     tls="disable",
                     pool=mode,
                     pool_size=SIZE,

@@ -419,7 +419,9 @@ def test_checkout_by_a_signal_handler_in_the_middle_of_one(make_engine: Callable
 
 def test_abandoned_connection_is_an_end_for_whoever_still_uses_it(postgres: Postgres) -> None:
     """Its session ends on the server, its descriptor stays its own, and every later use says so."""
-    connection = wire.connect(user="postgres", host=postgres.host, port=postgres.port, database="postgres")
+    connection = wire.connect(
+        user="postgres", host=postgres.host, port=postgres.port, database="postgres", password=postgres.password
+    )
     connection.cursor().execute("SELECT 1")
     descriptor = connection._transport.sock.fileno() if connection._transport.sock else -1
     connection.abandon()

@@ -46,7 +46,7 @@ HEARS_SIGTERM = sys.version_info >= (3, 12)
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[tuple[Postgres, RdsProxy]]:
     """A database with TLS and the stand-in for RDS Proxy before it, with five connections."""
-    with Postgres({"max_connections": 30}, tls=True) as server:
+    with Postgres({"max_connections": 30}, tls=True, authentication="trust") as server:
         server.execute("CREATE ROLE plungepool_app LOGIN")
         with RdsProxy(
             server, credentials=[SIGNER], region=REGION, max_database_connections=5, borrow_timeout_s=0.5

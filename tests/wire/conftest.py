@@ -17,7 +17,13 @@ sys.path.append(str(Path(__file__).parent))
 @pytest.fixture
 def address(database):
     """Where the test's own database is, as `wire.connect` takes it."""
-    return {"user": "postgres", "host": database.server.host, "port": database.server.port, "database": database.name}
+    return {
+        "user": "postgres",
+        "host": database.server.host,
+        "port": database.server.port,
+        "database": database.name,
+        "password": database.server.password,
+    }
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def test_tls_verifies_the_host_and_not_the_address(server, host):
     """The tunnel's address is dialled; whose certificate it must be does not change."""
     context = ssl.create_default_context(cafile=server.ca_file)
     options = {"user": "postgres", "database": "postgres", "host": host, "port": 1, "ssl_context": context}
+    options["password"] = server.password
     with ChaosProxy(server.host, server.port) as proxy:
         address = f"{proxy.host}:{proxy.port}"
         if host == "localhost":
@@ -44,6 +45,7 @@ def test_request_to_cancel_goes_to_the_address(server):
     with ChaosProxy(server.host, server.port) as proxy:
         connection = wire.connect(
             user="postgres",
+            password=server.password,
             database="postgres",
             host="localhost",
             port=1,
@@ -60,7 +62,12 @@ def test_request_to_cancel_goes_to_the_address(server):
 def test_address_without_a_port_takes_the_ports(server):
     """A host alone is dialled at `port`."""
     with wire.connect(
-        user="postgres", database="postgres", host="db.example.com", port=server.port, address="127.0.0.1"
+        user="postgres",
+        password=server.password,
+        database="postgres",
+        host="db.example.com",
+        port=server.port,
+        address="127.0.0.1",
     ) as connection:
         assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 

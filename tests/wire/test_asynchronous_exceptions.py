@@ -277,7 +277,8 @@ def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches
     connections, wrong = [], []
 
     def connect():
-        connections.append(wire.connect(user="postgres", host=postgres.host, port=postgres.port, database="postgres"))
+        address = {"user": "postgres", "host": postgres.host, "port": postgres.port, "database": "postgres"}
+        connections.append(wire.connect(**address, password=postgres.password))
         connections[-1].autocommit = True
 
     def work(number):

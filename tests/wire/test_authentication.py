@@ -149,8 +149,9 @@ def test_channel_binding_takes_the_digest_of_the_certificate(tmp_path, key, dige
         digest_of_signature(der[:length])
 
 
+# What the first authentication of a process imports, needs a descriptor of its own: that is another test's.
 STARVED = """
-import os, resource, sys
+import hashlib, hmac, os, resource, sys
 from plungepool import wire
 spare = int(sys.argv[2])
 first = os.dup(0)  # the lowest descriptor that is free

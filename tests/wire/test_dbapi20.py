@@ -20,6 +20,7 @@ class TestDBAPI20(dbapi20.DatabaseAPI20Test):
             "host": database.server.host,
             "port": database.server.port,
             "database": database.name,
+            "password": database.server.password,
         }
         self.opened = []
         yield
@@ -79,10 +80,8 @@ class TestExtensions:
     """PEP 249's optional extensions that this driver offers."""
 
     @pytest.fixture
-    def connection(self, database):
-        connection = wire.connect(
-            user="postgres", host=database.server.host, port=database.server.port, database=database.name
-        )
+    def connection(self, address):
+        connection = wire.connect(**address)
         yield connection
         connection.close()
 
@@ -105,10 +104,8 @@ class TestExtensions:
                 assert (kind != oid) is not (kind == oid)
                 assert (oid != kind) is not (oid == kind)
 
-    def test_with_a_connection_commits_or_rolls_back_and_closes(self, database):
+    def test_with_a_connection_commits_or_rolls_back_and_closes(self, address, database):
         """As psycopg: success commits, an exception rolls back, and the connection is closed either way."""
-        address = {"user": "postgres", "host": database.server.host, "port": database.server.port}
-        address["database"] = database.name
         with wire.connect(**address) as connection:
             connection.cursor().execute("CREATE TABLE kept (a int)")
         assert connection.closed

@@ -23,7 +23,13 @@ SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query
 
 @pytest.fixture
 def address(postgres):
-    return {"user": "postgres", "host": postgres.host, "port": postgres.port, "database": "postgres"}
+    return {
+        "user": "postgres",
+        "host": postgres.host,
+        "port": postgres.port,
+        "database": "postgres",
+        "password": postgres.password,
+    }
 
 
 def slept(postgres):
@@ -44,7 +50,7 @@ def test_deadline_gives_a_flight_up_and_stops_the_server(postgres, address, tls)
         if tls:
             server = stack.enter_context(Postgres(tls=True))
             context = ssl.create_default_context(cafile=server.ca_file)
-            address.update(host="localhost", port=server.port, ssl_context=context)
+            address.update(host="localhost", port=server.port, password=server.password, ssl_context=context)
         connection = stack.enter_context(wire.connect(**address))
         server.execute("DROP TABLE IF EXISTS held")
         server.execute("CREATE TABLE held (a int)")
@@ -273,9 +279,10 @@ def hole(postgres):
 
 
 @pytest.mark.timeout(60)  # the system's own limit is a quarter of an hour
-def test_black_hole_costs_seconds(hole):
+def test_black_hole_costs_seconds(postgres, hole):
     """Waiting for an answer, asking on an idle connection, and pinging: each ends after the time for a dead peer."""
     address = {"user": "postgres", "database": "postgres", "host": hole.host, "port": hole.port}
+    address["password"] = postgres.password
     waiting, idle, pinged = (wire.connect(**address, dead_peer_timeout_s=DEAD_AFTER_S) for _ in range(3))
     taken = {}
 

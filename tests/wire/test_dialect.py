@@ -14,7 +14,13 @@ def url(database):
 
 @pytest.fixture
 def address(database):
-    return {"user": "postgres", "host": database.server.host, "port": database.server.port, "database": database.name}
+    return {
+        "user": "postgres",
+        "host": database.server.host,
+        "port": database.server.port,
+        "database": database.name,
+        "password": database.server.password,
+    }
 
 
 def test_options_of_a_url_have_their_types(url, monkeypatch):

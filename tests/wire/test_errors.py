@@ -257,12 +257,10 @@ def test_commit_of_a_failed_transaction_is_an_error(connection):
     assert cursor.execute("SELECT to_regclass('lost')").fetchone() == (None,)
 
 
-def test_begin_that_fails_runs_nothing(database):
+def test_begin_that_fails_runs_nothing(database, connection):
     """The statement that rides with BEGIN is skipped when BEGIN fails, and does not run on its own."""
     database.execute("CREATE TABLE written (a int)")
-    with wire.connect(
-        user="postgres", host=database.server.host, port=database.server.port, database=database.name
-    ) as connection:
+    with connection:
         connection._begin_messages = (
             protocol.parse("BEGIN ISOLATION LEVEL NONSENSE") + protocol.BIND_NOTHING + protocol.EXECUTE
         )
@@ -300,10 +298,9 @@ def test_reason_of_the_server_is_the_error(database, connection):
     ("setting", "open_transaction", "sqlstate"),
     [("idle_session_timeout", False, "57P05"), ("idle_in_transaction_session_timeout", True, "25P03")],
 )
-def test_idle_timeouts_of_the_server_are_named(database, setting, open_transaction, sqlstate):
+def test_idle_timeouts_of_the_server_are_named(address, setting, open_transaction, sqlstate):
     """The look without a round trip finds the reason that the server left."""
-    address = {"host": database.server.host, "port": database.server.port, "database": database.name}
-    with wire.connect(user="postgres", **address, startup_params={setting: "50"}) as connection:
+    with wire.connect(**address, startup_params={setting: "50"}) as connection:
         if open_transaction:
             connection.cursor().execute("SELECT 1")
         wait_until_readable(connection)
@@ -334,7 +331,7 @@ def test_refused_logins_say_why(postgres):
     address = {"host": postgres.host, "port": postgres.port}
     for sqlstate, kind, arguments in [
         ("28000", wire.OperationalError, {"user": "nobody_here", "database": "postgres"}),
-        ("3D000", wire.ProgrammingError, {"user": "postgres", "database": "nowhere"}),
+        ("3D000", wire.ProgrammingError, {"user": "postgres", "password": postgres.password, "database": "nowhere"}),
     ]:
         with pytest.raises(wire.DatabaseError) as raised:
             wire.connect(**address, **arguments)
@@ -376,10 +373,10 @@ def test_unreachable_server_is_an_operational_error():
 @pytest.mark.parametrize("cut", ["reset", "hang_up"])
 @pytest.mark.parametrize("moment", ["idle", "waiting"])
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_cut_connections_are_classed(postgres, cut, moment, autocommit):
+def test_cut_connections_are_classed(postgres, address, cut, moment, autocommit):
     """No OSError comes out unwrapped, and the next statement is refused instead of sent."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
-        connection = wire.connect(user="postgres", host=proxy.host, port=proxy.port, database="postgres")
+        connection = wire.connect(**address | {"port": proxy.port})
         connection.autocommit = autocommit
         connection.cursor().execute("SELECT 1")
         connection.rollback()
@@ -401,7 +398,7 @@ def test_cut_connections_are_classed(postgres, cut, moment, autocommit):
 def test_engine_replaces_what_was_cut(postgres, database):
     """SQLAlchemy takes each of these as a disconnect: one error, and the next checkout has a new connection."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
-        url = f"postgresql+plungepool://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        url = f"postgresql+plungepool://postgres:{postgres.password}@{proxy.host}:{proxy.port}/{database.name}"
         engine = create_engine(url, pool_size=1, max_overflow=0)
         for cut in (proxy.reset, proxy.hang_up):
             with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError) as raised:
@@ -443,12 +440,12 @@ def test_idle_connection_that_died_is_never_handed_out(database, engine, caplog)
         ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; RESET default_transaction_read_only", True),
     ],
 )
-def test_read_only_server_is_a_disconnect_unless_asked_for(database, connection, asked, disconnected):
+def test_read_only_server_is_a_disconnect_unless_asked_for(database, address, connection, asked, disconnected):
     """25006 on a connection that should write means that the writer has moved; not so where READ ONLY was asked for."""
     database.execute("CREATE TABLE written (a int)")
     if disconnected:  # what a server that may not write any more looks like; the role could have it as well
         database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
-        connection = wire.connect(user="postgres", host=connection.host, port=connection.port, database=database.name)
+        connection = wire.connect(**address)
     if asked == "option":
         connection.readonly = True
     elif asked is not None:
@@ -480,9 +477,10 @@ def standby():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)  # the server is another user's
         data = Path(folder) / "data"
-        with Postgres(data_folder=data):
+        # A password is set at each start, which a standby cannot.
+        with Postgres(data_folder=data, authentication="trust"):
             (data / "standby.signal").write_text("")
-        with Postgres(data_folder=data) as server:
+        with Postgres(data_folder=data, authentication="trust") as server:
             yield server
 
 
@@ -540,14 +538,12 @@ def test_certificate_of_a_stranger_is_refused():
         assert "authentication" not in server.log
 
 
-def test_sockets_are_closed_after_every_failure(postgres):
+def test_sockets_are_closed_after_every_failure(postgres, address):
     """No failed connect leaves a socket to the garbage collector (which would warn, and a warning is an error here)."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
         for count in (0, 20, 60, 200):
             proxy.cut_after(from_server=count) if count else proxy.refuse()
             with pytest.raises(wire.OperationalError):
-                wire.connect(
-                    user="postgres", host=proxy.host, port=proxy.port, database="postgres", connect_timeout_s=2
-                )
+                wire.connect(**address | {"port": proxy.port}, connect_timeout_s=2)
             proxy.accept() if not count else None
     gc.collect()

@@ -240,6 +240,7 @@ def test_host_that_no_certificate_can_name_is_an_operational_error(postgres):
     with Postgres(tls=True) as server, pytest.raises(wire.OperationalError, match="cannot verify the name"):
         wire.connect(
             user="postgres",
+            password=server.password,
             host="my..host",
             address=f"127.0.0.1:{server.port}",
             ssl_context=ssl.create_default_context(cafile=server.ca_file),
@@ -272,6 +273,7 @@ def test_deadline_holds_when_a_tls_record_is_half_there():
         thread.start()
         connection = wire.connect(
             user="postgres",
+            password=server.password,
             database="postgres",
             host="localhost",
             address=f"127.0.0.1:{listener.getsockname()[1]}",

@@ -11,6 +11,7 @@ def engine(database):
         "host": database.server.host,
         "port": database.server.port,
         "database": database.name,
+        "password": database.server.password,
     }
     engine = sa.create_engine("postgresql+plungepool://", connect_args=address)
     yield engine

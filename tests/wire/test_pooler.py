@@ -32,7 +32,7 @@ def pgbouncer(postgres):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (folder / "users").write_text('"postgres" ""\n')
+        (folder / "users").write_text(f'"postgres" "{postgres.password}"\n')
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             f"""[databases]
@@ -73,6 +73,7 @@ def through_pgbouncer(pgbouncer, database):
         "port": pgbouncer,
         "database": database.name,
         "user": "postgres",
+        "password": database.server.password,
         "cancel_on_abandon": False,
     }
 
@@ -80,14 +81,14 @@ def through_pgbouncer(pgbouncer, database):
 @pytest.fixture
 def through_rds_proxy(database):
     with RdsProxy(
-        database.server, auth="password", users={"postgres": "a password"}, max_database_connections=2
+        database.server, auth="password", users={"postgres": database.server.password}, max_database_connections=2
     ) as proxy:
         yield {
             "host": proxy.host,
             "port": proxy.port,
             "database": database.name,
             "user": "postgres",
-            "password": "a password",
+            "password": database.server.password,
             "ssl_context": ssl.create_default_context(cafile=proxy.ca_file),
             "cancel_on_abandon": False,
         }

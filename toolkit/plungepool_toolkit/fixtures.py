@@ -33,7 +33,7 @@ class Database:
         """Return the environment variables with which a function's `get_engine()` reaches this database."""
         return {
             "PLUNGEPOOL_URL": self.server.url(user, self.name),
-            # The fixture's server asks nobody for it; one of yours may.
+            # Roles of a test's own are not asked on the fixture's server; they may be on one of yours.
             "PLUNGEPOOL_PASSWORD": (user == Postgres.superuser and self.server.password) or "not asked for",
             "PLUNGEPOOL_TLS": "disable",
         }
@@ -41,7 +41,7 @@ class Database:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server for the whole run: at most 40 connections, the superuser `postgres` without a password."""
+    """A PostgreSQL server for the whole run: at most 40 connections; of its roles `postgres` alone needs its password."""
     with Postgres({"max_connections": 40}) as server:
         yield server
 

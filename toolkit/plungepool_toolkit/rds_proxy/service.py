@@ -100,4 +100,7 @@ class Service:
 
     async def _open_server(self, key: Key) -> Server:
         address = Address(self.database.host, self.database.port)
-        return await Server.open(address, key, (self.users or {}).get(key[0]))
+        password = (self.users or {}).get(key[0])
+        if password is None and key[0] == getattr(self.database, "superuser", None):  # the toolkit's own server
+            password = getattr(self.database, "password", None)
+        return await Server.open(address, key, password)

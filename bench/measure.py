@@ -86,10 +86,13 @@ def variables(contender: str, server: Postgres, port: int, *, tls: bool) -> dict
     """Return the environment variables by which a contender reaches the server at a port."""
     host = "localhost" if tls else "127.0.0.1"
     found = {"BENCH_CONTENDER": contender, "BENCH_HOST": host, "BENCH_PORT": str(port)}
-    found |= {"PLUNGEPOOL_URL": f"postgresql://app@{host}:{port}/postgres", "PLUNGEPOOL_PASSWORD": "secret"}
+    found |= {"PLUNGEPOOL_URL": f"postgresql://app@{host}:{port}/postgres"}
     if tls:
-        return found | {"BENCH_CA_FILE": str(server.ca_file), "PLUNGEPOOL_CA_FILE": str(server.ca_file)}
-    return found | {"PLUNGEPOOL_TLS": "disable"}
+        found |= {"BENCH_CA_FILE": str(server.ca_file), "PLUNGEPOOL_CA_FILE": str(server.ca_file)}
+        # A token, as behind RDS: it is sent as the others send the role's password, and bench/contender makes it be that.
+        keys = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "example"}
+        return found | keys | {"PLUNGEPOOL_AUTH": "iam", "PLUNGEPOOL_REGION": "eu-west-1"}
+    return found | {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_PASSWORD": "secret"}
 
 
 def invoke(environment: Environment, event: dict[str, Any]) -> list[float]:

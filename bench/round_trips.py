@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LATENCIES_MS = (0, 1, 5)
 # What is done, by its name in the tables: the case of bench/contender and its arguments.
 CASES: dict[str, dict[str, Any]] = {
-    "connect (TLS, clear-text password), first `SELECT :x`, rollback": {"case": "connect"},
+    "connect (TLS, IAM token or clear-text password), first `SELECT :x`, rollback": {"case": "connect"},
     "`SELECT :x`, warm, default isolation": {"case": "select"},
     "`SELECT :x`, warm, AUTOCOMMIT": {"case": "select", "arguments": {"engine": "AUTOCOMMIT"}},
     "`SELECT :x`, warm, default isolation, pre-ping": {"case": "select", "arguments": {"engine": "pre-ping"}},

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Cluster:
-    """Shakes hands, asks for the password in clear text and refuses it; remembers what each client asked for and showed."""
+    """Shakes hands at once, asks for the password in clear text and refuses it; remembers what each client asked for and showed."""
 
     def __init__(self, authority: Authority) -> None:
         self.names: list[str | None] = []
         self.startups: list[bytes] = []
         self.tokens: list[str] = []
         self._context = authority.server_context("localhost")
+        self._context.set_alpn_protocols(["postgresql"])
         self._context.sni_callback = lambda _socket, name, _context: self.names.append(name)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -45,12 +46,12 @@ class Cluster:
                 return
             client.settimeout(5)
             with client, contextlib.suppress(OSError):
-                client.recv(8)
-                client.sendall(b"S")
-                with self._context.wrap_socket(client, server_side=True) as secured:
-                    self.startups.append(secured.recv(4096))
+                with self._context.wrap_socket(client, server_side=True) as secured, secured.makefile("rb") as said:
+                    length = said.read(4)
+                    self.startups.append(length + said.read(int.from_bytes(length) - 4))
                     secured.sendall(b"R" + struct.pack("!ii", 8, 3))
-                    self.tokens.append(secured.recv(8192)[5:-1].decode())
+                    _, length = said.read(1), said.read(4)
+                    self.tokens.append(said.read(int.from_bytes(length) - 4)[:-1].decode())
                     fields = b"SFATAL\0VFATAL\0C28000\0Munable to accept connection, access denied\0\0"
                     secured.sendall(b"E" + struct.pack("!i", len(fields) + 4) + fields)
 

@@ -91,6 +91,8 @@ def test_every_setting_of_a_connection_reaches_the_driver(given: list[dict[str, 
         "application_name": "plungepool",
         "dead_peer_timeout_s": 7.0,
         "startup_params": {"statement_timeout": "1500"},
+        "tls_negotiation": "postgres",
+        "password_ahead": False,
         "cancel_on_abandon": True,
     }
 
@@ -119,6 +121,12 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
     context = parameters(given, tls="verify-full", region="eu-west-1")["ssl_context"]
     assert context.check_hostname
     assert context.verify_mode.name == "CERT_REQUIRED"
+
+
+def test_tls_at_once_reaches_the_driver(given: list[dict[str, Any]]) -> None:
+    """With a context for it, as the driver asks."""
+    found = parameters(given, tls="verify-full", region="eu-west-1", tls_negotiation="direct")
+    assert (found["tls_negotiation"], found["ssl_context"] is not None) == ("direct", True)
 
 
 def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +289,7 @@ def test_a_new_connection_has_the_deadline_of_the_invocation(
     driver = connect.Driver(settings(), "test")
     ends = time.time() + 9
     invocation_ends(ends)
-    login, way = Login("u", "p", "h", 5432, "d"), connect.Way(None, 1.0)
+    login, way = Login("u", "p", "h", 5432, "d"), connect.Way(None, 1.0, False)
     assert driver(None, login, way).deadline == ends
     built = engine.build_engine(settings())
     event.listen(built, "do_connect", lambda *_: opened[1])

@@ -44,6 +44,18 @@ def test_parts_give_the_documented_defaults() -> None:
     assert (settings.checkout_timeout_s, settings.connect_timeout_s, settings.max_age_s) == (5.0, 5.0, 1800.0)
 
 
+@pytest.mark.parametrize(("auth", "expected"), [("password", "postgres"), ("iam", "postgres"), ("dsql", "direct")])
+def test_tls_begins_as_the_server_likes_it(auth: str, expected: str) -> None:
+    """Aurora DSQL speaks TLS at once; elsewhere the server is asked first, unless the setting says otherwise."""
+    whole = {"PLUNGEPOOL_HOST": "db.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_REGION": "eu-west-1"}
+    environ = whole | {"PLUNGEPOOL_AUTH": auth} | ({"PLUNGEPOOL_PASSWORD": "x"} if auth == "password" else {})
+    assert Settings.from_env(environ).tls_negotiation == expected
+    for way in ("postgres", "direct"):
+        assert Settings.from_env(environ | {"PLUNGEPOOL_TLS_NEGOTIATION": way}).tls_negotiation == way
+    (problem,) = problems(environ | {"PLUNGEPOOL_TLS_NEGOTIATION": "requiredirect"})
+    assert problem == "PLUNGEPOOL_TLS_NEGOTIATION must be one of postgres, direct, not 'requiredirect'"
+
+
 def test_keywords_and_variables_are_the_same_settings() -> None:
     """A keyword is the variable's lower-case name without the prefix."""
     assert Settings.from_env(MINIMUM) == Settings(host="db.example", user="app", password="hunter2-hunter2")
@@ -161,6 +173,7 @@ def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str]
     ({"PLUNGEPOOL_ENDPOINT": "proxy", "PLUNGEPOOL_STATEMENT_TIMEOUT_S": "3"}, "STATEMENT_TIMEOUT_S"),
     ({"PLUNGEPOOL_ENDPOINT": "proxy", "PLUNGEPOOL_MAX_AGE_S": "86400"}, "MAX_AGE_S"),
     ({"PLUNGEPOOL_CA_FILE": "ca.pem", "PLUNGEPOOL_TLS": "disable"}, "CA_FILE"),
+    ({"PLUNGEPOOL_TLS_NEGOTIATION": "direct", "PLUNGEPOOL_TLS": "disable"}, "TLS_NEGOTIATION"),
 ])  # fmt: skip
 def test_what_the_endpoint_cannot_do_is_refused(environ: dict[str, str], named: str) -> None:
     """What RDS Proxy refuses or ends by itself is a problem at the start, not at the first connect."""

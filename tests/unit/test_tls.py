@@ -115,6 +115,18 @@ def test_one_context_for_the_same_trust() -> None:
     assert own is tls.client_context(make_settings(ca_file=ca_file, region="eu-west-2"))
 
 
+def test_tls_at_once_says_for_which_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With direct negotiation, and only then, a context offers ALPN; it is another one, whatever else is the same."""
+    offered: list[list[str]] = []
+    monkeypatch.setattr(ssl.SSLContext, "set_alpn_protocols", lambda _, protocols: offered.append(protocols))
+    usual = tls.client_context(make_settings())
+    assert offered == []
+    direct = tls.client_context(make_settings(tls_negotiation="direct"))
+    assert offered == [["postgresql"]]
+    assert direct is not usual
+    assert direct is tls.client_context(make_settings(tls_negotiation="direct"))
+
+
 def test_ca_file_replaces_what_is_shipped() -> None:
     """Who names a file trusts what is in it, and nothing else."""
     context = tls.client_context(make_settings(ca_file=str(FOLDER / "eu-west-2.pem")))

@@ -29,8 +29,13 @@ _logger = logging.getLogger("plungepool")
 
 # Between two rounds through the logins of a source that may change; doubled each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+# Another version, a failover, other rules in pg_hba.conf: each shows in the next answer, or in a connect that fails, and ends what was
+# seen before. Only a server that has learnt to take a password ahead shows it to nobody but who tries again.
+_SEEN_FOR_S = 3600.0
 # An attempt that is begun gets a moment at least: a time-out of 0 means "never block" to a socket.
 _SHORTEST_ATTEMPT_S = 0.05
+# An attempt's time is in hundredths: an error says how long it was waited.
+_ROUNDED_S = 0.01
 
 
 def source(settings: Settings) -> Source:
@@ -55,8 +60,29 @@ class Way(NamedTuple):
 
     #: TLS with this one; None: plain text.
     context: ssl.SSLContext | None
-    #: What is left of the time for the connect, in seconds.
+    #: How long it may take, in seconds.
     timeout_s: float
+    #: Send the password along with the start-up packet, before the server has asked for it: a round trip less.
+    password_ahead: bool
+
+
+class _Seen(NamedTuple):
+    """What the last connects have shown of one server: whether to send it a password ahead."""
+
+    place: tuple[str, int, str, str]
+    ahead: bool
+    #: A password that went ahead has shown it, and not only what the server asked for step by step.
+    proven: bool
+    #: It may be wrong by then, in seconds since the epoch.
+    until: float
+
+
+class _Plan(NamedTuple):
+    """What the next attempt of a connect offers, and what is known of the server by then."""
+
+    every_curve: bool
+    password_ahead: bool
+    seen: _Seen | None
 
 
 class Connector:
@@ -80,6 +106,7 @@ class Connector:
     def _learn_nothing(self) -> None:
         # Whether the server wants another curve than the usual one; None: not to be known, since neither way led in.
         self._needs_every_curve: bool | None = False
+        self._seen: _Seen | None = None
         self._warned = False
 
     def forget(self) -> None:
@@ -102,21 +129,29 @@ class Connector:
         # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
         deadline = invocation.until(self._settings.connect_timeout_s)
         others = _worth_trying(self._source, logins, deadline)
-        known = self._needs_every_curve
-        every_curve = known is not False
+        curve_known = self._needs_every_curve
+        plan = self._begin(login)
         while True:
+            ends = self._end_of_attempt(plan, deadline)
             try:
-                connection = self._attempt(record, login, self._way(login, deadline, every_curve))
+                connection = self._attempt(record, login, self._way(login, plan, ends))
             except Exception as error:  # noqa: BLE001 - judged below, and raised there if nothing is left to try
                 failure = error
             else:
-                self._needs_every_curve = _curves(known, every_curve, None)
+                self._needs_every_curve = _curves(curve_known, plan.every_curve, None)
+                self._seen = _see(login, plan, connection)
                 return connection
-            step = _judge(failure, every_curve)
+            step = _judge(failure, plan, late=ends < deadline and time.time() >= ends - _ROUNDED_S)
             if step == "every curve":
-                every_curve = True
+                plan = plan._replace(every_curve=True)
                 continue
-            self._needs_every_curve = _curves(known, every_curve, failure)
+            if step == "step by step":
+                # Where the server says what it asks for in place of it, the next connect shows whether it still does.
+                proven = getattr(failure, "authentication", None) is None
+                plan = plan._replace(password_ahead=False, seen=_seen_of(login, ahead=False, proven=proven))
+                continue
+            self._needs_every_curve = _curves(curve_known, plan.every_curve, failure)
+            self._seen = None
             following = next(others, None) if step == "next login" else None
             if following is not None:
                 login = following
@@ -149,12 +184,37 @@ class Connector:
             connection.deadline = invocation.deadline()
         return True
 
-    def _way(self, login: Login, deadline: float, every_curve: bool) -> Way:
+    def _begin(self, login: Login) -> _Plan:
+        """
+        Return how a connect begins, by what was seen of this server.
+
+        A token is good for this server and for minutes, and goes ahead until the server is seen not to take it. A password goes
+        ahead only where the server has asked for it in clear text before, so that one that proves it by SCRAM never sees it.
+        """
+        every_curve, seen = self._needs_every_curve is not False, self._seen
+        if seen is None or seen.place != _place(login) or time.time() >= seen.until:
+            seen = None
+        ahead = self._settings.auth in ("iam", "dsql") if seen is None else seen.ahead
+        return _Plan(every_curve, ahead and self._settings.tls != "disable", seen)
+
+    def _end_of_attempt(self, plan: _Plan, deadline: float) -> float:
+        """
+        Return when an attempt ends: at the deadline, or half way there where a proxy may have thrown away what went ahead.
+
+        Nothing says that a proxy must keep what a client sends before it is asked; one that did not would wait for the password,
+        and this client for the proxy, until the end.
+        """
+        proven = plan.seen is not None and plan.seen.proven
+        if plan.password_ahead and not proven and self._settings.endpoint == "proxy":
+            now = time.time()
+            return now + (deadline - now) / 2
+        return deadline
+
+    def _way(self, login: Login, plan: _Plan, ends: float) -> Way:
         if self._settings.tls == "disable":
             self._warn_of_plain_text(login.host)
-        # In hundredths: an error says how long it was waited.
-        left_s = max(_SHORTEST_ATTEMPT_S, round(deadline - time.time(), 2))
-        return Way(tls.client_context(self._settings, every_curve=every_curve), left_s)
+        left_s = max(_SHORTEST_ATTEMPT_S, round(ends - time.time(), 2))
+        return Way(tls.client_context(self._settings, every_curve=plan.every_curve), left_s, plan.password_ahead)
 
     def _warn_of_plain_text(self, host: str) -> None:
         if self._warned or tls.is_loopback(host):
@@ -167,16 +227,40 @@ class Connector:
         )
 
 
-def _judge(failure: Exception, every_curve: bool) -> Literal["every curve", "next login", "give up"]:
+def _judge(
+    failure: Exception, plan: _Plan, *, late: bool
+) -> Literal["every curve", "step by step", "next login", "give up"]:
     """
     Say what may be the cure of an attempt that failed. Pure.
 
     A server that was told to know other curves only (P-384, as some rules ask for) answers the usual one with a plain "handshake
-    failure", as it answers much else; so the same login is tried with every curve.
+    failure", as it answers much else; so the same login is tried with every curve. One that takes no password before it has
+    asked for it gets the same login step by step.
+    Args: late: the attempt had less than the whole time for the connect, and used it up.
     """
-    if not every_curve and tls.may_want_another_curve(failure):
+    if not plan.every_curve and tls.may_want_another_curve(failure):
         return "every curve"
+    if plan.password_ahead and (late or isinstance(failure, wire.PasswordAheadRefused)):
+        return "step by step"
     return "next login" if is_refused(failure) else "give up"
+
+
+def _place(login: Login) -> tuple[str, int, str, str]:
+    return login.host, login.port, login.database, login.user
+
+
+def _seen_of(login: Login, *, ahead: bool, proven: bool) -> _Seen:
+    return _Seen(_place(login), ahead, proven, time.time() + _SEEN_FOR_S)
+
+
+def _see(login: Login, plan: _Plan, connection: Any) -> _Seen:
+    """Return what a good connect has shown, with what was seen before it."""
+    if plan.password_ahead:
+        return _seen_of(login, ahead=True, proven=True)
+    if plan.seen is not None and plan.seen.proven:
+        return plan.seen  # it takes none ahead, and a connect step by step shows nothing else
+    # A listener for `do_connect` may have opened it by other means.
+    return _seen_of(login, ahead=getattr(connection, "authentication", None) == "password", proven=False)
 
 
 def _curves(known: bool | None, every_curve: bool, failure: Exception | None) -> bool | None:
@@ -237,6 +321,8 @@ class Driver:
             connect_timeout_s=way.timeout_s,
             dead_peer_timeout_s=self._settings.dead_peer_timeout_s,
             startup_params=self._startup,
+            tls_negotiation=self._settings.tls_negotiation,
+            password_ahead=way.password_ahead,
             # RDS Proxy does not forward a request to cancel.
             cancel_on_abandon=self._settings.endpoint != "proxy",
         )

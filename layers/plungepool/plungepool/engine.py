@@ -90,7 +90,9 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
     Args: options: as get_engine takes them.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
-    Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know.
+    Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know; at the
+        first connect sqlalchemy.exc.OperationalError, CredentialsError.
+    Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     """
     if contradictions := [f"{name}: {_DECIDED[name]}" for name in options if name in _DECIDED]:
         raise SettingsError([f"get_engine does not take the option {one}" for one in contradictions])
@@ -125,7 +127,11 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
 
 def dispose_engine() -> None:
-    """Close every idle connection of the engines that get_engine built, and forget them; the next call builds anew."""
+    """
+    Close every idle connection of the engines that get_engine built, and forget them; the next call builds anew.
+
+    A connection that is checked out is closed at its return. Threads: safe.
+    """
     with _lock:
         engines = {engine for engine, _ in _engines.values()}
         _engines.clear()

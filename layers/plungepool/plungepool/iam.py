@@ -58,7 +58,12 @@ def rds_token(host: str, port: int, user: str, region: str, keys: Keys, now: flo
 
 
 def dsql_token(host: str, user: str, region: str, keys: Keys, now: float) -> str:
-    """Return the token that Aurora DSQL takes for a password: an administrator's for the user `admin`. Pure."""
+    """
+    Return the token that Aurora DSQL takes for a password: an administrator's for the user `admin`. Pure.
+
+    Args: host: the cluster's own endpoint. now: seconds since the epoch.
+    Source: Aurora DSQL User Guide, "Generating an authentication token"; Signature Version 4, presigned query.
+    """
     action = "DbConnectAdmin" if user == "admin" else "DbConnect"
     return _presign("dsql", host, {"Action": action}, region, keys, now)
 
@@ -108,7 +113,11 @@ def _host_header(netloc: str) -> str:
 
 
 class TokenSource:
-    """A token signed for each connect, from whatever AWS credentials the environment has at that moment."""
+    """
+    A token signed for each connect, from whatever AWS credentials the environment has at that moment.
+
+    Threads: safe; two that come at once may both fetch keys.
+    """
 
     may_change = False
 
@@ -118,7 +127,12 @@ class TokenSource:
         self._chain: Any = None
 
     def logins(self) -> Iterator[Login]:
-        """Yield a token, and another one: keys may run out, or be exchanged, between a signature and the server's check."""
+        """
+        Yield a token, and another one: keys may run out, or be exchanged, between a signature and the server's check.
+
+        Blocks for two seconds at most where a container's endpoint has the keys, and for as long as botocore does where it is asked.
+        Raises: CredentialsError where there are no keys, or none that can sign.
+        """
         for _ in range(2):
             yield self._login(self._keys())
             self.forget()

@@ -191,6 +191,7 @@ class BoundedPool(Pool):
         Check a connection out; blocks for the checkout time-out at most, and for a connect where none is kept.
 
         Raises: PoolExhausted; whatever a connect raises.
+        Threads: safe, and first come, first served.
         """
         checkout = _Checkout(_trace(sys._getframe(1)))
         try:
@@ -342,6 +343,7 @@ def build_pool(
 
     Args: creator(record): opens a connection. is_alive(connection, idle_s): whether a kept connection may be handed out
         again.
+    Source: SQLAlchemy, Connection Pooling, "Constructing a Pool".
     """
     return BoundedPool(
         creator,

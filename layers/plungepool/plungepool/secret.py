@@ -37,6 +37,7 @@ class SecretSource:
     In a rotation the server changes some seconds before AWSCURRENT does (or after, where a replica lags): the version
     that is about to be current is tried, then the one before, then all again after a pause. With alternating users the
     secret's user changes; nothing here depends on it.
+    Threads: safe; two that come at once may both fetch.
     Source: Secrets Manager User Guide, "Rotation by Lambda function" and "Rotation strategies".
     """
 
@@ -49,7 +50,13 @@ class SecretSource:
         self._process = 0
 
     def logins(self) -> Iterator[Login]:
-        """Yield what the server took last; then what the versions of the secret hold, each fetched as it is asked for, and once."""
+        """
+        Yield what the server took last; then what the versions of the secret hold, each fetched as it is asked for, and once.
+
+        Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S and two seconds at most for each try to fetch one, and makes two tries.
+        Raises: CredentialsError where a version cannot be fetched or holds no login; SettingsError where it is another user's, or no
+            host is known.
+        """
         refused: set[Login] = set()
         for stage in ("", "AWSCURRENT", "AWSPENDING", "AWSPREVIOUS"):
             login = self._fetch(stage) if stage else self._cached

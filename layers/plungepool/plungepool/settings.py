@@ -18,6 +18,7 @@ _CHOICES = {
     "endpoint": ("direct", "proxy"),
     "auth": ("password", "secret", "iam", "dsql"),
     "tls": ("verify-full", "disable"),
+    "tls_negotiation": ("postgres", "direct"),
     "pool": ("tiny", "null"),
     "pinning": ("warn", "refuse"),
 }
@@ -51,7 +52,7 @@ class Settings:
 
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
         it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
-        host and port, which the certificate and the token stay for.
+        host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
@@ -68,6 +69,7 @@ class Settings:
     secret_arn: str | None = None
     region: str | None = None
     tls: str = "verify-full"
+    tls_negotiation: str = ""
     ca_file: str | None = None
     pool: str = "tiny"
     pool_size: int = 1
@@ -83,6 +85,9 @@ class Settings:
         problems = self._take_url(url) if url else []
         if isinstance(self.password, str):
             self._set("password", _Password(self.password))
+        if self.tls_negotiation == "":
+            # Aurora DSQL speaks TLS from the first byte; PostgreSQL before 17 has to be asked for it.
+            self._set("tls_negotiation", "direct" if self.auth == "dsql" else "postgres")
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
         contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]
@@ -223,6 +228,9 @@ class Settings:
         if self.ca_file and self.tls == "disable":
             text = f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them"
             yield {"ca_file", "tls"}, text
+        if self.tls_negotiation == "direct" and self.tls == "disable" and self.auth != "dsql":
+            text = f"{variable('tls_negotiation')}=direct contradicts {variable('tls')}=disable; remove one of them"
+            yield {"tls_negotiation", "tls"}, text
         if self.endpoint == "proxy" and self.auth == "dsql":
             text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
             yield {"endpoint", "auth"}, text
@@ -272,7 +280,11 @@ Settings.__init__ = _without_values(Settings.__init__)  # type: ignore[method-as
 
 
 def split_address(address: str, port: int) -> tuple[str, int]:
-    """Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none."""
+    """
+    Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none.
+
+    Raises: ValueError where it is none of these.
+    """
     if address.startswith("["):
         host, bracket, rest = address[1:].partition("]")
     else:

@@ -26,14 +26,14 @@ _CERTIFICATES = os.path.join(os.path.dirname(__file__), "certificates")
 _AMAZON_ROOTS = "amazon-roots.pem"
 
 # What is trusted -> the state that the file was in, and the context made from it.
-_contexts: dict[tuple[str | None, str | None, bool], tuple[object, ssl.SSLContext]] = {}
+_contexts: dict[tuple[str | None, str | None, bool, bool], tuple[object, ssl.SSLContext]] = {}
 
 
 def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLContext | None:
     """
     Return the process-wide verifying context for these settings, made on first use; None where TLS is disabled.
 
-    Args: settings: ``tls``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL does; else the one curve that
+    Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL does; else the one curve that
         saves a round trip with most servers.
     Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate; one that was
         written anew is read anew.
@@ -41,7 +41,8 @@ def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLC
     """
     if settings.tls == "disable":
         return None
-    key = (settings.ca_file, None if settings.ca_file else settings.region, every_curve)
+    direct = settings.tls_negotiation == "direct"
+    key = (settings.ca_file, None if settings.ca_file else settings.region, every_curve, direct)
     state = _state_of(settings.ca_file)
     known, context = _contexts.get(key, (None, None))
     if context is None or known != state:
@@ -58,6 +59,8 @@ def may_want_another_curve(error: Exception) -> bool:
 def shipped_authorities(region: str | None) -> list[str]:
     """
     Return the paths of the shipped PEM files to trust in a region: its own, or every one where it is not known here.
+
+    Source: certificates/PROVENANCE.md.
     """
     names = sorted(name for name in os.listdir(_CERTIFICATES) if name.endswith(".pem"))
     if f"{region}.pem" in names:
@@ -127,7 +130,7 @@ def _state_of(ca_file: str | None) -> object:
     return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _make_context(ca_file: str | None, region: str | None, every_curve: bool) -> ssl.SSLContext:
+def _make_context(ca_file: str | None, region: str | None, every_curve: bool, direct: bool) -> ssl.SSLContext:
     import ssl
 
     # Not create_default_context(): from Python 3.13 it sets VERIFY_X509_STRICT, and what is trusted must not depend
@@ -138,6 +141,9 @@ def _make_context(ca_file: str | None, region: str | None, every_curve: bool) ->
         # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must know
         # this one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip (HelloRetryRequest).
         context.set_ecdh_curve("prime256v1")
+    if direct:
+        # What starts TLS at once must say for which protocol (PostgreSQL, "SSL Session Encryption").
+        context.set_alpn_protocols(["postgresql"])
     if ca_file is None:
         for path in shipped_authorities(region):
             context.load_verify_locations(cafile=path)

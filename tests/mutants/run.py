@@ -92,8 +92,8 @@ TOPICS = {
     "pool": Topic((f"{PACKAGE}/pool*",), ("unit/test_pool*", "integration/test_pool*")),
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
-        ("wire/test_wire*", "wire/test_errors*", "wire/test_address*", "wire/test_dead_networks*", "wire/test_auth*", "wire/test_conn*"),
-        only="connect|_open|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|Scram|tune",
+        ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*", "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
+        only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|_encoded_password|Scram|saslprep|tune",
     ),
     "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("integration/test_doctor*", "unit/test_checks*")),
     "rds_proxy": Topic((f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "integration/test_rds_proxy*")),

@@ -7,17 +7,22 @@ import hashlib
 import socket
 import ssl
 import struct
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+import scramp
 from fuzz_server import error, message, ready
 
 from plungepool import wire
+from plungepool.wire.errors import Secret
+from plungepool.wire.scram import Scram, saslprep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 OK = message(b"R", struct.pack("!i", 0))
 KEY = message(b"K", struct.pack("!i", 4711) + b"\1\2\3\4")
@@ -53,6 +58,7 @@ class Server:
         peer, _ = self._listener.accept()
         with peer, peer.makefile("rb") as file:
             peer.settimeout(10)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for turn, says in enumerate(self.says):
                 head = file.read(5 if turn else 4)
                 body = file.read(struct.unpack("!i", head[-4:])[0] - 4)
@@ -60,6 +66,7 @@ class Server:
                 answer = says if isinstance(says, bytes) else says(body)
                 for piece in [answer[at : at + 1] for at in range(len(answer))] if self.drip else [answer]:
                     peer.sendall(piece)
+                    time.sleep(0.002 * self.drip)  # so that the client reads them apart
             peer.shutdown(socket.SHUT_WR)
             self.rest = file.read()
 
@@ -225,6 +232,55 @@ def test_iterations_of_scram_have_a_bound(count: int, says: str) -> None:
             wire.connect(**server.options, password="pw", connect_timeout_s=60)
 
 
+def test_nonce_of_scram_must_be_more_than_the_clients() -> None:
+    """A server that adds nothing of its own could replay somebody else's exchange (RFC 5802, 5.1)."""
+
+    def adds_nothing(first: bytes) -> bytes:
+        return asks(11, b"r=" + first.rpartition(b"r=")[2] + b",s=" + base64.b64encode(b"salt") + b",i=4096")
+
+    with Server(asks(10, b"SCRAM-SHA-256\0\0"), adds_nothing) as server:
+        with pytest.raises(wire.OperationalError, match="SCRAM with a nonce that is not ours"):
+            wire.connect(**server.options, password="pw")
+
+
+@pytest.mark.parametrize(
+    ("salt", "count"),
+    [(b"", b"4096"), (b"c2Fs!dA==", b"4096"), (b"c2FsdA", b"4096"), (b"c2FsdA==", b"00000004096"), (b"c2FsdA==", b"9" * 5000),
+     (b"c2FsdA==", b""), (b"c2FsdA==", "\u0663".encode())],
+)  # fmt: skip
+def test_salt_and_iterations_of_scram_are_read_strictly(salt: bytes, count: bytes) -> None:
+    """What is no Base64, no salt, or no number that a server would write, is no step of SCRAM."""
+
+    def answer(first: bytes) -> bytes:
+        return asks(11, b"r=" + first.rpartition(b"r=")[2] + b"SERVER,s=" + salt + b",i=" + count)
+
+    with Server(asks(10, b"SCRAM-SHA-256\0\0"), answer) as server:
+        with pytest.raises(wire.OperationalError, match="a step of SCRAM that makes no sense"):
+            wire.connect(**server.options, password="pw")
+
+
+@pytest.mark.parametrize(
+    "text", ["א\u00ad1", "1\u00adא", "א\u00adaא", "א\u00ad1א", "\u00adאa", "\u00adא", "a\u00adb", "\u00ad"]
+)
+def test_password_of_two_directions_is_prepared_as_by_a_library(text: str) -> None:
+    """Right to left at both ends and with nothing that runs left to right, or it stays as it is, soft hyphens included."""
+    try:
+        expected = scramp.utils.saslprep(text) or text
+    except scramp.ScramException:
+        expected = text
+    assert saslprep(text.encode()).decode() == expected
+
+
+def test_certificate_without_a_digest_binds_no_channel(tmp_path: Path) -> None:
+    """Ed25519 has none (RFC 5929 leaves it undefined): plain SCRAM is spoken, also where the other is offered."""
+    command = f"openssl req -x509 -newkey ed25519 -nodes -subj /CN=localhost -keyout {tmp_path}/k -out {tmp_path}/c"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    der = ssl.PEM_cert_to_DER_cert((tmp_path / "c").read_text())
+    password = Secret()
+    password.value = b"pw"
+    assert Scram(password, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0", der).first.startswith(b"SCRAM-SHA-256\0")
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -296,3 +352,44 @@ def test_network_that_swallows_everything_is_given_up_in_time(
     with Server(OK + KEY + ready()) as server:
         wire.connect(**server.options, dead_peer_timeout_s=timeout_s).close()
     assert found == [expected, 1]
+
+
+def test_refusal_ends_the_connect_whether_or_not_the_server_hangs_up() -> None:
+    """A server that says no and then nothing is not waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        held: list[socket.socket] = []
+
+        def refuse() -> None:
+            held.append(listener.accept()[0])
+            held[0].sendall(error("28000", "no", severity="FATAL"))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(wire.OperationalError) as caught:
+            wire.connect(user="app", host="127.0.0.1", port=listener.getsockname()[1], connect_timeout_s=10)
+        thread.join()
+        held[0].close()
+    assert caught.value.sqlstate == "28000"
+
+
+def test_request_to_cancel_holds_the_key_that_the_server_gave() -> None:
+    """The process and the whole key: where either differs, the server ignores the request."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heard: list[bytes] = []
+
+        def serve() -> None:
+            with listener.accept()[0] as session:
+                session.recv(1000)
+                session.sendall(OK + KEY + ready())
+                with listener.accept()[0] as other:
+                    heard.append(other.recv(1000))
+                    session.sendall(error("57014", "canceled") + ready())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connection = wire.connect(user="app", host="127.0.0.1", port=listener.getsockname()[1])
+        connection.deadline = time.time() + 0.2
+        with pytest.raises(wire.OperationalError):
+            connection.cursor().execute("SELECT pg_sleep(60)")
+        thread.join()
+    assert heard == [struct.pack("!iii", 16, 80877102, 4711) + b"\1\2\3\4"]

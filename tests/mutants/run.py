@@ -263,7 +263,8 @@ class Examination:
     def tests(self) -> dict[str, str]:
         """The digest of each file of tests that is there, with what it shares with others."""
         files = sorted({path for pattern in self.topic.tests for path in (ROOT / "tests").glob(pattern)})
-        shared = [path.read_text() for path in sorted((ROOT / "tests").rglob("conftest.py"))]
+        common = [*(ROOT / "tests").rglob("conftest.py"), *(ROOT / "tests" / "shared").glob("*.py")]
+        shared = [path.read_text() for path in sorted(common)]
         return {
             str(path.relative_to(ROOT)): _digest(path.read_text(), *shared) for path in files if path.suffix == ".py"
         }

@@ -123,6 +123,19 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
     assert context.verify_mode.name == "CERT_REQUIRED"
 
 
+def test_nothing_goes_ahead_where_a_listener_has_chosen_another_context(given: list[dict[str, Any]]) -> None:
+    """What that one verifies nobody knows; a listener that leaves it alone changes nothing."""
+    built = engine.build_engine(settings())
+    driver = connect.Driver(settings(), "test")
+    driver.dialect = built.dialect
+    login, way = Login("u", "p", "h", 5432, "d"), connect.Way(object(), 1.0, True)  # type: ignore[arg-type]
+    for change in ({}, {"ssl_context": None}):
+        event.listen(built, "do_connect", lambda *arguments, change=change: arguments[3].update(change))
+        with pytest.raises(Reached):
+            driver(None, login, way)
+    assert [one["password_ahead"] for one in given] == [True, False]
+
+
 def test_tls_at_once_reaches_the_driver(given: list[dict[str, Any]]) -> None:
     """With a context for it, as the driver asks."""
     found = parameters(given, tls="verify-full", region="eu-west-1", tls_negotiation="direct")

@@ -333,6 +333,9 @@ class Driver:
             if connection is not None:
                 break
         if connection is None:
+            if parameters.values.get("ssl_context") is not way.context:
+                # Another context may verify less, or a listener may have chosen plain text: nothing goes ahead there.
+                parameters.values["password_ahead"] = False
             connection = wire.connect(**parameters.values)
         connection.deadline = invocation.deadline()
         return connection

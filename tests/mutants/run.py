@@ -134,6 +134,11 @@ class Work:
                 (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.tree / name)
 
+        # What `make` has installed for tests: other environments, another server.
+        for path in ROOT.glob(".*"):
+            if path.name.startswith((".venv-", ".debian")) and path.is_dir():
+                (self.tree / path.name).symlink_to(path)
+
     def _make_environment(self) -> Path:
         """Make an environment in which every process that a test starts finds the packages of this copy."""
         installed = next((ROOT / ".venv" / "lib").glob("python3.*")) / "site-packages"
@@ -291,8 +296,11 @@ class Examination:
                 kept.write_text(json.dumps(self.record))
 
         places.each(record, missing)
-        for failed in sorted(test for file in self.record.values() for test in file["failed"]):
-            print(f"{self.name}: left out, it fails or is skipped without any mutant: {failed}", flush=True)
+        for file, found in sorted(self.record.items()):
+            if failed := found["failed"]:
+                print(
+                    f"{self.name}: {len(failed)} tests of {file} fail or are skipped without any mutant, and are left out: {failed[0]} …"
+                )
 
     def _recorded(self, work: Work, file: str, text: str) -> dict[str, Any]:
         folder = work.scratch / "record"

@@ -290,7 +290,7 @@ def table(
     reference = ("raw pg8000", "compiled")
     for name in names:
         key = (name, state)
-        cells = [f"{counts[key] / 1e6:,.0f}", f"{counts[key] / counts[reference]:.2f}"] if key in counts else ["", ""]
+        cells = [f"{counts[key] / 1e6:,.0f}", f"{counts[key] / counts[reference]:.2f}"]
         if measured:
             wall, cpu, init, first = (statistics.median(column) * 1e3 for column in zip(*measured[key], strict=True))
             raw, ours = (
@@ -320,12 +320,7 @@ def main() -> None:
         if options.before:
             variants[f"plungepool of {options.before}"] = OURS, check_out(options.before, Path(scratch) / "before")
         folders = build(Path(scratch), python, variants)
-        # Compiling the peers' source under valgrind would take longer than all the rest.
-        counts = {
-            (name, state): count(python, folder, variables)
-            for (name, state), folder in folders.items()
-            if state == "compiled" or name == "raw pg8000" or isinstance(variants[name][1], Path)
-        }
+        counts = {key: count(python, folder, variables) for key, folder in folders.items()}
         if options.instructions:
             for (name, state), number in counts.items():
                 print(f"{name}, {state}: {number:,}, {number / counts['raw pg8000', 'compiled']:.3f} of raw pg8000")

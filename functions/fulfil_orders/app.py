@@ -6,7 +6,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from sqlalchemy import Connection, text
 
-from plungepool import Unavailable, get_engine
+from plungepool import Unavailable, get_engine, guard_invocation
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -36,6 +36,7 @@ def fulfil_order(connection: Connection, order_id: str) -> bool:
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics(capture_cold_start_metric=True)
+@guard_invocation
 def handler(event: dict, context: object) -> dict:
     failed, fulfilled = [], 0
     for position, record in enumerate(records := list(SQSEvent(event).records)):

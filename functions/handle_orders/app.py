@@ -9,7 +9,7 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.logging import correlation_paths
 
-from plungepool import Unavailable, get_engine
+from plungepool import Unavailable, get_engine, guard_invocation
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -51,6 +51,7 @@ def try_again_later(error: Exception) -> Response:
 @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_HTTP)
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics(capture_cold_start_metric=True)
+@guard_invocation
 def handler(event: dict, context: object) -> dict:
     response = app.resolve(event, context)
     metrics.add_metric(name=f"Answered{response['statusCode']}", unit="Count", value=1)

@@ -6,7 +6,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 from sqlalchemy import Connection, text
 
-from plungepool import get_engine
+from plungepool import get_engine, guard_invocation
 
 engine = get_engine().execution_options(postgresql_readonly=True)  # the same pool; PostgreSQL refuses any write
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -48,6 +48,7 @@ def day_before(moment: str) -> tuple[datetime, datetime]:
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics(capture_cold_start_metric=True)
+@guard_invocation
 def handler(event: dict, context: object) -> dict:
     since, until = day_before(EventBridgeEvent(event).get("time"))
     with engine.begin() as connection:

@@ -48,6 +48,7 @@ def test_settings_table_is_what_settings_take() -> None:
         expected[f"PLUNGEPOOL_{field.name.upper()}"] = shown
     expected["PLUNGEPOOL_REGION"] = "AWS_REGION"
     expected["PLUNGEPOOL_TLS_NEGOTIATION"] = "`postgres`; `direct` with dsql"
+    expected["PLUNGEPOOL_DEADLINE"] = "`server`; `client` behind a proxy and with dsql"
     assert table == expected
 
 

@@ -68,7 +68,8 @@ def test_every_except_clause_catches_it(engine: Engine, use: Callable[[Engine], 
     error = caught.value
     assert isinstance(error, exc.OperationalError)
     assert isinstance(error.orig, wire.DeadlineExceeded)
-    assert error.connection_invalidated
+    # On a busy machine the time may be over before there is a connection.
+    assert error.connection_invalidated or "before there was a connection" in str(error)
     invocation.end_at(None)
     by_short_statement(engine)
 

@@ -139,7 +139,7 @@ def test_a_killed_demo_leaves_nothing(machine, read_until):
         assert len(machine.processes()) > 4
         process.kill()
         process.communicate(timeout=60)
-        assert machine.left_behind(60) == []
+        assert machine.left_behind(20) == []
 
 
 def test_help_names_the_command(machine):

@@ -25,14 +25,14 @@ def test_the_documented_test_passes(machine, project):
     """The function and the test of docs/local.md work as they stand there, with nothing but the installed plugin."""
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
     assert "1 passed" in result.stdout, result.stdout + result.stderr
-    assert machine.left_behind(60) == []
+    assert machine.left_behind(2) == []
 
 
 def test_the_documented_script_runs(machine, project):
     """The same as plain classes prints the first visit."""
     result = machine.run(project / "run.py", cwd=project)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
-    assert machine.left_behind(60) == []
+    assert machine.left_behind(2) == []
 
 
 def test_a_failing_test_leaves_nothing(machine, project):
@@ -43,7 +43,7 @@ def test_a_failing_test_leaves_nothing(machine, project):
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
     assert "1 failed" in result.stdout, result.stdout + result.stderr
     assert "error" not in result.stdout.splitlines()[-1]
-    assert machine.left_behind(60) == []
+    assert machine.left_behind(2) == []
 
 
 def test_every_fixture_is_documented(machine, project):

@@ -244,7 +244,7 @@ def test_a_lost_network_is_not_tried_again() -> None:
 
 def test_the_invocation_bounds_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The earlier of the connect's own time and the invocation's end."""
-    monkeypatch.setattr(invocation, "_deadline", time.time() + 1)
+    monkeypatch.setattr(invocation, "_end", time.time() + 1)
     tokens, server = connector(connect_timeout_s=4), Server()
     tokens.connect(server)
     assert 0.5 < server.ways[0].timeout_s <= 1

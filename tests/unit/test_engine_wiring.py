@@ -259,7 +259,7 @@ def test_a_ping_that_fails_means_dead_and_another_exception_passes(is_alive: Any
 @pytest.fixture
 def invocation_ends(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the moment at which the invocation has to be over; nobody has said so any more after the test."""
-    monkeypatch.setattr(invocation, "_deadline", None)
+    monkeypatch.setattr(invocation, "_end", None)
     return invocation.end_at
 
 

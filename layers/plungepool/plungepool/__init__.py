@@ -2,12 +2,22 @@
 
 from . import cold_start as _cold_start  # before all that imports SQLAlchemy  # noqa: F401
 from .engine import Unavailable, build_engine, dispose_engine, get_engine
-from .errors import CredentialsError, DeadlineExceeded, OutcomeUnknown, PinningRefused, PlungepoolError, SettingsError
+from .errors import (
+    ConnectionLeak,
+    CredentialsError,
+    DeadlineExceeded,
+    OutcomeUnknown,
+    PinningRefused,
+    PlungepoolError,
+    SettingsError,
+)
+from .invocation import guard_invocation
 from .pool import PoolExhausted
 from .settings import Settings
 from .transaction import once, run_transaction
 
 __all__ = [
+    "ConnectionLeak",
     "CredentialsError",
     "DeadlineExceeded",
     "OutcomeUnknown",
@@ -20,6 +30,7 @@ __all__ = [
     "build_engine",
     "dispose_engine",
     "get_engine",
+    "guard_invocation",
     "once",
     "run_transaction",
 ]

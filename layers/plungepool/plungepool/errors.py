@@ -5,6 +5,7 @@ PlungepoolError
 ├── SettingsError (also ValueError)        a setting is wrong, missing, unknown or contradicts another
 ├── CredentialsError                       no usable user and password, or the server refused them
 ├── DeadlineExceeded (also TimeoutError)   the time was over before the database had answered
+├── ConnectionLeak                         the handler kept a connection, and PLUNGEPOOL_LEAKS=raise
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
 ├── OutcomeUnknown                         COMMIT was sent and its answer was lost: the transaction was kept, or it was not
 └── PinningRefused                         a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
@@ -64,6 +65,24 @@ class DeadlineExceeded(PlungepoolError, TimeoutError):
     The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either is caught by
     this name, by TimeoutError and as an OperationalError.
     """
+
+
+class ConnectionLeak(PlungepoolError):
+    """
+    A handler has returned and kept a connection, and PLUNGEPOOL_LEAKS is `raise`; `places` are where those were taken.
+
+    The connections are back already, and their transactions rolled back.
+    """
+
+    def __init__(self, places: Iterable[str]) -> None:
+        self.places = tuple(places)
+        super().__init__(self.places)
+
+    def __str__(self) -> str:
+        return (
+            f"at the end of the invocation a connection was still checked out, taken at {'; '.join(self.places)}. "
+            "Use `with engine.begin() as connection:`"
+        )
 
 
 class OutcomeUnknown(PlungepoolError):

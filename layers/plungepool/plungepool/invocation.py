@@ -1,8 +1,11 @@
 """
-The invocation that runs now, and when it ends: the one owner of the deadline of every connection.
+The invocation that runs now: when it has to be over, and what the pools have handed out in it.
 
-What has a limit of its own (a connect, a ping) is bounded by the invocation's deadline as well, and a connection that is
-handed out has that deadline and no other, whatever was waited for before.
+The one owner of the deadline of every connection: what has a limit of its own (a connect, a ping) is bounded by the invocation's
+deadline as well, and a connection that is handed out has that deadline and no other, whatever was waited for before.
+
+Which invocation runs is seen by evidence: by the guard whose block has not been left. A guard that nothing refers to any more, or that
+belongs to another request, ended without having said so, as after an exception at a bad moment, and holds nothing of the next one.
 
 Units: moments are seconds since the epoch, by the wall clock, so that the time an environment is frozen counts.
 Threads: Lambda runs one invocation at a time in a process, so the deadline is the process's, background threads included.
@@ -10,28 +13,239 @@ Threads: Lambda runs one invocation at a time in a process, so the deadline is t
 
 from __future__ import annotations
 
+import functools
+import gc
+import logging
 import time
+import weakref
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-_deadline: float | None = None
+from .errors import ConnectionLeak
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class HandedOut(Protocol):
+        """What a pool handed out, as far as the end of an invocation has to know it."""
+
+        def is_out(self) -> bool: ...
+        def where(self) -> str: ...
+        def close(self) -> None: ...
+        def raises(self) -> bool: ...
+
+    class Context(Protocol):
+        """What is read of Lambda's context object; all of it may be missing."""
+
+        aws_request_id: str
+
+        def get_remaining_time_in_millis(self) -> int: ...
 
 
-def deadline() -> float | None:
-    """Return the moment at which the invocation has to be over; None where nobody has said."""
-    return _deadline
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_logger = logging.getLogger("plungepool")
+
+# A code object's flag, as `inspect` names it: importing that costs a cold start more than it tells.
+_CO_COROUTINE = 0x80
+# What is handed out is noted for the invocation's end; what came back meanwhile is dropped whenever there are so many.
+_NOTED_AT_MOST = 32
 
 
-def until(limit_s: float) -> float:
-    """Return the moment at which something that starts now and may take `limit_s` has to be over, the invocation's at the latest."""
-    own = time.time() + limit_s
-    return own if _deadline is None else min(own, _deadline)
+class _Guard:
+    """The block of one invocation, as `guard_invocation` makes it."""
+
+    def __init__(self, context: Context | None) -> None:
+        self.request_id = getattr(context, "aws_request_id", None)
+        left_s = _left_s(context)
+        self.ends_at = None if left_s is None else time.time() + left_s
+        # A margin that is longer than the function's time-out would leave nothing: the database has half of it at least.
+        self.margin_at_most_s = (left_s or 0.0) / 2
+        self.handed_out: list[HandedOut] = []
+        self.outer: _Guard | None = None
+
+    def __enter__(self) -> None:
+        global _current
+        outer = _running()
+        if (
+            outer is not None
+            and None not in (outer.request_id, self.request_id)
+            and outer.request_id != self.request_id
+        ):
+            outer = None  # an earlier invocation's, that ended without having said so
+        self.outer = outer
+        if outer is not None:
+            self.handed_out = outer.handed_out
+            if outer.ends_at is not None and (self.ends_at is None or outer.ends_at < self.ends_at):
+                self.ends_at, self.margin_at_most_s = outer.ends_at, outer.margin_at_most_s
+        _current = weakref.ref(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        global _current
+        outer, self.outer = self.outer, None
+        if outer is not None:
+            _current = weakref.ref(outer)
+            return
+        try:
+            leaks = _take_back(self.handed_out)
+        finally:
+            _current = _nobody
+        if leaks and kind is None:
+            raise ConnectionLeak(leaks)
 
 
-def is_over() -> bool:
-    """Say whether the invocation's deadline has passed."""
-    return _deadline is not None and time.time() >= _deadline
+def _nobody() -> None:
+    """Stand for the weak reference to a guard, where no invocation runs."""
+
+
+_current: Callable[[], _Guard | None] = _nobody
+# Set by hand, for who knows the moment without an invocation.
+_end: float | None = None
+
+
+def _running() -> _Guard | None:
+    return _current()
+
+
+@overload
+def guard_invocation(handler: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]: ...
+
+
+@overload
+def guard_invocation(handler: Any = None) -> _Guard: ...
+
+
+def guard_invocation(handler: Any = None) -> Any:
+    """
+    Bound what an invocation does with the database by the invocation's own end, and leave nothing of it to the next one.
+
+        @guard_invocation
+        def handler(event, context): ...
+
+        with guard_invocation(context):        # where an adapter calls: the context may be None
+            ...
+
+    The deadline is `context.get_remaining_time_in_millis()` from now, less PLUNGEPOOL_DEADLINE_MARGIN_S, which is left for the
+    handler to answer (half of the time at most). It bounds checkouts, connects, pings and statements, in every thread; what runs out
+    raises DeadlineExceeded. At the end a connection that is still checked out is closed, or returned where only the garbage
+    collector had to see that nobody holds it; the server rolls back. Either is logged, with the line that took it.
+
+    Decorators in any order; the guard that is entered first is the one that ends the invocation. A context without the remaining time,
+    or none, gives no deadline; one whose time is over lets nothing begin.
+    Args: handler: the handler, also an async one; or the context, for `with`.
+    Raises: what the handler raises; ConnectionLeak after a handler that returned, with PLUNGEPOOL_LEAKS=raise.
+    Units: seconds of wall clock.        Threads: one invocation at a time in a process, as Lambda has it.
+    Source: Lambda developer guide, "Using the Lambda context object to retrieve Python function information".
+    """
+    if not callable(handler):
+        return _Guard(handler)
+    if _is_async(handler):
+
+        @functools.wraps(handler)
+        async def guarded_async(event: Any, context: Any = None, *more: Any, **named: Any) -> Any:
+            with _Guard(context):
+                return await handler(event, context, *more, **named)
+
+        return guarded_async
+
+    @functools.wraps(handler)
+    def guarded(event: Any, context: Any = None, *more: Any, **named: Any) -> Any:
+        with _Guard(context):
+            return handler(event, context, *more, **named)
+
+    return guarded
+
+
+def deadline(margin_s: float | None = 0.0) -> float | None:
+    """
+    Return the moment at which the database's part has to be over; None where nobody has said.
+
+    Args: margin_s: what is left for the handler to answer, half of what the invocation had at most; None: there is no deadline for
+        whoever asks.
+    """
+    if margin_s is None:
+        return None
+    guard = _running()
+    if guard is None or guard.ends_at is None:
+        return _end
+    end = guard.ends_at - min(margin_s, guard.margin_at_most_s)
+    return end if _end is None else min(end, _end)
+
+
+def until(limit_s: float, margin_s: float | None = 0.0) -> float:
+    """Return the moment at which something that starts now and may take `limit_s` has to be over, the deadline at the latest."""
+    own, end = time.time() + limit_s, deadline(margin_s)
+    return own if end is None else min(own, end)
+
+
+def is_over(margin_s: float | None = 0.0) -> bool:
+    """Say whether the deadline has passed."""
+    end = deadline(margin_s)
+    return end is not None and time.time() >= end
 
 
 def end_at(moment: float | None) -> None:
-    """Set the moment at which the invocation has to be over; None: no limit but those of the settings."""
-    global _deadline
-    _deadline = moment
+    """Set a deadline without an invocation; None: no limit but those of the settings and of the invocation that runs."""
+    global _end
+    _end = moment
+
+
+def is_running() -> bool:
+    """Say whether an invocation runs that looks at its end for what was not given back."""
+    return _running() is not None
+
+
+def note(handed_out: HandedOut) -> None:
+    """Have the end of the invocation that runs look whether this came back; where none runs, nothing is noted."""
+    guard = _running()
+    if guard is not None:
+        noted = guard.handed_out
+        if len(noted) >= _NOTED_AT_MOST:
+            noted[:] = [one for one in noted if one.is_out()]
+        noted.append(handed_out)
+
+
+def _left_s(context: Any) -> float | None:
+    """Return the seconds that the invocation has left; None where the context does not say."""
+    ask = getattr(context, "get_remaining_time_in_millis", None)
+    left = ask() if callable(ask) else None
+    return max(0.0, left / 1000) if isinstance(left, (int, float)) and not isinstance(left, bool) else None
+
+
+def _is_async(handler: Any) -> bool:
+    return bool(getattr(getattr(handler, "__code__", None), "co_flags", 0) & _CO_COROUTINE)
+
+
+def _take_back(handed_out: list[HandedOut]) -> list[str]:
+    """
+    Have back what is still out, and log it; return where that was taken whose owner wants an error.
+
+    A SQLAlchemy connection and its transaction refer to each other: one that the handler has simply dropped is held by nobody, and
+    yet not returned until the collector sees it.
+    """
+    out = [one for one in handed_out if one.is_out()]
+    handed_out.clear()
+    if not out:
+        return []
+    for generation in (1, 2):
+        gc.collect(generation)
+        if not any(one.is_out() for one in out):
+            break
+    leaks = []
+    for one in out:
+        where = one.where()
+        if one.is_out():
+            one.close()
+            what = "it was closed, since something still refers to it"
+        else:
+            what = "it was returned, since nothing refers to it any more"
+        if one.raises():
+            leaks.append(where)
+        _logger.warning(
+            "a connection was still checked out at the end of the invocation, taken at %s: its transaction was rolled back and %s. "
+            "Use `with engine.begin() as connection:`.",
+            where,
+            what,
+        )
+    return leaks

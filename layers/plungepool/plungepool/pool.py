@@ -32,8 +32,10 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import base as _sqlalchemys
 
+from . import invocation
 from .errors import PlungepoolError
 from .settings import Settings, variable
+from .wire.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +49,7 @@ _RETURNED, _LOST = "returned", "lost"
 _LOOK_AGAIN_S = 0.1
 # Frames that are remembered of each checkout, nearest first: enough to get past a framework's own to the user's line.
 _FRAMES_KEPT = 16
+_NEVER = float("inf")
 _NOTE = "plungepool_checkout"
 
 
@@ -107,6 +110,30 @@ class _Place:
         return checkout
 
 
+class _HandedOut:
+    """A checkout, as the end of an invocation has to know it."""
+
+    __slots__ = ("_checkout", "_pool")
+
+    def __init__(self, pool: BoundedPool, checkout: _Checkout) -> None:
+        self._pool, self._checkout = pool, checkout
+
+    def is_out(self) -> bool:
+        return "end" not in self._checkout.fate
+
+    def where(self) -> str:
+        return _where(self._checkout.trace)
+
+    def raises(self) -> bool:
+        return self._pool.raise_leaks
+
+    def close(self) -> None:
+        """Take the connection from whoever has it, in whichever thread: the server rolls back, and its statement is stopped."""
+        _abandon(self._checkout, stop=True)
+        self._checkout.fate.setdefault("end", _LOST)
+        self._pool._ring()
+
+
 class BoundedPool(Pool):
     """At most `size` connections, each handed out again only while it seems to live."""
 
@@ -116,6 +143,8 @@ class BoundedPool(Pool):
         *,
         size: int,
         timeout_s: float,
+        margin_s: float | None = 0.0,
+        raise_leaks: bool = False,
         keep: Callable[[Any], bool],
         is_alive: Callable[[Any, float], bool],
         **arguments: Any,
@@ -129,6 +158,7 @@ class BoundedPool(Pool):
         """
         super().__init__(creator, **arguments)
         self._timeout_s, self._keep, self._is_alive = timeout_s, keep, is_alive
+        self._margin_s, self.raise_leaks = margin_s, raise_leaks
         self._places = tuple(_Place() for _ in range(size))
         self._line: deque[_Checkout] = deque()
 
@@ -138,6 +168,8 @@ class BoundedPool(Pool):
             self._creator,
             size=self.size(),
             timeout_s=self._timeout_s,
+            margin_s=self._margin_s,
+            raise_leaks=self.raise_leaks,
             keep=self._keep,
             is_alive=self._is_alive,
             recycle=self._recycle,
@@ -197,6 +229,8 @@ class BoundedPool(Pool):
         try:
             fairy = super().connect()
             checkout.delivered = True
+            if invocation.is_running():
+                invocation.note(_HandedOut(self, checkout))
             return fairy
         except BaseException:
             # Nobody will ever get it. Its end comes last: whoever finds none does all of this again.
@@ -245,7 +279,7 @@ class BoundedPool(Pool):
     def _wait(self, checkout: _Checkout) -> _Checkout:
         checkout.bell = bell = threading.Lock()
         bell.acquire()
-        deadline = checkout.since + self._timeout_s
+        deadline = min(checkout.since + self._timeout_s, invocation.deadline(self._margin_s) or _NEVER)
         generations = [2, 1]
         self._line.append(checkout)
         try:
@@ -262,7 +296,10 @@ class BoundedPool(Pool):
                     gc.collect(generations.pop())
                     continue
                 if now >= deadline:
-                    raise self._exhausted()
+                    exhausted = self._exhausted(now - checkout.since)
+                    if now >= checkout.since + self._timeout_s:
+                        raise exhausted
+                    raise DeadlineExceeded(f"the invocation was over before a connection was free: {exhausted}")
                 rung = bell.acquire(timeout=max(0.0, min(deadline - now, _LOOK_AGAIN_S)))
         finally:
             with suppress(ValueError):
@@ -302,7 +339,7 @@ class BoundedPool(Pool):
             with suppress(IndexError, RuntimeError):  # nobody waits any more, or the bell has been rung
                 self._line[0].bell.release()
 
-    def _exhausted(self) -> PoolExhausted:
+    def _exhausted(self, waited_s: float) -> PoolExhausted:
         now, me = time.time(), threading.get_ident()
         held = [last for last in (place.last() for place in self._places) if "end" not in last.fate]
         where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
@@ -312,7 +349,7 @@ class BoundedPool(Pool):
         else:
             advice = "Other threads use them; make their transactions shorter"
         return PoolExhausted(
-            f"no connection became free within {self._timeout_s:g} s ({variable('checkout_timeout_s')}): the pool has "
+            f"no connection became free within {min(self._timeout_s, round(waited_s, 2)):g} s ({variable('checkout_timeout_s')}): the pool has "
             f"{self.size()} ({variable('pool_size')}), taken at {where}; {waiting} more "
             f"{'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or raise {variable('pool_size')}"
         )
@@ -349,6 +386,8 @@ def build_pool(
         creator,
         size=settings.pool_size,
         timeout_s=settings.checkout_timeout_s,
+        margin_s=None if settings.deadline == "off" else settings.deadline_margin_s,
+        raise_leaks=settings.leaks == "raise",
         keep={"tiny": _always, "null": _never}[settings.pool],
         is_alive=is_alive,
         recycle=settings.max_age_s,
@@ -427,7 +466,7 @@ _CONNECT, _RETURN = BoundedPool.connect.__code__, BoundedPool._do_return_conn.__
 _SQLALCHEMYS = vars(_sqlalchemys)
 
 
-def _abandon(checkout: _Checkout) -> None:
+def _abandon(checkout: _Checkout, *, stop: bool = False) -> None:
     """End the connection of a lost checkout. Its finalizer may be about to run in another thread: that finds it closed."""
     record, before = checkout.record(), checkout.before
     if record is None and before is not None and before.fate.get("heir") is checkout:
@@ -435,7 +474,7 @@ def _abandon(checkout: _Checkout) -> None:
     if record is not None:
         record.fairy_ref = None
         if record.dbapi_connection is not None:
-            record.dbapi_connection.abandon()
+            record.dbapi_connection.abandon(stop=stop)
             record.dbapi_connection = None
 
 

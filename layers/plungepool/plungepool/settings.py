@@ -21,6 +21,8 @@ _CHOICES = {
     "tls_negotiation": ("postgres", "direct"),
     "pool": ("tiny", "null"),
     "pinning": ("warn", "refuse"),
+    "deadline": ("server", "client", "off"),
+    "leaks": ("close", "raise"),
 }
 # RDS Proxy ends a client connection after 24 hours whatever it does (RDS User Guide, rds-proxy-connections), Aurora
 # DSQL after 60 minutes (its quotas); a connection handed out just before must still live for a whole invocation.
@@ -33,11 +35,12 @@ _SECONDS_AT_MOST = {
     "checkout_timeout_s": 1e6,
     "connect_timeout_s": 1e6,
     "dead_peer_timeout_s": 3600.0,
+    "deadline_margin_s": 900.0,
     "max_age_s": 1e6,
     "ping_after_idle_s": 1e6,
     "statement_timeout_s": 1e6,
 }
-_ZERO_MEANS_SOMETHING = ("ping_after_idle_s", "statement_timeout_s")
+_ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "statement_timeout_s")
 
 
 def variable(name: str) -> str:
@@ -80,6 +83,9 @@ class Settings:
     max_age_s: float = 1800.0
     statement_timeout_s: float = 0.0
     pinning: str = "warn"
+    deadline: str = ""
+    deadline_margin_s: float = 0.5
+    leaks: str = "close"
 
     def __post_init__(self, url: str | None) -> None:
         problems = self._take_url(url) if url else []
@@ -88,6 +94,9 @@ class Settings:
         if self.tls_negotiation == "":
             # Aurora DSQL speaks TLS from the first byte; PostgreSQL before 17 has to be asked for it.
             self._set("tls_negotiation", "direct" if self.auth == "dsql" else "postgres")
+        if self.deadline == "":
+            # What is set in a transaction pins RDS Proxy, and Aurora DSQL has no such settings: there the client's word has to do.
+            self._set("deadline", "client" if self.endpoint == "proxy" or self.auth == "dsql" else "server")
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
         contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time as clock
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -17,6 +19,7 @@ from .protocol import (
     SYNC,
     Reply,
     bind,
+    limit_transaction,
     parse,
     refuse_misuse,
     types_of,
@@ -84,6 +87,13 @@ def connect(
     )
 
 
+_LIMITS = ("transaction_timeout",)
+_LIMITS_BEFORE_17 = ("statement_timeout", "idle_in_transaction_session_timeout")
+_TELL_AGAIN_S = 0.5
+# What a statement in AUTOCOMMIT begins with that may stand in a transaction with another one.
+_PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE")
+
+
 class Xid(NamedTuple):
     """PEP 249's name of a two-phase transaction; `str()` is the server's, written as psycopg writes it."""
 
@@ -107,6 +117,11 @@ class _Transactions(Session):
 
     def __init__(self, **options: Any) -> None:
         self._autocommit = False
+        #: whether the server is told `deadline` as well, with what begins a transaction: it then ends what this side cannot end any
+        #: more. By transaction_timeout, which ends the session; before PostgreSQL 17 by statement_timeout and
+        #: idle_in_transaction_session_timeout
+        self.tells_deadline = False
+        self._told_at = 0.0
         self._isolation_level: str | None = None
         self._deferrable: bool | None = None
         self._xid: str | None = None
@@ -219,7 +234,10 @@ class _Transactions(Session):
         self._rollback()
 
     def _rollback(self) -> None:
-        if self._protocol.status != IDLE or self.closed:
+        if self.deadline is not None and self._protocol.status != IDLE and self.deadline <= clock.time():
+            # There is no time left to ask for it, and the server does it by itself when the session ends.
+            self.close()
+        elif self._protocol.status != IDLE or self.closed:
             if not self._in_doubt:
                 self._query("ROLLBACK")
                 return
@@ -367,6 +385,9 @@ class Connection(_Transactions):
 
         The statement is parsed anew where the types of the parameters change, and stays one flight.
         """
+        deadline = self.deadline if self.tells_deadline else None
+        if deadline is not None and (limit := self._limit(statement, deadline)):
+            first = (limit, *first)
         if not self._autocommit and self._protocol.status == IDLE:
             first = (self._begin_messages, *first)
         for values in rows:
@@ -377,7 +398,7 @@ class Connection(_Transactions):
             parts.append(parse(statement, oids))
             describe = DESCRIBE
             for values in run:
-                parts += (bind(values, oids), describe, EXECUTE)
+                parts += (bind(values), describe, EXECUTE)
                 describe = b""
         parts.append(SYNC)
         reply = Reply(parts)
@@ -386,10 +407,27 @@ class Connection(_Transactions):
         self._fly(reply, len(first), len(rows))
         return reply
 
+    def _limit(self, statement: str, deadline: float) -> bytes:
+        """Return the messages by which this flight tells the server the deadline; none where it knows, or may not be told."""
+        now, status = clock.time(), self._protocol.status
+        version = self._protocol.parameter_statuses.get("server_version", "")[:2]
+        names = _LIMITS if version.isdigit() and int(version) >= 17 else _LIMITS_BEFORE_17
+        if status == IDLE:
+            # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would fail.
+            if self._autocommit and not statement.lstrip()[:8].upper().startswith(_PLAIN):
+                return b""
+        elif status == FAILED or names is _LIMITS or now - self._told_at < _TELL_AGAIN_S:
+            # Each statement has a limit of its own before PostgreSQL 17, and a later one less time left.
+            return b""
+        left_ms = math.ceil((deadline - now) * 1000)
+        if left_ms <= 0:
+            return b""
+        self._told_at = now
+        return limit_transaction(names, min(left_ms, 2_000_000_000))
+
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> Reply:
         refuse_misuse(values)
-        oids = types_of(values)
-        declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", oids) + bind(values, oids) + EXECUTE
+        declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", types_of(values)) + bind(values) + EXECUTE
         return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
 
 

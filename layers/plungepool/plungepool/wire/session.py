@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _READ_ONLY = "25006"
+# transaction_timeout, idle_in_transaction_session_timeout, statement_timeout
+_TIMED_OUT = frozenset(("25P04", "25P03", "57014"))
 
 
 class Session:
@@ -221,16 +223,20 @@ class Session:
             self._transport.say(TERMINATE)
         self._discard("it was closed by this program")
 
-    def abandon(self) -> None:
+    def abandon(self, *, stop: bool = False) -> None:
         """
         End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
+
+        Args: stop: ask the server to stop what it does for us, too, if it does something; half a second at most.
 
         The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must read
         an end, and not what another connection receives on a descriptor of the same number.
         """
-        self._flying = True
+        at_work, self._flying = self._flying, True
         self._lost = self._lost or "its holder was gone"
         self._transport.shut_down()
+        if stop and at_work and self._may_cancel():
+            self._cancel()
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - without a name of a module: at the interpreter's end they may be gone
@@ -334,7 +340,7 @@ class Session:
         # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
         if reply.error is not None and (reply.own is None or reply.error.sqlstate != "57014"):
             self._judge(reply.error)
-            reply.own = reply.error
+            reply.own = self._as_deadline(reply.error)
         if protocol.status == IDLE:
             self._may_have_asked, protocol.declared = False, []
         if reply.own is not None:
@@ -368,6 +374,14 @@ class Session:
         error.disconnected = True
         error.__class__ = OperationalError
         error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
+
+    def _as_deadline(self, error: Error) -> Error:
+        """Return the error that a time-out of the server's is when this side's deadline has passed as well: the server was told it."""
+        if error.sqlstate not in _TIMED_OUT or self.deadline is None or clock.time() < self.deadline:
+            return error
+        passed = DeadlineExceeded(f"the deadline has passed, and the server ended what it did for us: {error}")
+        passed.sqlstate, passed.message, passed._fields = error.sqlstate, error.message, error._fields
+        return passed
 
     # ---- what a failure does
 
@@ -405,6 +419,7 @@ class Session:
         if not self.gone:
             self._discard(str(seen))
         if isinstance(seen, Error):
+            seen = self._as_deadline(seen)
             seen.disconnected, seen.outcome_unknown = True, unknown
         if seen is error:
             raise error

@@ -1,0 +1,428 @@
+"""guard_invocation: a deadline on both sides, and nothing left for the next invocation."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import exc, text
+
+from plungepool import ConnectionLeak, DeadlineExceeded, Unavailable, guard_invocation, invocation
+from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+
+BEFORE_17 = Path("/usr/lib/postgresql/15/bin")
+
+
+class Context:
+    """What Lambda hands to a handler."""
+
+    def __init__(self, seconds: float, request_id: str = "1") -> None:
+        self._ends_at, self.aws_request_id = time.time() + seconds, request_id
+
+    def get_remaining_time_in_millis(self) -> int:
+        """As Lambda's: whole milliseconds."""
+        return int((self._ends_at - time.time()) * 1000)
+
+
+@pytest.fixture(scope="module", params=["18", "15"])
+def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A server that knows transaction_timeout, and one that does not."""
+    with Postgres({"max_connections": 30}, binaries=BEFORE_17 if request.param == "15" else None) as server:
+        yield server
+
+
+# ---- the deadline, on this side
+
+
+def test_a_statement_ends_at_the_deadline_and_the_handler_still_answers(engine: Engine) -> None:
+    """What runs out is DeadlineExceeded, with the margin left."""
+
+    @guard_invocation
+    def handler(event: Any, context: Context) -> tuple[str, int]:
+        try:
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_sleep(20)"))
+        except DeadlineExceeded:
+            return "503", context.get_remaining_time_in_millis()
+        return "200", 0
+
+    answer, left = handler({}, Context(1.0))
+    assert answer == "503"
+    assert 100 < left <= 500
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_deadline_that_has_passed_lets_nothing_begin(engine: Engine) -> None:
+    """An invocation without time asks for no connection."""
+    with guard_invocation(Context(0)), pytest.raises(DeadlineExceeded) as caught:
+        engine.connect()
+    assert isinstance(caught.value, Unavailable)
+
+
+def test_a_margin_leaves_half_of_the_time_at_least(make_engine: Callable[..., Engine]) -> None:
+    """A function whose time-out is shorter than the margin can use its database all the same."""
+    engine = make_engine(deadline_margin_s=30.0)
+    with guard_invocation(Context(10)), engine.begin() as connection:
+        connection.execute(text("SELECT 1"))
+        wire: Any = connection.connection.dbapi_connection
+        assert 4 < wire.deadline - time.time() <= 5
+
+
+@pytest.mark.parametrize("context", [None, object()])
+def test_without_a_remaining_time_there_is_no_deadline(engine: Engine, context: Any) -> None:
+    """A test, or another caller, has no context of Lambda's; leaks are looked at all the same."""
+
+    @guard_invocation
+    def handler(event: Any, context: Any = None) -> int:
+        assert invocation.is_running()
+        with engine.begin() as connection:
+            wire: Any = connection.connection.dbapi_connection
+            assert wire.deadline is None
+            value: int = connection.execute(text("SELECT 1")).scalar_one()
+            return value
+
+    assert handler({}, context) == 1
+    assert handler({}) == 1
+    assert not invocation.is_running()
+
+
+def test_background_threads_have_the_deadline_too(engine: Engine) -> None:
+    """It is the process's, since an environment has one invocation at a time."""
+    seen: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_sleep(20)"))
+        except DeadlineExceeded as error:
+            seen.append(error)
+
+    with guard_invocation(Context(1.0)):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(seen) == 1
+
+
+def test_waiting_for_a_place_ends_at_the_deadline(make_engine: Callable[..., Engine]) -> None:
+    """The checkout's own time-out is longer, and the invocation is over first."""
+    engine = make_engine(checkout_timeout_s=20.0)
+    with guard_invocation(Context(1.0)), engine.connect(), pytest.raises(DeadlineExceeded, match="taken at"):
+        engine.connect()
+
+
+def test_what_was_not_committed_at_the_deadline_is_rolled_back(engine: Engine, postgres: Postgres) -> None:
+    """The handler computes for too long: leaving the block raises, and nothing is kept or left open."""
+    with guard_invocation(Context(0.8)), pytest.raises(DeadlineExceeded), engine.begin() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        time.sleep(0.5)
+    assert backends(postgres, pid) == []
+
+
+def test_deadline_off(make_engine: Callable[..., Engine]) -> None:
+    """PLUNGEPOOL_DEADLINE=off: the invocation's end bounds nothing."""
+    engine = make_engine(deadline="off")
+    with guard_invocation(Context(0)), engine.begin() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+# ---- the deadline, on the server's side
+
+
+def limits(connection: Any) -> dict[str, float]:
+    """The time-outs of the transaction that runs, in seconds."""
+    names = "('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
+    rows = connection.execute(text(f"SELECT name, setting::int / 1000.0 FROM pg_settings WHERE name IN {names}"))
+    return {name: float(seconds) for name, seconds in rows}
+
+
+def test_the_server_is_told_at_no_round_trip(make_engine: Callable[..., Engine], server: Postgres) -> None:
+    """In BEGIN's own exchange, for this transaction alone; in AUTOCOMMIT in the statement's own."""
+    engine = make_engine(port=server.port, password=server.password or "unused")
+    told = (
+        {"transaction_timeout"}
+        if not server_before_17(server)
+        else {"statement_timeout", "idle_in_transaction_session_timeout"}
+    )
+    with engine.connect() as connection:
+        wire: Any = connection.connection.dbapi_connection
+    for autocommit, trips in ((False, 2), (True, 1)):
+        with guard_invocation(Context(60)):
+            before = wire.flights
+            with engine.connect().execution_options(
+                **({"isolation_level": "AUTOCOMMIT"} if autocommit else {})
+            ) as connection:
+                seen = limits(connection)
+            assert wire.flights - before == trips
+        assert {name for name, seconds in seen.items() if seconds} == told
+        assert all(59 < seconds <= 59.6 for seconds in seen.values() if seconds)
+    with engine.connect() as connection:
+        assert set(limits(connection).values()) == {0}
+
+
+def test_a_shorter_limit_of_the_users_own_stays(make_engine: Callable[..., Engine], server: Postgres) -> None:
+    """The deadline takes no protection away, neither of the engine's nor of the transaction's own."""
+    engine = make_engine(port=server.port, password=server.password or "unused", statement_timeout_s=3)
+    with guard_invocation(Context(60)), engine.begin() as connection:
+        assert limits(connection)["statement_timeout"] == 3
+        connection.execute(text("SET LOCAL statement_timeout = '2min'"))
+        time.sleep(0.6)
+        connection.execute(text("SELECT 1"))
+        assert limits(connection)["statement_timeout"] == (
+            pytest.approx(59, abs=1.5) if server_before_17(server) else 120
+        )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["VACUUM", "CREATE DATABASE guarded", "CALL commits()", "SELECT 1", "INSERT INTO t VALUES (1)", "/* a */ SELECT 1"],
+)
+def test_every_statement_runs_in_autocommit(
+    make_engine: Callable[..., Engine], server: Postgres, statement: str
+) -> None:
+    """Also what manages transactions by itself, and stands in none with another statement."""
+    server.execute("CREATE TABLE IF NOT EXISTS t (n int)")
+    server.execute("CREATE OR REPLACE PROCEDURE commits() LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$")
+    server.execute("DROP DATABASE IF EXISTS guarded")
+    engine = make_engine(port=server.port, password=server.password or "unused")
+    with guard_invocation(Context(60)), engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text(statement))
+
+
+CHILD = """
+import os, sys, time
+from plungepool import Settings, build_engine, guard_invocation
+from sqlalchemy import text
+
+class Context:
+    aws_request_id = "1"
+    def get_remaining_time_in_millis(self): return 2000
+
+port, what = int(sys.argv[1]), sys.argv[2]
+engine = build_engine(Settings(host="127.0.0.1", port=port, user="postgres", password=os.environ["PGPASSWORD"], tls="disable"))
+with guard_invocation(Context()), engine.connect() as connection:
+    if what == "autocommit":
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+    pid = connection.connection.dbapi_connection.backend_pid
+    if what != "statement in a transaction":
+        connection.execute(text("UPDATE locked SET n = n + 1"))
+    print(pid, flush=True)
+    if what == "idle in transaction":
+        time.sleep(60)
+    connection.execute(text("UPDATE locked SET n = n + 1 WHERE pg_sleep(60) IS NOT NULL"))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("what", ["idle in transaction", "statement in a transaction", "autocommit"])
+def test_an_environment_that_ended_leaves_no_lock_and_no_statement(
+    server: Postgres, what: str, end: signal.Signals
+) -> None:
+    """Killed or frozen for ever: a second after its deadline the server has no backend, no lock and no statement of it."""
+    server.execute("DROP TABLE IF EXISTS locked")
+    server.execute("CREATE TABLE locked AS SELECT 1 AS n")
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(server.port), what],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PGPASSWORD": server.password or "unused"},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            pid = int(child.stdout.readline())
+            deadline = time.time() + 1.5
+            os.kill(child.pid, end)
+            while time.time() < deadline + 1 and backends(server, pid):
+                time.sleep(0.05)
+            assert [state for state in backends(server, pid) if state != "idle"] == []
+            assert server.execute("SELECT count(*) FROM pg_locks WHERE pid = $1", pid) == [[0]]
+        finally:
+            child.kill()
+
+
+def server_before_17(server: Postgres) -> bool:
+    return int(server.execute("SHOW server_version_num")[0][0]) < 170000
+
+
+def backends(server: Postgres, pid: int) -> list[str]:
+    return [row[0] for row in server.execute("SELECT state FROM pg_stat_activity WHERE pid = $1", pid)]
+
+
+# ---- leaks
+
+
+def test_a_connection_that_was_dropped_is_returned(
+    engine: Engine, pool_mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody refers to it but itself: it is rolled back and returned, and the line is told once."""
+    gc.disable()
+    try:
+
+        @guard_invocation
+        def handler(event: Any, context: Any) -> int:
+            connection = engine.connect()
+            pid: int = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            return pid
+
+        first = handler({}, Context(60))
+    finally:
+        gc.enable()
+    [record] = [record for record in caplog.records if "still checked out" in record.message]
+    assert f"{__file__}:" in record.message
+    assert "in handler: its transaction was rolled back and it was returned" in record.message
+    with engine.connect() as connection:
+        second = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    assert (first == second) is (pool_mode == "tiny")
+
+
+def test_a_connection_that_is_still_held_is_closed(
+    engine: Engine, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A global that keeps one: the server rolls back, the next invocation has its own, and the old one works no more."""
+    kept = []
+
+    @guard_invocation
+    def handler(event: Any, context: Any) -> int:
+        connection = engine.connect()
+        kept.append(connection)
+        pid: int = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        return pid
+
+    pid = handler({}, Context(60))
+    assert "it was closed, since something still refers to it" in caplog.text
+    end = time.time() + 5
+    while backends(postgres, pid) and time.time() < end:
+        time.sleep(0.02)
+    assert backends(postgres, pid) == []
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    with pytest.raises(exc.DBAPIError):
+        kept[0].execute(text("SELECT 1"))
+    kept[0].close()
+
+
+def test_a_thread_that_still_works_loses_its_connection(engine: Engine, postgres: Postgres) -> None:
+    """Its statement is stopped on the server, and it cannot go on with it in the next invocation."""
+    started, ended = threading.Event(), []
+
+    def work() -> None:
+        with engine.connect() as connection:
+            pids.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            started.set()
+            try:
+                connection.execute(text("SELECT pg_sleep(60)"))
+            except exc.DBAPIError as error:
+                ended.append(error)
+
+    pids: list[int] = []
+    thread = threading.Thread(target=work)
+    with guard_invocation(Context(60)):
+        thread.start()
+        started.wait(10)
+        time.sleep(0.2)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(ended) == 1
+    end = time.time() + 5
+    while backends(postgres, pids[0]) and time.time() < end:
+        time.sleep(0.02)
+    assert backends(postgres, pids[0]) == []
+
+
+def test_leaks_can_be_errors(make_engine: Callable[..., Engine]) -> None:
+    """PLUNGEPOOL_LEAKS=raise, for tests: the error names the line, and the connection is back all the same."""
+    engine = make_engine(leaks="raise", checkout_timeout_s=0.2)
+    kept = []
+
+    @guard_invocation
+    def handler(event: Any, context: Any) -> None:
+        kept.append(engine.connect())
+
+    with pytest.raises(ConnectionLeak, match=r"test_guard.py:\d+ in handler"):
+        handler({}, Context(60))
+    engine.connect().close()
+
+
+def test_nothing_is_said_where_nothing_leaks(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Also with many checkouts, and where the handler fails."""
+    with caplog.at_level(logging.INFO, logger="plungepool"), guard_invocation(Context(60)):
+        for _ in range(100):
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+    with pytest.raises(LookupError), guard_invocation(Context(60)), engine.begin():
+        raise LookupError
+    assert caplog.records == []
+
+
+# ---- how it is used
+
+
+def test_guards_within_guards_are_one(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """The outermost ends the invocation; the shorter deadline holds within."""
+    context = Context(60)
+    with guard_invocation(context):
+        connection = engine.connect()
+        with guard_invocation(context):
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+        with guard_invocation(Context(2)):
+            assert (invocation.deadline() or 0) - time.time() <= 2
+        assert (invocation.deadline() or 0) - time.time() > 50
+        connection.close()
+    assert caplog.records == []
+
+
+def test_an_invocation_that_never_ended_binds_no_other() -> None:
+    """An exception at a bad moment may leave a guard entered: the next request has its own."""
+    struck = guard_invocation(Context(0, "1"))
+    struck.__enter__()
+    with guard_invocation(Context(60, "2")):
+        assert (invocation.deadline() or 0) > time.time() + 50
+    assert not invocation.is_running()
+    struck = guard_invocation(Context(0))
+    struck.__enter__()
+    del struck
+    gc.collect()
+    assert not invocation.is_running()
+
+
+def test_async_handlers(engine: Engine) -> None:
+    """The invocation lasts until the coroutine has ended."""
+
+    @guard_invocation
+    async def handler(event: Any, context: Any) -> bool:
+        await asyncio.sleep(0)
+        with engine.connect():
+            return invocation.is_running()
+
+    assert asyncio.run(handler({}, Context(60)))
+    assert not invocation.is_running()
+
+
+def test_the_handler_keeps_its_name_and_its_arguments() -> None:
+    """As functools.wraps leaves them, for whoever looks."""
+
+    @guard_invocation
+    def handler(event: Any, context: Any, *, extra: int = 1) -> Any:
+        """Answers."""
+        return event, extra
+
+    assert (handler.__name__, handler.__doc__) == ("handler", "Answers.")
+    assert handler({"a": 1}, Context(60), extra=2) == ({"a": 1}, 2)
+    assert handler(event=1, context=Context(60)) == (1, 1)

@@ -1,11 +1,12 @@
 """The sample functions in the real runtime client, frozen between invocations, against a PostgreSQL of their own."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pg8000.exceptions
 import pg8000.native
@@ -15,6 +16,9 @@ from plungepool_toolkit.environment import Environment, InitError, Invocation
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = f"never to be seen {secrets.token_urlsafe(12)}"
@@ -88,7 +92,7 @@ def place(**quantities: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fifty_invocations_hold_one_connection(shop, start, name):
+def test_fifty_invocations_hold_one_connection(shop: Postgres, start: Callable[..., Environment], name: Any) -> None:
     """Cold and 50 times warm, frozen in between: every answer is good, and it is one connection and one backend."""
     environment = start(name)
     cold = environment.invoke(event(name))
@@ -106,14 +110,16 @@ def test_fifty_invocations_hold_one_connection(shop, start, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_is_connected_before_the_first_invocation(shop, start, name):
+def test_nothing_is_connected_before_the_first_invocation(
+    shop: Postgres, start: Callable[..., Environment], name: Any
+) -> None:
     """Init makes an engine and no connection: an environment that is only provisioned costs the database nothing."""
     start(name)
     assert backends(shop, name) == []
 
 
 @pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders", "report_sales"])
-def test_wrong_settings_fail_the_init_with_every_problem(start, name):
+def test_wrong_settings_fail_the_init_with_every_problem(start: Callable[..., Environment], name: str) -> None:
     """What the operator reads is the SettingsError: each wrong setting by name, a typo too, and no password."""
     with pytest.raises(InitError) as raised:
         start(name, PLUNGEPOOL_PORT="postgres", PLUNGEPOOL_POOLSIZE="2")
@@ -124,7 +130,7 @@ def test_wrong_settings_fail_the_init_with_every_problem(start, name):
     assert PASSWORD not in str(error) + "".join(raised.value.log)
 
 
-def test_wrong_settings_of_prepare_database_fail_its_invocation(start):
+def test_wrong_settings_of_prepare_database_fail_its_invocation(start: Callable[..., Environment]) -> None:
     """It tells CloudFormation before it gives up, so it starts, and the invocation fails with the same text."""
     invocation = start("prepare_database", PLUNGEPOOL_PORT="postgres").invoke(event("prepare_database"))
     assert invocation.error["errorType"] == "SettingsError"
@@ -160,7 +166,9 @@ def assert_well(invocation: Invocation, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_environment_that_starts_without_the_database_recovers(shop, start, name):
+def test_an_environment_that_starts_without_the_database_recovers(
+    shop: Postgres, start: Callable[..., Environment], name: Any
+) -> None:
     """Down at the cold start: the function says so. Up again: the same process answers, without a restart."""
     shop.stop()
     try:
@@ -175,7 +183,9 @@ def test_an_environment_that_starts_without_the_database_recovers(shop, start, n
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_restart_of_the_database_costs_no_invocation(shop, start, name):
+def test_a_restart_of_the_database_costs_no_invocation(
+    shop: Postgres, start: Callable[..., Environment], name: Any
+) -> None:
     """The database restarts while the environment is frozen: the next invocation finds out and connects anew."""
     environment = start(name)
     first = environment.invoke(event(name))
@@ -187,7 +197,7 @@ def test_a_restart_of_the_database_costs_no_invocation(shop, start, name):
 
 
 @pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
-def test_a_full_database_is_told_apart(shop, start, name):
+def test_a_full_database_is_told_apart(shop: Postgres, start: Callable[..., Environment], name: str) -> None:
     """With every slot taken the answer is 503, or the whole batch again, and the log holds 53300."""
     with contextlib.ExitStack() as stack:
         with pytest.raises(pg8000.exceptions.DatabaseError) as raised:
@@ -203,14 +213,14 @@ def test_a_full_database_is_told_apart(shop, start, name):
 
 
 @pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
-def test_a_wrong_password_is_told_apart(shop, start, name):
+def test_a_wrong_password_is_told_apart(shop: Postgres, start: Callable[..., Environment], name: str) -> None:
     """A refused login is 503, or the whole batch again, with 28P01 in the log and neither password anywhere."""
     environment = start(name, PLUNGEPOOL_PASSWORD=f"wrong {PASSWORD}")
     assert refused(environment.invoke(event(name)), name) == "28P01"
     assert PASSWORD not in "".join(environment.log)
 
 
-def test_orders_are_placed_refused_and_fulfilled(shop, start):
+def test_orders_are_placed_refused_and_fulfilled(shop: Postgres, start: Callable[..., Environment]) -> None:
     """The whole way: an order is placed, one too many is refused and writes nothing, the queue's message ships it."""
     orders, worker = start("handle_orders"), start("fulfil_orders")
     status, placed = answer(orders.invoke(place(CAP=2, TOWEL=1)))
@@ -229,7 +239,7 @@ def test_orders_are_placed_refused_and_fulfilled(shop, start):
     assert shop.execute("SELECT count(*) FROM shop.shipments WHERE order_id = $1", placed["id"]) == [[1]]
 
 
-def test_the_cold_start_is_counted(start):
+def test_the_cold_start_is_counted(start: Callable[..., Environment]) -> None:
     """Metrics tell a cold start from a warm one, under the template's namespace."""
     environment = start("handle_orders")
     counts = [
@@ -242,7 +252,9 @@ def test_the_cold_start_is_counted(start):
     assert counts == [1, 0]
 
 
-def test_check_database_finds_the_shop_well_and_leaves_no_connection(shop, start):
+def test_check_database_finds_the_shop_well_and_leaves_no_connection(
+    shop: Postgres, start: Callable[..., Environment]
+) -> None:
     """As the application's role, with the limits that prepare_database set: every step is well, cold and warm."""
     environment = start("check_database")
     for _ in range(2):
@@ -253,7 +265,7 @@ def test_check_database_finds_the_shop_well_and_leaves_no_connection(shop, start
     assert backends(shop, "check_database") == []
 
 
-def test_nothing_pins_an_rds_proxy(shop, lambda_environment):
+def test_nothing_pins_an_rds_proxy(shop: Postgres, lambda_environment: Callable[..., Environment]) -> None:
     """Through a proxy, with IAM and over TLS: what the functions send ties none of them to a database connection."""
     with RdsProxy(shop, users={"plungepool_app": PASSWORD}, max_database_connections=1) as proxy:
         powertools = {name: value for name, value in variables("", shop).items() if name.startswith("POWERTOOLS_")}
@@ -276,7 +288,9 @@ def test_nothing_pins_an_rds_proxy(shop, lambda_environment):
         assert (seen.clients, seen.accepted, seen.database_connections_peak) == (3, 3, 1)
 
 
-def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_commit(shop, start):
+def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_commit(
+    shop: Postgres, start: Callable[..., Environment]
+) -> None:
     """Round trips, counted on the wire: BEGIN travels with the first statement, and nothing is asked beside them."""
     with ChaosProxy(shop.host, shop.port) as network:
         there = {"PLUNGEPOOL_HOST": network.host, "PLUNGEPOOL_PORT": str(network.port)}
@@ -296,7 +310,9 @@ def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_com
 
 
 @pytest.mark.parametrize("way", ["hang_up", "reset"])
-def test_a_connection_that_is_cut_while_frozen_costs_no_invocation(shop, start, way):
+def test_a_connection_that_is_cut_while_frozen_costs_no_invocation(
+    shop: Postgres, start: Callable[..., Environment], way: str
+) -> None:
     """Whoever ends the connection meanwhile, and however: the next invocation finds out before it sends a statement."""
     with ChaosProxy(shop.host, shop.port) as network:
         environment = start("handle_orders", PLUNGEPOOL_HOST=network.host, PLUNGEPOOL_PORT=str(network.port))
@@ -307,7 +323,9 @@ def test_a_connection_that_is_cut_while_frozen_costs_no_invocation(shop, start, 
 
 
 @pytest.mark.parametrize("name", ["handle_orders", "fulfil_orders"])
-def test_a_silent_database_is_given_up_before_the_function_is(shop, start, name):
+def test_a_silent_database_is_given_up_before_the_function_is(
+    shop: Postgres, start: Callable[..., Environment], name: str
+) -> None:
     """A server that takes the connection and says nothing: the connect time-out strikes, and the function answers."""
     with ChaosProxy(shop.host, shop.port) as network:
         there = {"PLUNGEPOOL_HOST": network.host, "PLUNGEPOOL_PORT": str(network.port)}

@@ -1,5 +1,7 @@
 """fulfil_orders: each message once, a bad one alone, and none lost while the database is away."""
 
+from __future__ import annotations
+
 import json
 import threading
 from types import SimpleNamespace
@@ -37,7 +39,7 @@ def shipped(shop: Any) -> list[str]:
     return [row[0] for row in shop.execute("SELECT order_id::text FROM shop.shipments ORDER BY 1")]
 
 
-def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop, load):
+def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop: Any, load: Any) -> None:
     """Every order of the batch becomes fulfilled, with one shipment, and no message is returned."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 2, 3))) == []
@@ -46,7 +48,7 @@ def test_a_batch_is_fulfilled_and_each_order_shipped_once(shop, load):
     assert [row[0] for row in fulfilled] == shipped(shop)
 
 
-def test_a_message_that_is_delivered_twice_changes_nothing(shop, load):
+def test_a_message_that_is_delivered_twice_changes_nothing(shop: Any, load: Any) -> None:
     """SQS delivers at least once: the same order again, in the batch or later, is done and writes nothing."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke(batch(1, 1))) == []
@@ -55,7 +57,7 @@ def test_a_message_that_is_delivered_twice_changes_nothing(shop, load):
     assert shop.contents() == before
 
 
-def test_bad_messages_are_returned_alone(shop, load):
+def test_bad_messages_are_returned_alone(shop: Any, load: Any) -> None:
     """Unknown orders and broken bodies fail by themselves; what stands before, between and after them is fulfilled."""
     bad = [
         9999,
@@ -73,7 +75,7 @@ def test_bad_messages_are_returned_alone(shop, load):
     assert shipped(shop) == [order_id(number) for number in range(1, 2 + len(bad))]
 
 
-def test_a_locked_order_is_returned_alone(shop, load):
+def test_a_locked_order_is_returned_alone(shop: Any, load: Any) -> None:
     """A lock time-out is the trouble of that record: its message fails, the ones after it are fulfilled."""
     shop.execute(f"ALTER ROLE {shop.app_role} SET lock_timeout = '100ms'")
     function = load("fulfil_orders", shop.url())
@@ -87,12 +89,14 @@ def test_a_locked_order_is_returned_alone(shop, load):
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014"])
-def test_the_trouble_of_one_record_is_its_own(shop, load, monkeypatch, sqlstate):
+def test_the_trouble_of_one_record_is_its_own(
+    shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch, sqlstate: str
+) -> None:
     """A conflict, a deadlock or a time-out says nothing of the records after it: they are fulfilled."""
     function = load("fulfil_orders", shop.url())
     fulfil_order = function.module.fulfil_order
 
-    def troubled(connection, one):
+    def troubled(connection: Any, one: Any) -> Any:
         if one == order_id(1):
             raise OperationalError("a", None, SimpleNamespace(sqlstate=sqlstate))
         return fulfil_order(connection, one)
@@ -102,7 +106,7 @@ def test_the_trouble_of_one_record_is_its_own(shop, load, monkeypatch, sqlstate)
     assert shipped(shop) == [order_id(2), order_id(3)]
 
 
-def test_what_was_done_is_counted(shop, load, capsys):
+def test_what_was_done_is_counted(shop: Any, load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The metrics hold what was fulfilled now and what is returned, not what came."""
     function = load("fulfil_orders", shop.url())
     function.invoke(batch(1))
@@ -113,7 +117,7 @@ def test_what_was_done_is_counted(shop, load, capsys):
     assert '"MessagesReturned":[2.0]' in said
 
 
-def test_copies_of_a_message_at_once_ship_once(shop, load):
+def test_copies_of_a_message_at_once_ship_once(shop: Any, load: Any) -> None:
     """Two environments that get the same message at the same moment make one shipment between them."""
     fulfil_order = load("fulfil_orders", shop.url()).module.fulfil_order
     engine = plungepool.build_engine(shop.settings(pool_size=8))
@@ -135,7 +139,7 @@ def test_copies_of_a_message_at_once_ship_once(shop, load):
     assert shipped(shop) == [order_id(1)]
 
 
-def test_an_empty_batch_is_nothing(shop, load):
+def test_an_empty_batch_is_nothing(shop: Any, load: Any) -> None:
     """No record, no failure, no connection."""
     function = load("fulfil_orders", shop.url())
     assert failures(function.invoke({"Records": []})) == []

@@ -1,15 +1,19 @@
 """handle_orders: what it answers, and that a refusal writes nothing."""
 
+from __future__ import annotations
+
 import json
 import threading
 from base64 import b64encode
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 import plungepool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ADA = "00000000-0000-4000-8000-0000000000c1"
 FIRST_ORDER = "00000000-0000-4000-8000-000000000001"
@@ -48,7 +52,7 @@ def call(shop: Any, load: Callable[..., Any]) -> Callable[..., tuple[int, Any]]:
     return call_function
 
 
-def test_pages_hold_every_order_once_newest_first(shop, call):
+def test_pages_hold_every_order_once_newest_first(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """Following next_cursor to the end gives all orders in order, none twice, also where times are equal."""
     shop.execute("UPDATE shop.orders SET placed_at = '2026-01-14 12:00:00.123456+00' WHERE id::text LIKE '%1'")
     expected = [row[0] for row in shop.execute("SELECT id::text FROM shop.orders ORDER BY placed_at DESC, id DESC")]
@@ -65,13 +69,13 @@ def test_pages_hold_every_order_once_newest_first(shop, call):
     assert found == expected
 
 
-def test_a_page_that_ends_with_the_last_order_has_no_next(shop, call):
+def test_a_page_that_ends_with_the_last_order_has_no_next(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """Where the orders fit a page exactly, there is no cursor to an empty page."""
     status, page = call("GET", "/orders", {"limit": "40"})
     assert (status, len(page["orders"]), page["next_cursor"]) == (200, 40, None)
 
 
-def test_a_wrong_page_is_a_bad_request(call):
+def test_a_wrong_page_is_a_bad_request(call: Callable[..., tuple[int, Any]]) -> None:
     """Limits and cursors that make no sense are answered with 400 that says what is right."""
     limits = ["0", "101", "-1", "five", "\N{ARABIC-INDIC DIGIT FIVE}", "", "5 ", "1e1"]
     cursors = ["x", "", "2026-01-14T08:00:00Z~x", f"infinity~{ADA}", "'; DROP TABLE shop.orders~", "2026-01-14T08:00Z"]
@@ -85,7 +89,7 @@ def test_a_wrong_page_is_a_bad_request(call):
             assert name in body["message"]
 
 
-def test_money_is_exact_text(shop, call):
+def test_money_is_exact_text(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """Numeric values arrive as decimal text with their scale, never as a float."""
     shop.execute("UPDATE shop.orders SET total = 123456789012.10 WHERE id = $1", FIRST_ORDER)
     status, body = call("GET", f"/orders/{FIRST_ORDER}")
@@ -93,13 +97,13 @@ def test_money_is_exact_text(shop, call):
     assert body["lines"] == [{"sku": "GOGGLES", "quantity": 2, "price": "24.50"}]
 
 
-def test_an_unknown_order_is_not_found(call):
+def test_an_unknown_order_is_not_found(call: Callable[..., tuple[int, Any]]) -> None:
     """An id that is nobody's, or no id at all, is 404."""
     for order_id in ("00000000-0000-4000-8000-00000000ffff", "7", "x'; --", FIRST_ORDER + "0"):
         assert (order_id, call("GET", f"/orders/{order_id}")[0]) == (order_id, 404)
 
 
-def test_an_order_takes_from_the_stock(shop, call):
+def test_an_order_takes_from_the_stock(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """A placed order is stored with its lines at the price of the day, and its products leave the stock."""
     status, placed = call("POST", "/orders", body=order(TOWEL=2, CAP=3))
     assert (status, placed["status"], placed["total"]) == (201, "placed", "61.55")
@@ -115,7 +119,7 @@ def test_an_order_takes_from_the_stock(shop, call):
     ]
 
 
-def test_a_body_in_base64_is_read(shop, call):
+def test_a_body_in_base64_is_read(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """API Gateway encodes bodies whose type it does not know as text."""
     body = b64encode(json.dumps(order(CAP=1)).encode()).decode()
     assert call("POST", "/orders", body=body, isBase64Encoded=True)[0] == 201
@@ -151,7 +155,7 @@ BAD_BODIES = {
 }
 
 
-def test_a_bad_body_is_refused_and_writes_nothing(shop, call):
+def test_a_bad_body_is_refused_and_writes_nothing(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """Whatever is wrong with the body, the answer is 400 with the right form, and the tables stay as they were."""
     before = shop.contents()
     for name, body in BAD_BODIES.items():
@@ -161,7 +165,7 @@ def test_a_bad_body_is_refused_and_writes_nothing(shop, call):
     assert shop.contents() == before
 
 
-def test_what_cannot_be_ordered_is_refused_and_writes_nothing(shop, call):
+def test_what_cannot_be_ordered_is_refused_and_writes_nothing(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """Unknown products and customers are 404, too much wanted is 409, and the part that would have done is undone."""
     before = shop.contents()
     stranger = "00000000-0000-4000-8000-00000000dead"
@@ -178,7 +182,7 @@ def test_what_cannot_be_ordered_is_refused_and_writes_nothing(shop, call):
     assert shop.contents() == before
 
 
-def test_a_refusal_leaves_the_connection_usable(shop, call):
+def test_a_refusal_leaves_the_connection_usable(shop: Any, call: Callable[..., tuple[int, Any]]) -> None:
     """After a refusal inside a transaction the next order is placed over the same connection."""
     assert call("POST", "/orders", body=order(FLOAT=1))[0] == 409
     assert call("POST", "/orders", body=order(CAP=1))[0] == 201
@@ -186,7 +190,7 @@ def test_a_refusal_leaves_the_connection_usable(shop, call):
     assert counted == [[1]]
 
 
-def test_the_last_ones_are_sold_once(shop, load):
+def test_the_last_ones_are_sold_once(shop: Any, load: Any) -> None:
     """Eight buyers at once for a stock of five get five orders between them, and the stock ends at 0."""
     shop.execute("UPDATE shop.products SET stock = 5 WHERE sku IN ('CAP', 'TOWEL')")
     orders = load("handle_orders", shop.url()).module.orders
@@ -215,7 +219,7 @@ def test_the_last_ones_are_sold_once(shop, load):
     assert shop.execute("SELECT stock FROM shop.products WHERE sku IN ('CAP', 'TOWEL')") == [[0], [0]]
 
 
-def test_a_page_is_read_from_the_index(shop, load):
+def test_a_page_is_read_from_the_index(shop: Any, load: Any) -> None:
     """The page's statement walks the index and neither scans nor sorts the table, whatever its size."""
     orders = load("handle_orders", shop.url()).module.orders
     shop.execute(f"""

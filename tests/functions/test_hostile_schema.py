@@ -6,17 +6,21 @@ there whose parameters fit a call better than PostgreSQL's own is what the call 
 as an administrator may.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 import plungepool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 FUNCTION = ROOT / "functions" / "prepare_database"
@@ -111,7 +115,9 @@ def prepare(empty_shop: Any, load: Callable[..., Any]) -> Callable[..., Any]:
 # PostgreSQL's own is safe that is not named in full.
 @pytest.mark.parametrize("search_path", ['"$user", public', "public, pg_catalog"])
 @pytest.mark.parametrize("first", [True, False])
-def test_nothing_that_others_planted_runs_as_the_administrator(empty_shop, prepare, search_path, first):
+def test_nothing_that_others_planted_runs_as_the_administrator(
+    empty_shop: Any, prepare: Callable[..., Any], search_path: str, first: bool
+) -> None:
     """Neither the first deployment nor a later one calls anything in public, and the role stays what it was."""
     role = empty_shop.app_role
     if first:
@@ -139,7 +145,7 @@ def test_nothing_that_others_planted_runs_as_the_administrator(empty_shop, prepa
     assert [part for part in found if "public." in part] == []
 
 
-def test_the_case_itself(empty_shop, prepare):
+def test_the_case_itself(empty_shop: Any, prepare: Callable[..., Any]) -> None:
     """The application's role plants format(text, text) with an ALTER ROLE in it: the next deployment does not run it."""
     prepare()
     empty_shop.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
@@ -158,7 +164,7 @@ def test_the_case_itself(empty_shop, prepare):
     assert empty_shop.postgres.execute(ATTRIBUTES, empty_shop.app_role) == [[False, False, False, 20]]
 
 
-def test_what_an_earlier_version_let_happen_is_taken_back(empty_shop, prepare):
+def test_what_an_earlier_version_let_happen_is_taken_back(empty_shop: Any, prepare: Callable[..., Any]) -> None:
     """A role that has won CREATEROLE and the like, and time-outs of its own, has neither after the next deployment."""
     prepare()
     role = empty_shop.app_role
@@ -178,7 +184,9 @@ def test_what_an_earlier_version_let_happen_is_taken_back(empty_shop, prepare):
 
 
 @pytest.mark.parametrize("through", ["the administrator", "a superuser", "rds_superuser", "the owner of the database"])
-def test_a_role_that_may_become_the_administrator_is_refused(empty_shop, prepare, through):
+def test_a_role_that_may_become_the_administrator_is_refused(
+    empty_shop: Any, prepare: Callable[..., Any], through: str
+) -> None:
     """Membership is as good as the role itself: limits mean nothing to who may SET ROLE."""
     role = empty_shop.app_role
     other = "rds_superuser" if through == "rds_superuser" else "shop_other"
@@ -199,7 +207,7 @@ def test_a_role_that_may_become_the_administrator_is_refused(empty_shop, prepare
         empty_shop.execute(f"ALTER DATABASE {empty_shop.database} OWNER TO postgres; DROP ROLE {other}, {role}")
 
 
-def test_everybody_s_right_to_create_in_public_ends(empty_shop, prepare):
+def test_everybody_s_right_to_create_in_public_ends(empty_shop: Any, prepare: Callable[..., Any]) -> None:
     """As in a database that PostgreSQL 15 made; the role can plant nothing any more, and what it had stays and harms none."""
     assert prepare()["public_may_create"] is False
     with pytest.raises(Exception, match="42501"):
@@ -213,7 +221,9 @@ def test_everybody_s_right_to_create_in_public_ends(empty_shop, prepare):
     assert prepare()["public_may_create"] is False
 
 
-def test_an_administrator_who_may_not_take_that_right_back_says_so(empty_shop, load, caplog):
+def test_an_administrator_who_may_not_take_that_right_back_says_so(
+    empty_shop: Any, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where schema public is somebody else's, the deployment goes on, as safe, and the log says what its owner has to do."""
     owner = "shop_owner"
     empty_shop.execute(f"GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE ROLE {owner} LOGIN CREATEROLE")
@@ -235,7 +245,7 @@ def test_an_administrator_who_may_not_take_that_right_back_says_so(empty_shop, l
 
 
 @pytest.mark.parametrize("what", ["SCHEMA shop", "TABLE shop.migrations"])
-def test_a_schema_of_somebody_else_is_refused(empty_shop, prepare, what):
+def test_a_schema_of_somebody_else_is_refused(empty_shop: Any, prepare: Callable[..., Any], what: str) -> None:
     """Its owner could have a trigger there run as the administrator: the error names the owner and the cure, which works."""
     empty_shop.execute("CREATE ROLE shop_other; CREATE SCHEMA shop")
     empty_shop.execute(
@@ -255,7 +265,7 @@ def test_a_schema_of_somebody_else_is_refused(empty_shop, prepare, what):
         empty_shop.execute("DROP ROLE shop_other")
 
 
-def test_the_role_cannot_hold_up_a_deployment(empty_shop, prepare):
+def test_the_role_cannot_hold_up_a_deployment(empty_shop: Any, prepare: Callable[..., Any]) -> None:
     """The advisory lock is anybody's: after the first deployment nothing waits for it."""
     prepare()
     role = plungepool.build_engine(empty_shop.settings())
@@ -265,7 +275,7 @@ def test_the_role_cannot_hold_up_a_deployment(empty_shop, prepare):
     role.dispose()
 
 
-def test_a_script_names_its_schemas(empty_shop, prepare, tmp_path):
+def test_a_script_names_its_schemas(empty_shop: Any, prepare: Callable[..., Any], tmp_path: Path) -> None:
     """A migration finds PostgreSQL's own names only, and makes nothing where it did not say; it may set a path itself."""
     migrate, deadline = prepare.module.preparation.migrate, time.time() + 60
     empty_shop.execute("CREATE FUNCTION public.now(text) RETURNS text LANGUAGE sql RETURN 'planted'")
@@ -284,7 +294,9 @@ def test_a_script_names_its_schemas(empty_shop, prepare, tmp_path):
 
 
 @pytest.mark.parametrize("search_path", ['"$user", public', "public, pg_catalog"])
-def test_roles_by_hand_run_nothing_that_others_planted(empty_shop, prepare, search_path):
+def test_roles_by_hand_run_nothing_that_others_planted(
+    empty_shop: Any, prepare: Callable[..., Any], search_path: str
+) -> None:
     """roles.sql is safe by itself, as psql runs it: each statement a transaction of its own."""
     prepare()
     empty_shop.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")

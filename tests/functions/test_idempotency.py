@@ -1,9 +1,10 @@
 """Powertools' Idempotency with its records in the database, through Powertools' own decorator."""
 
+from __future__ import annotations
+
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig, idempotent
@@ -16,6 +17,9 @@ import plungepool
 from plungepool.idempotency import PostgreSQLPersistenceLayer
 
 from .conftest import Context, Shop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def build(engine: Any, function: Callable[[dict], Any], **config: Any) -> Callab
     return lambda event: handler(event, Context())
 
 
-def test_an_answer_is_given_again(engine, shop):
+def test_an_answer_is_given_again(engine: Any, shop: Any) -> None:
     """The second delivery gets the first one's answer, in another environment too, and the function does not run."""
     calls = []
     handlers = [build(engine, lambda event: calls.append(event) or {"order": event["id"]}) for _ in range(2)]
@@ -49,7 +53,7 @@ def test_an_answer_is_given_again(engine, shop):
     assert shop.execute("SELECT status FROM plungepool.idempotency") == [["COMPLETED"]]
 
 
-def test_a_failure_is_forgotten(engine, shop):
+def test_a_failure_is_forgotten(engine: Any, shop: Any) -> None:
     """A function that raises may be invoked again."""
     calls = []
 
@@ -66,7 +70,7 @@ def test_a_failure_is_forgotten(engine, shop):
     assert handler({"id": "a"}) == "done"
 
 
-def test_what_is_in_progress_is_refused(engine):
+def test_what_is_in_progress_is_refused(engine: Any) -> None:
     """While the first runs, a second with the same key is told so."""
     started, may_end = threading.Event(), threading.Event()
 
@@ -89,7 +93,7 @@ def test_what_is_in_progress_is_refused(engine):
 
 
 @pytest.mark.parametrize("moment", ["expires_at = 0", "in_progress_until = 0"])
-def test_an_invocation_that_was_killed_is_taken_over(engine, shop, moment):
+def test_an_invocation_that_was_killed_is_taken_over(engine: Any, shop: Any, moment: str) -> None:
     """A record that has expired, or whose invocation is over without having said so, is as good as none."""
 
     class Killed(BaseException):
@@ -104,7 +108,7 @@ def test_an_invocation_that_was_killed_is_taken_over(engine, shop, moment):
     assert build(engine, lambda event: "done")({"id": "a"}) == "done"
 
 
-def test_one_of_many_at_once_runs(engine):
+def test_one_of_many_at_once_runs(engine: Any) -> None:
     """Those that come at the same moment agree on one."""
     calls, refused, barrier = [], [], threading.Barrier(4)
 
@@ -124,7 +128,7 @@ def test_one_of_many_at_once_runs(engine):
     assert (len(calls), len(refused)) == (1, 3)
 
 
-def test_another_payload_under_the_same_key_is_refused(engine):
+def test_another_payload_under_the_same_key_is_refused(engine: Any) -> None:
     """Payload validation works as with DynamoDB."""
     handler = build(engine, lambda event: "done", payload_validation_jmespath="amount")
     handler({"id": "a", "amount": 1})
@@ -133,7 +137,7 @@ def test_another_payload_under_the_same_key_is_refused(engine):
     assert handler({"id": "a", "amount": 1}) == "done"
 
 
-def test_expired_records_go(engine, shop):
+def test_expired_records_go(engine: Any, shop: Any) -> None:
     """The table does not grow for ever: with each that comes, two that have expired go."""
     handler = build(engine, lambda event: "done", expires_after_seconds=-10)
     for number in range(6):
@@ -141,7 +145,7 @@ def test_expired_records_go(engine, shop):
     assert shop.execute("SELECT count(*) FROM plungepool.idempotency")[0][0] <= 2
 
 
-def test_it_costs_a_round_trip_before_and_one_after(engine):
+def test_it_costs_a_round_trip_before_and_one_after(engine: Any) -> None:
     """A warm invocation waits for the server twice."""
     with engine.connect() as connection:
         wire: Any = connection.connection.dbapi_connection

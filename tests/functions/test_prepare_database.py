@@ -1,17 +1,18 @@
 """prepare_database: any number of times, all or nothing, the limits and no right too many; CloudFormation is answered."""
 
+from __future__ import annotations
+
 import json
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import moto
@@ -24,11 +25,14 @@ from sqlalchemy.exc import DBAPIError
 import plungepool
 from plungepool_toolkit.postgres import Postgres
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 FUNCTION = Path(__file__).parents[2] / "functions" / "prepare_database"
 
 
 @pytest.fixture
-def prepare(empty_shop, load):
+def prepare(empty_shop: Any, load: Any) -> Any:
     """The function as the owner of a database with nothing in it, and a role that does not exist."""
     function = load("prepare_database", empty_shop.url("postgres"))
 
@@ -39,19 +43,19 @@ def prepare(empty_shop, load):
     return invoke
 
 
-def in_a_minute():
+def in_a_minute() -> Any:
     """Return a deadline that no test reaches."""
     return time.time() + 60
 
 
-def tables(shop):
+def tables(shop: Any) -> Any:
     return [row[0] for row in shop.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'shop' ORDER BY 1")]
 
 
 # The schema
 
 
-def test_it_prepares_once_and_again_without_a_change(empty_shop, prepare):
+def test_it_prepares_once_and_again_without_a_change(empty_shop: Any, prepare: Any) -> None:
     """The first run makes all; the second applies nothing and leaves every row as it was."""
     first = prepare(demo_data=True)
     assert first["applied"] == sorted(file.name for file in (FUNCTION / "migrations").glob("*.sql"))
@@ -61,7 +65,7 @@ def test_it_prepares_once_and_again_without_a_change(empty_shop, prepare):
     assert len(before) > 80
 
 
-def test_two_at_once_prepare_once(empty_shop, prepare, tmp_path):
+def test_two_at_once_prepare_once(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """Invocations at the same moment wait for each other, the first time and later: each migration is applied once."""
     preparation = prepare.module.preparation
     options = preparation.Options.read({"role_name": empty_shop.app_role, "demo_data": True})
@@ -71,7 +75,7 @@ def test_two_at_once_prepare_once(empty_shop, prepare, tmp_path):
     begin = threading.Barrier(4)
     applied = []
 
-    def run(work) -> None:
+    def run(work: Any) -> None:
         with engine.connect() as connection:
             begin.wait()
             with connection.begin():
@@ -91,7 +95,7 @@ def test_two_at_once_prepare_once(empty_shop, prepare, tmp_path):
     engine.dispose()
 
 
-def test_a_new_migration_is_applied_alone(empty_shop, prepare, tmp_path):
+def test_a_new_migration_is_applied_alone(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """What was applied stays; the file with the next number is run."""
     prepare()
     preparation = prepare.module.preparation
@@ -104,7 +108,7 @@ def test_a_new_migration_is_applied_alone(empty_shop, prepare, tmp_path):
     assert prepare()["schema_version"] == 4
 
 
-def test_a_changed_migration_is_refused(empty_shop, prepare):
+def test_a_changed_migration_is_refused(empty_shop: Any, prepare: Any) -> None:
     """A file that is not what was applied under its number stops the run, by name."""
     prepare()
     empty_shop.execute("UPDATE shop.migrations SET checksum = 'another' WHERE version = 1")
@@ -112,7 +116,7 @@ def test_a_changed_migration_is_refused(empty_shop, prepare):
         prepare()
 
 
-def test_a_failing_migration_leaves_nothing(empty_shop, prepare, tmp_path):
+def test_a_failing_migration_leaves_nothing(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """An error in the last statement undoes the first, and the migrations before it."""
     (tmp_path / "001_good.sql").write_text("CREATE TABLE shop.good (id int);")
     (tmp_path / "002_bad.sql").write_text("CREATE TABLE shop.bad (id int); SELECT 1 / 0;")
@@ -122,7 +126,7 @@ def test_a_failing_migration_leaves_nothing(empty_shop, prepare, tmp_path):
     assert tables(empty_shop) == []
 
 
-def test_two_migrations_with_one_number_are_refused(empty_shop, prepare, tmp_path):
+def test_two_migrations_with_one_number_are_refused(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """Two branches that both wrote a 003 are told so before anything runs."""
     for name in ("003_mine.sql", "003_yours.sql"):
         (tmp_path / name).write_text("SELECT 1;")
@@ -134,7 +138,7 @@ def test_two_migrations_with_one_number_are_refused(empty_shop, prepare, tmp_pat
         preparation.migrate(connection, sorted(tmp_path.glob("*.sql")), in_a_minute())
 
 
-def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop, prepare):
+def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop: Any, prepare: Any) -> None:
     """While another session prepares, the wait ends by the server's time-out, with time left to say so."""
     preparation = prepare.module.preparation
     other = plungepool.build_engine(empty_shop.settings("postgres"))
@@ -146,7 +150,7 @@ def test_a_lock_that_is_held_ends_the_wait_in_time(empty_shop, prepare):
     assert raised.value.orig.sqlstate in ("55P03", "57014")
 
 
-def test_all_of_a_script_ends_in_time(empty_shop, prepare, tmp_path):
+def test_all_of_a_script_ends_in_time(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """Each statement has what is left and not what there was: the second one is ended, or not begun."""
     preparation = prepare.module.preparation
     (tmp_path / "001_slow.sql").write_text("SELECT pg_sleep(0.6); SELECT pg_sleep(0.6);")
@@ -160,7 +164,7 @@ def test_all_of_a_script_ends_in_time(empty_shop, prepare, tmp_path):
     assert tables(empty_shop) == []
 
 
-def test_scripts_are_split_at_the_ends_of_statements(load):
+def test_scripts_are_split_at_the_ends_of_statements(load: Any) -> None:
     """Semicolons in literals, names, comments and bodies end nothing; comments alone are no statement."""
     split = load("prepare_database", "postgresql://nobody@nowhere").module.preparation.statements
     assert split("SELECT 1; SELECT 2") == ["SELECT 1", "SELECT 2"]
@@ -172,7 +176,7 @@ def test_scripts_are_split_at_the_ends_of_statements(load):
 
 
 @given(strategies.lists(strategies.text("ab'\";-$/*\n :%", max_size=12)))
-def test_splitting_reads_any_literals(texts):
+def test_splitting_reads_any_literals(texts: Any) -> None:
     """Whatever text stands in a literal, as many statements come out as went in."""
     sys.path.insert(0, str(FUNCTION))
     try:
@@ -184,7 +188,7 @@ def test_splitting_reads_any_literals(texts):
     assert statements(";\n".join(script)) == script
 
 
-def test_colons_and_percent_signs_in_a_script_stay(empty_shop, prepare, tmp_path):
+def test_colons_and_percent_signs_in_a_script_stay(empty_shop: Any, prepare: Any, tmp_path: Path) -> None:
     """What SQLAlchemy or the driver would take for a parameter reaches the server as it was written."""
     literal = "at :noon, 12:30, 100%, %s, %(x)s, ::, a\\b"
     (tmp_path / "001_literal.sql").write_text(f"CREATE TABLE shop.said AS SELECT '{literal}'::text AS said;")
@@ -196,7 +200,7 @@ def test_colons_and_percent_signs_in_a_script_stay(empty_shop, prepare, tmp_path
 # The role
 
 
-def test_the_role_has_its_limits(empty_shop, prepare):
+def test_the_role_has_its_limits(empty_shop: Any, prepare: Any) -> None:
     """The server enforces the number of connections and four time-outs, and a change of the number is made."""
     prepare(connection_limit=7)
     ask = "SELECT rolconnlimit, rolconfig, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = $1"
@@ -212,7 +216,7 @@ def test_the_role_has_its_limits(empty_shop, prepare):
     assert empty_shop.execute(ask, empty_shop.app_role)[0][0] == 3
 
 
-def test_connections_beyond_the_limit_are_refused(empty_shop, prepare):
+def test_connections_beyond_the_limit_are_refused(empty_shop: Any, prepare: Any) -> None:
     """With a limit of 2 the third connection of the role gets 53300, whatever the client would like."""
     prepare(connection_limit=2)
     engine = plungepool.build_engine(empty_shop.settings(pool_size=3))
@@ -222,7 +226,7 @@ def test_connections_beyond_the_limit_are_refused(empty_shop, prepare):
     assert raised.value.orig.sqlstate == "53300"
 
 
-def test_the_role_may_do_no_more_than_the_functions_need(shop):
+def test_the_role_may_do_no_more_than_the_functions_need(shop: Any) -> None:
     """What no function does, the role may not do: 42501."""
     for forbidden in [
         "UPDATE shop.products SET price = 0",
@@ -240,7 +244,7 @@ def test_the_role_may_do_no_more_than_the_functions_need(shop):
         assert (forbidden, raised.value.args[0]["C"]) == (forbidden, "42501")
 
 
-def test_names_are_quoted(empty_shop, prepare):
+def test_names_are_quoted(empty_shop: Any, prepare: Any) -> None:
     """A role's name may hold anything: it is a name and never SQL."""
     name = 'o\'Brien "the" $$;%s :x \\ ROLE'
     empty_shop.app_role = name.replace('"', '""')  # as the fixture drops it
@@ -249,7 +253,7 @@ def test_names_are_quoted(empty_shop, prepare):
     empty_shop.execute(f'DROP OWNED BY "{empty_shop.app_role}"')
 
 
-def test_the_owner_is_not_made_the_application(empty_shop, prepare):
+def test_the_owner_is_not_made_the_application(empty_shop: Any, prepare: Any) -> None:
     """Limiting the owner, or a superuser, would lock everybody out: refused, and nothing is prepared."""
     with pytest.raises(DBAPIError, match='role "postgres" owns this database'):
         prepare(role_name="postgres")
@@ -272,7 +276,7 @@ def test_the_owner_is_not_made_the_application(empty_shop, prepare):
         ({"iam_login": "maybe"}, "iam_login must be"),
     ],
 )
-def test_wrong_options_are_refused_by_name(load, wrong, message):
+def test_wrong_options_are_refused_by_name(load: Any, wrong: Any, message: str) -> None:
     """An option that makes no sense is named, never with a password's value, and nothing is connected."""
     preparation = load("prepare_database", "postgresql://nobody@nowhere").module.preparation
     with pytest.raises(preparation.PreparationError, match=message) as raised:
@@ -280,7 +284,7 @@ def test_wrong_options_are_refused_by_name(load, wrong, message):
     assert "1234567" not in str(raised.value)
 
 
-def test_the_password_works_and_never_reaches_the_server_as_text(load):
+def test_the_password_works_and_never_reaches_the_server_as_text(load: Any) -> None:
     """The role logs in by SCRAM with the password; the server's log of all statements does not hold it."""
     password = 'pool\'; "side" \N{LATIN SMALL LETTER U WITH DIAERESIS}ber'
     with Postgres({"log_statement": "all", "log_parameter_max_length": -1}, authentication="scram-sha-256") as server:
@@ -309,7 +313,7 @@ PASSWORDS = [
 ]
 
 
-def test_any_password_is_the_one_to_log_in_with(load):
+def test_any_password_is_the_one_to_log_in_with(load: Any) -> None:
     """Emoji, right-to-left letters with a digit, a line's end: whatever the role is given, libpq logs in with."""
     with Postgres(authentication="scram-sha-256") as server:
         function = load("prepare_database", server.url("postgres"))
@@ -321,7 +325,9 @@ def test_any_password_is_the_one_to_log_in_with(load):
                 psycopg.connect(server.url("plungepool_app"), password=password + "x")
 
 
-def test_no_repr_and_no_frame_of_an_error_shows_the_password(empty_shop, load, monkeypatch):
+def test_no_repr_and_no_frame_of_an_error_shows_the_password(
+    empty_shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a crash reporter prints, the locals of every frame that an error passes, holds no password; nor does a repr."""
     preparation = load("prepare_database", empty_shop.url("postgres")).module.preparation
     password = "never to be seen"
@@ -355,7 +361,9 @@ def test_no_repr_and_no_frame_of_an_error_shows_the_password(empty_shop, load, m
             error = error.__cause__ or error.__context__
 
 
-def test_the_password_comes_from_the_secret_that_the_proxy_has(load, monkeypatch, empty_shop):
+def test_the_password_comes_from_the_secret_that_the_proxy_has(
+    load: Any, monkeypatch: pytest.MonkeyPatch, empty_shop: Any
+) -> None:
     """With APP_ROLE_SECRET_ARN the role gets that secret's password; a secret of somebody else is refused, unquoted."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "x",
@@ -390,7 +398,7 @@ def rds_iam(postgres: Postgres) -> Iterator[None]:
     postgres.execute("DROP ROLE rds_iam")
 
 
-def test_iam_login_is_granted_where_it_can_be_used(empty_shop, prepare, rds_iam):
+def test_iam_login_is_granted_where_it_can_be_used(empty_shop: Any, prepare: Any, rds_iam: None) -> None:
     """rds_iam goes to a role without a password, is taken back when it gets one, and follows iam_login if given."""
 
     def granted() -> bool:
@@ -407,7 +415,7 @@ def test_iam_login_is_granted_where_it_can_be_used(empty_shop, prepare, rds_iam)
         assert (properties, granted()) == (properties, expected)
 
 
-def test_an_owner_who_is_no_superuser_can_prepare(empty_shop, prepare, load, rds_iam):
+def test_an_owner_who_is_no_superuser_can_prepare(empty_shop: Any, prepare: Any, load: Any, rds_iam: None) -> None:
     """On RDS the owner may create roles and grant rds_iam, and is no superuser: it prepares, twice."""
     owner = "shop_owner"
     empty_shop.execute(f"CREATE ROLE {owner} LOGIN CREATEROLE; GRANT rds_iam TO {owner} WITH ADMIN OPTION")
@@ -430,7 +438,7 @@ def test_an_owner_who_is_no_superuser_can_prepare(empty_shop, prepare, load, rds
         )
 
 
-def test_iam_login_needs_a_server_that_has_it(prepare):
+def test_iam_login_needs_a_server_that_has_it(prepare: Any) -> None:
     """Asked for on a server that is no RDS, it is refused with what that means."""
     with pytest.raises(DBAPIError) as raised:
         prepare(iam_login=True)
@@ -506,7 +514,7 @@ def request(server: Answers, kind: str, **properties: Any) -> dict:
     }
 
 
-def test_cloudformation_hears_of_create_update_and_delete(empty_shop, load):
+def test_cloudformation_hears_of_create_update_and_delete(empty_shop: Any, load: Any) -> None:
     """Each request is answered once under the same physical id; Delete keeps the data."""
     function = load("prepare_database", empty_shop.url("postgres"))
     with cloudformation() as server:
@@ -527,7 +535,9 @@ def test_cloudformation_hears_of_create_update_and_delete(empty_shop, load):
     assert empty_shop.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = $1", empty_shop.app_role) == [[9]]
 
 
-def test_cloudformation_is_told_why_it_failed(empty_shop, load, capsys, monkeypatch):
+def test_cloudformation_is_told_why_it_failed(
+    empty_shop: Any, load: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failure is answered with the reason and its SQLSTATE, within the size CloudFormation takes, and no password."""
     with cloudformation() as server:
         function = load("prepare_database", empty_shop.url("postgres"))
@@ -553,7 +563,7 @@ def test_cloudformation_is_told_why_it_failed(empty_shop, load, capsys, monkeypa
         assert secret not in "".join(reasons) + said.out + said.err
 
 
-def test_the_answer_is_tried_again(empty_shop, load, monkeypatch):
+def test_the_answer_is_tried_again(empty_shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is refused for a moment is sent again, and arrives once."""
     function = load("prepare_database", empty_shop.url("postgres"))
     waits: list[float] = []
@@ -564,7 +574,7 @@ def test_the_answer_is_tried_again(empty_shop, load, monkeypatch):
     assert waits == [1, 2]
 
 
-def test_the_answer_follows_nobody_elsewhere(empty_shop, load, monkeypatch):
+def test_the_answer_follows_nobody_elsewhere(empty_shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A redirect is a refusal: the answer is for the address that was checked."""
     function = load("prepare_database", empty_shop.url("postgres"))
     monkeypatch.setattr(function.module.cloudformation.time, "sleep", lambda seconds: None)
@@ -574,7 +584,7 @@ def test_the_answer_follows_nobody_elsewhere(empty_shop, load, monkeypatch):
     assert (elsewhere.received, server.received) == ([], [])
 
 
-def test_the_answer_ends_with_the_invocation(load, monkeypatch):
+def test_the_answer_ends_with_the_invocation(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts and pauses together take no longer than the invocation has left, whoever is silent."""
     module = load("prepare_database", "postgresql://nobody@nowhere").module.cloudformation
     event = {"ResponseURL": "https://b.s3.amazonaws.com/", "StackId": "s", "RequestId": "r", "LogicalResourceId": "l"}
@@ -585,14 +595,14 @@ def test_the_answer_ends_with_the_invocation(load, monkeypatch):
             function_name = "sample"
 
             @staticmethod
-            def get_remaining_time_in_millis(left=left):
+            def get_remaining_time_in_millis(left: Any = left) -> Any:
                 return int(left[0] * 1000)
 
-        def silent(request, timeout, left=left):
+        def silent(request: pytest.FixtureRequest, timeout: Any, left: Any = left) -> None:
             left[0] -= timeout
             raise TimeoutError
 
-        def pause(seconds, left=left):
+        def pause(seconds: Any, left: Any = left) -> None:
             left[0] -= seconds
 
         monkeypatch.setattr(module.urllib.request, "urlopen", silent)
@@ -653,7 +663,7 @@ OTHER_ADDRESSES = [
 ]
 
 
-def test_only_cloudformation_s_own_addresses_are_answered(load, monkeypatch):
+def test_only_cloudformation_s_own_addresses_are_answered(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 over https in every partition; nothing else is opened, and nothing is done for who asked. An emulator's is known."""
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     function = load("prepare_database", "postgresql://nobody@nowhere")

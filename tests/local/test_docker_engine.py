@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs():
+def programs() -> None:
     """The programs of an engine, from Debian's packages where they are missing."""
     subprocess.run([ROOT / "toolkit" / "set-up", "apt", *docker_engine.missing_packages()], check=True)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_the_engine_goes_with_its_owner(machine, end):
+def test_the_engine_goes_with_its_owner(machine: Any, end: Any) -> None:
     """Its owner is ended or killed: engine, bridge and data are gone, and no rule of the firewall has changed."""
     program = (
         "import sys, time; from plungepool_toolkit.docker_engine import DockerEngine\n"
@@ -45,14 +46,14 @@ def test_the_engine_goes_with_its_owner(machine, end):
     assert machine.left() == {}
 
 
-def test_without_root_it_says_what_to_do(monkeypatch):
+def test_without_root_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only root can start an engine; another user is told so."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(DockerEngineError, match="run this as root"), DockerEngine():
         pass
 
 
-def test_missing_programs_are_named_with_their_packages(monkeypatch):
+def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where dockerd or another program is not installed, the error names the packages."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
@@ -60,7 +61,9 @@ def test_missing_programs_are_named_with_their_packages(monkeypatch):
         DockerEngine().__enter__()
 
 
-def test_an_engine_that_fails_shows_its_log_and_leaves_nothing(machine, monkeypatch, tmp_path):
+def test_an_engine_that_fails_shows_its_log_and_leaves_nothing(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A daemon that ends at once: its own words are in the error."""
     daemon = tmp_path / "dockerd"
     daemon.write_text("#!/bin/sh\necho 'failed to load listeners' >&2\nexit 1\n")
@@ -71,7 +74,7 @@ def test_an_engine_that_fails_shows_its_log_and_leaves_nothing(machine, monkeypa
     assert machine.left() == {}
 
 
-def test_its_network_is_one_that_no_route_leads_to():
+def test_its_network_is_one_that_no_route_leads_to() -> None:
     """The bridge takes a network that is free on this machine; the next engine takes another one."""
     network = docker_engine._free_network()
     assert network.is_private
@@ -80,7 +83,7 @@ def test_its_network_is_one_that_no_route_leads_to():
         assert docker_engine._free_network() != network
 
 
-def test_a_runtime_without_a_stand_in_is_named(tmp_path):
+def test_a_runtime_without_a_stand_in_is_named(tmp_path: Path) -> None:
     """Only runtimes whose Python Debian has can be stood in for."""
     with pytest.raises(LambdaImageError, match=r"no stand-in is known for nodejs22\.x, only for python3\.13"):
         lambda_image.stand_in("nodejs22.x", tmp_path, ROOT)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ COMMAND = [sys.executable, "-m", "plungepool_toolkit", "sam-local"]
 pytestmark = pytest.mark.timeout(900)  # an image may have to be made, and a busy machine takes its time
 
 
-def test_every_function_and_the_api_answer_in_sams_containers(machine):
+def test_every_function_and_the_api_answer_in_sams_containers(machine: Any) -> None:
     """Each function answers its event by `sam local invoke`, the API by `start-api`, and then all of it is gone."""
     result = subprocess.run(COMMAND, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
     said = result.stdout + result.stderr
@@ -36,7 +37,7 @@ def test_every_function_and_the_api_answer_in_sams_containers(machine):
     assert machine.left() == {}
 
 
-def ask(address, path):
+def ask(address: Any, path: Any) -> Any:
     """Ask an engine by its socket."""
     with contextlib.closing(http.client.HTTPConnection("engine")) as connection, socket.socket(socket.AF_UNIX) as link:
         link.connect(address.removeprefix("unix://"))
@@ -45,7 +46,7 @@ def ask(address, path):
         return json.load(connection.getresponse())
 
 
-def test_a_function_that_fails_fails_the_command(machine, tmp_path):
+def test_a_function_that_fails_fails_the_command(machine: Any, tmp_path: Path) -> None:
     """
     SAM ends with 0 for a function that failed; the command does not, and says why.
 
@@ -76,7 +77,7 @@ def test_a_function_that_fails_fails_the_command(machine, tmp_path):
     assert machine.left() == {}
 
 
-def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine):
+def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine: Any) -> None:
     """Interrupted in the midst of an invocation: the container, SAM, PostgreSQL and the engine end, in that order."""
     with subprocess.Popen(
         COMMAND, cwd=ROOT, env=machine.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -91,7 +92,7 @@ def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine):
     assert machine.left() == {}
 
 
-def test_another_folder_is_told_what_is_missing(tmp_path):
+def test_another_folder_is_told_what_is_missing(tmp_path: Path) -> None:
     """Run where there is no template, or in a project that `sam init` made: one line that says what to do, no traceback."""
     result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, "")

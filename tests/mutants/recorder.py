@@ -6,8 +6,12 @@ behind and import nothing, because tests look at what is imported. A line counts
 because not every process is given this one's variables.
 """
 
+from __future__ import annotations
 
-def _record(folder: str, packages: tuple[str, ...]):  # type: ignore[no-untyped-def]
+from typing import Any
+
+
+def _record(folder: str, packages: tuple[str, ...]) -> Any:  # type: ignore[no-untyped-def]
     import sys
     from posix import O_APPEND, O_CREAT, O_RDONLY, O_WRONLY, close, read, write
     from posix import open as open_file
@@ -28,7 +32,7 @@ def _record(folder: str, packages: tuple[str, ...]):  # type: ignore[no-untyped-
 
     state = [name()]
 
-    def on_line(code, line):  # type: ignore[no-untyped-def]
+    def on_line(code: Any, line: Any) -> Any:  # type: ignore[no-untyped-def]
         if code.co_filename.startswith(packages):
             write(lines, b"%s\t%s\t%d\n" % (state[0], code.co_filename.encode(), line))
         return monitoring.DISABLE

@@ -1,5 +1,7 @@
 """What the toolkit leaves on the machine, found by the folder that all of it was told to use."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shutil
@@ -7,14 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from plungepool_toolkit.postgres import Postgres
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(Path(__file__).parent))  # for stand_in
@@ -91,7 +95,7 @@ def read_until(stream: IO[str], text: str) -> str:
 
 
 @pytest.fixture(name="read_until")
-def _read_until():
+def _read_until() -> Any:
     """The function above, for tests that may not import from here."""
     return read_until
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from plungepool_toolkit.command import COMMANDS
 
 MODULE = ("-m", "plungepool_toolkit")
 
 
-def test_help_says_what_each_command_does(machine):
+def test_help_says_what_each_command_does(machine: Any) -> None:
     """`plungepool --help` lists every command with a sentence, in order."""
     result = machine.run(*MODULE, "--help")
     assert (result.returncode, result.stderr) == (0, "")
@@ -15,7 +17,7 @@ def test_help_says_what_each_command_does(machine):
     assert [row[0] for row in rows if row and row[0] in COMMANDS and len(row[1]) > 30] == [*COMMANDS]
 
 
-def test_only_what_is_typed_is_imported(machine):
+def test_only_what_is_typed_is_imported(machine: Any) -> None:
     """A command costs the imports of none of its neighbours: boto3, the SAM CLI's and PostgreSQL's are their affair."""
     program = (
         "import sys\n"
@@ -29,7 +31,7 @@ def test_only_what_is_typed_is_imported(machine):
     assert set(result.stdout.split()) == {"doctor"}, result.stderr
 
 
-def test_a_slip_is_answered_by_the_nearest_word(machine):
+def test_a_slip_is_answered_by_the_nearest_word(machine: Any) -> None:
     """A word that is no command is refused, with the one that was meant."""
     result = machine.run(*MODULE, "doctr")
     assert (result.returncode, result.stdout) == (2, "")

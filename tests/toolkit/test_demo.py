@@ -1,9 +1,12 @@
 """`plungepool demo`, as a user runs it: what it shows, how it ends, what it leaves."""
 
+from __future__ import annotations
+
 import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +16,14 @@ FUNCTIONS = {path.parent.name for path in ROOT.glob("functions/*/app.py")}
 
 
 @pytest.fixture
-def application(tmp_path):
+def application(tmp_path: Path) -> Any:
     """A copy of the sample functions and their events, for breaking."""
     for folder in ("functions", "events"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 
-def test_every_function_answers_over_one_connection(machine):
+def test_every_function_answers_over_one_connection(machine: Any) -> None:
     """
     The demo shows every sample function there is, with one connection of one backend over 50 warm invocations (the one
     that checks the way to the database keeps none), and leaves nothing.
@@ -52,7 +55,7 @@ def test_every_function_answers_over_one_connection(machine):
     assert machine.left_behind() == []
 
 
-def test_a_function_that_pins_the_proxy_fails_the_demo(machine, application):
+def test_a_function_that_pins_the_proxy_fails_the_demo(machine: Any, application: Any) -> None:
     """What goes well on a direct connection and pins a proxy is named, and the exit code is 1."""
     app = application / "functions" / "report_sales" / "app.py"
     app.write_text(
@@ -69,7 +72,7 @@ def test_a_function_that_pins_the_proxy_fails_the_demo(machine, application):
     assert machine.left_behind() == []
 
 
-def test_functions_that_fail_fail_the_demo(machine, application):
+def test_functions_that_fail_fail_the_demo(machine: Any, application: Any) -> None:
     """
     An exception is shown with its log, and a second connection, which only the database can count, is found out; the
     others run, and the exit code is 1.
@@ -100,7 +103,7 @@ def test_functions_that_fail_fail_the_demo(machine, application):
     assert machine.left_behind() == []
 
 
-def test_a_function_that_cannot_be_initialised_fails_the_demo(machine, application):
+def test_a_function_that_cannot_be_initialised_fails_the_demo(machine: Any, application: Any) -> None:
     """An error at import is told by its text; without the first function the others are not run."""
     app = application / "functions" / "prepare_database" / "app.py"
     app.write_text("raise RuntimeError('no engine today')\n")
@@ -113,7 +116,7 @@ def test_a_function_that_cannot_be_initialised_fails_the_demo(machine, applicati
     assert machine.left_behind() == []
 
 
-def test_a_folder_without_functions_is_refused(machine, tmp_path):
+def test_a_folder_without_functions_is_refused(machine: Any, tmp_path: Path) -> None:
     """Elsewhere than in the repository the demo says what is missing."""
     result = machine.run(*DEMO, "--folder", tmp_path)
     assert result.returncode == 2
@@ -122,7 +125,7 @@ def test_a_folder_without_functions_is_refused(machine, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_an_interrupted_demo_leaves_nothing(machine, read_until, number, code):
+def test_an_interrupted_demo_leaves_nothing(machine: Any, read_until: Any, number: Any, code: Any) -> None:
     """Ctrl-C and SIGTERM stop everything before the demo ends."""
     with machine.start(*DEMO, "--warm", 100000) as process:
         read_until(process.stdout, "prepare_database")
@@ -132,7 +135,7 @@ def test_an_interrupted_demo_leaves_nothing(machine, read_until, number, code):
         assert machine.left_behind() == []
 
 
-def test_a_killed_demo_leaves_nothing(machine, read_until):
+def test_a_killed_demo_leaves_nothing(machine: Any, read_until: Any) -> None:
     """After SIGKILL the watchdogs stop the server and the environments, and remove their files."""
     with machine.start(*DEMO, "--warm", 5) as process:
         read_until(process.stdout, "handle_orders with")
@@ -142,7 +145,7 @@ def test_a_killed_demo_leaves_nothing(machine, read_until):
         assert machine.left_behind(20) == []
 
 
-def test_help_names_the_command(machine):
+def test_help_names_the_command(machine: Any) -> None:
     """`plungepool --help` lists the demo."""
     result = machine.run("-m", "plungepool_toolkit", "--help")
     assert result.returncode == 0

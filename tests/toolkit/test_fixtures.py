@@ -1,8 +1,11 @@
 """The pytest fixtures, as the documentation shows them to users."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", DOCU
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path: Path) -> Any:
     """A user's project that holds the files of docs/local.md."""
     for name, source in EXAMPLES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -21,21 +24,21 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_the_documented_test_passes(machine, project):
+def test_the_documented_test_passes(machine: Any, project: Any) -> None:
     """The function and the test of docs/local.md work as they stand there, with nothing but the installed plugin."""
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
     assert "1 passed" in result.stdout, result.stdout + result.stderr
     assert machine.left_behind(2) == []
 
 
-def test_the_documented_script_runs(machine, project):
+def test_the_documented_script_runs(machine: Any, project: Any) -> None:
     """The same as plain classes prints the first visit."""
     result = machine.run(project / "run.py", cwd=project)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
     assert machine.left_behind(2) == []
 
 
-def test_a_failing_test_leaves_nothing(machine, project):
+def test_a_failing_test_leaves_nothing(machine: Any, project: Any) -> None:
     """Fixtures are torn down after a failure too, with a session still in the database."""
     (project / "test_count_visits.py").write_text(
         EXAMPLES["test_count_visits.py"] + "    assert database.execute('SELECT 1') == []\n"
@@ -46,7 +49,7 @@ def test_a_failing_test_leaves_nothing(machine, project):
     assert machine.left_behind(2) == []
 
 
-def test_every_fixture_is_documented(machine, project):
+def test_every_fixture_is_documented(machine: Any, project: Any) -> None:
     """The table of docs/local.md names the plugin's fixtures, all of them."""
     listed = machine.run("-m", "pytest", "--fixtures", "-q", project, cwd=project).stdout
     found = {
@@ -59,7 +62,7 @@ def test_every_fixture_is_documented(machine, project):
     assert found == set(re.findall(r"^\| `(\w+)` \| (?:session|test) \|", DOCUMENT, re.MULTILINE))
 
 
-def test_every_part_of_an_invocation_is_documented():
+def test_every_part_of_an_invocation_is_documented() -> None:
     """The table of what an invocation gives names the fields of `Invocation`, all of them."""
     table = DOCUMENT.split("## What an invocation gives")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {field.name for field in fields(Invocation)}

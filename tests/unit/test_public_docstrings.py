@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PUBLIC = (
     "plungepool",
     "plungepool.checks",
+    "plungepool.wire",
     "plungepool_toolkit.environment",
     "plungepool_toolkit.network",
     "plungepool_toolkit.postgres",
@@ -31,6 +32,7 @@ FOLLOW_OTHERS = (
     "plungepool.secret",
     "plungepool.statements",
     "plungepool.tls",
+    "plungepool.wire",
     "plungepool_toolkit.rds_proxy",
     "plungepool_toolkit.runtime_api",
 )

@@ -5,6 +5,8 @@ Every query names a token, `q-<number>`, in its text or in its first parameter, 
 holds it: so a row that belongs to another query is known at once.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import socket
@@ -12,6 +14,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 TOKEN = re.compile(rb"q-\d+")
 PARAMETERS = {
@@ -87,7 +90,7 @@ class FuzzServer:
 
     host = "127.0.0.1"
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._lock = threading.Lock()
         self.plan()
         self.sent_bytes = 0
@@ -100,7 +103,7 @@ class FuzzServer:
         self._threads[0].start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -111,14 +114,16 @@ class FuzzServer:
             thread.join(10)
             assert not thread.is_alive()
 
-    def plan(self, *, startup_fault=None, query_faults=None, authentication=b"", drip_s=0.0):
+    def plan(
+        self, *, startup_fault: Any = None, query_faults: Any = None, authentication: bytes = b"", drip_s: float = 0.0
+    ) -> None:
         """Say what goes wrong from now on. authentication: messages before AuthenticationOk."""
         with self._lock:
             self.flights = 0
             self.startup_fault, self.query_faults = startup_fault, query_faults or {}
             self.authentication, self.drip_s = authentication, drip_s
 
-    def _listen(self):
+    def _listen(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
@@ -129,7 +134,7 @@ class FuzzServer:
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, client):
+    def _serve(self, client: Any) -> None:
         self.connections += 1
         self._sockets.add(client)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -142,7 +147,7 @@ class FuzzServer:
         finally:
             self._sockets.discard(client)
 
-    def _start(self, client):
+    def _start(self, client: Any) -> Any:
         while True:
             (length,) = struct.unpack("!i", _exactly(client, 4))
             (code,) = struct.unpack("!i", _exactly(client, 4))
@@ -166,7 +171,7 @@ class FuzzServer:
         reply += [message(b"K", struct.pack("!ii", 4711, 42)), ready()]
         return self._send(client, reply, fault)
 
-    def _answer(self, client):
+    def _answer(self, client: Any) -> None:
         state, token = b"I", b"nothing"
         reply = []
         while True:
@@ -211,7 +216,7 @@ class FuzzServer:
                 if not going:
                     return
 
-    def _send(self, client, reply, fault):
+    def _send(self, client: Any, reply: Any, fault: Any) -> bool:
         """Send a reply as its fault has it; return whether the connection goes on."""
         if fault is None:
             client.sendall(b"".join(reply))
@@ -244,11 +249,11 @@ class FuzzServer:
         return True
 
 
-def _has_rows(statement):
+def _has_rows(statement: Any) -> Any:
     return statement.lstrip().upper().startswith((b"SELECT", b"SHOW"))
 
 
-def _run(statement, token, state, *, described):
+def _run(statement: Any, token: Any, state: Any, *, described: Any) -> Any:
     statement = statement.rstrip(b"\0")
     word = statement.split(b" ")[0].upper().rstrip(b";")
     if not word:
@@ -268,7 +273,7 @@ def _run(statement, token, state, *, described):
     return [message(b"C", word + b" 1\0")], state
 
 
-def _exactly(client, count):
+def _exactly(client: Any, count: Any) -> Any:
     data = b""
     while len(data) < count:
         piece = client.recv(count - len(data))

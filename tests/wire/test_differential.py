@@ -4,12 +4,15 @@ The same statements, values and transactions give the same rows and errors as by
 PLUNGEPOOL_EXAMPLES=20000 looks further than `make test`, and at random.
 """
 
+from __future__ import annotations
+
 import datetime as dt
 import itertools
 import math
 import os
 import re
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +20,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects import postgresql as pg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.postgres import Postgres
+
 
 OURS = "plungepool"
 STOCK = "pg8000"
@@ -26,7 +35,7 @@ DRIVERS = (OURS, STOCK, PSYCOPG)
 EXAMPLES = int(os.environ.get("PLUNGEPOOL_EXAMPLES", "0"))
 
 
-def profile(examples):
+def profile(examples: Any) -> Any:
     return settings(
         max_examples=EXAMPLES or examples,
         derandomize=not EXAMPLES,
@@ -36,7 +45,7 @@ def profile(examples):
 
 
 @pytest.fixture(scope="module")
-def engines(postgres):
+def engines(postgres: Postgres) -> Iterator[Any]:
     """One engine a driver, all on one server; each has a schema of its own, set as the role's default there."""
     engines = {}
     postgres.execute("DROP DATABASE IF EXISTS differential")
@@ -66,7 +75,7 @@ def engines(postgres):
         postgres.execute(f"DROP ROLE {driver}_user")
 
 
-def sqlstate(error):
+def sqlstate(error: Any) -> Any:
     """The SQLSTATE of an error that SQLAlchemy wraps, of any of the three drivers; None if it has none."""
     original = error.orig
     if hasattr(original, "sqlstate"):
@@ -75,7 +84,7 @@ def sqlstate(error):
     return fields.get("C") if isinstance(fields, dict) else None
 
 
-def native(engine, sql):
+def native(engine: Any, sql: Any) -> Any:
     """SQL whose parameters are written as %s, as the engine's driver writes them."""
     if engine.dialect.paramstyle != "numeric_dollar":
         return sql
@@ -83,7 +92,7 @@ def native(engine, sql):
     return re.sub("%s", lambda _: f"${next(numbers)}", sql)
 
 
-def comparable(value):
+def comparable(value: Any) -> Any:
     """Values by type and text, so that 1, 1.0, True and Decimal("1.00") differ and NaN is itself."""
     if isinstance(value, (list, tuple, sa.Row)):
         return [comparable(each) for each in value]
@@ -98,7 +107,7 @@ def comparable(value):
     return (type(value).__name__, str(value) if isinstance(value, Decimal) else value)
 
 
-def outcome(engine, function):
+def outcome(engine: Any, function: Any) -> Any:
     """What a function of a connection gives: comparable rows, or the class of error and its SQLSTATE."""
     try:
         with engine.connect() as connection:
@@ -130,7 +139,7 @@ JSON_VALUE = st.recursive(
 INT4, INT8 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 
 
-def ranges(values):
+def ranges(values: Any) -> Any:
     return st.builds(
         lambda pair, bounds: pg.Range(*sorted(pair), bounds=bounds),
         st.tuples(values, values),
@@ -191,13 +200,13 @@ NOT_AS_PSYCOPG = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_values_of_every_type_come_back_as_by_the_peers(engines, name):
+def test_values_of_every_type_come_back_as_by_the_peers(engines: Any, name: Any) -> None:
     """Any value of a type, bound and read back through SQLAlchemy, is what stock pg8000 and psycopg give."""
     type_, values = TYPES[name]
 
     @profile(40)
     @given(value=st.none() | values)
-    def check(value):
+    def check(value: Any) -> None:
         statement = sa.select(sa.cast(sa.bindparam("value", value, type_), type_))
         outcomes = {driver: outcome(engines[driver], lambda c: c.execute(statement).scalar_one()) for driver in DRIVERS}
         for peer in (STOCK, PSYCOPG):
@@ -238,12 +247,12 @@ NUMBERS = [
 ]
 
 
-def set_for_transaction(connection, **parameters):
+def set_for_transaction(connection: Any, **parameters: Any) -> None:
     for name, value in parameters.items():
         connection.exec_driver_sql(f"SET LOCAL {name} = '{value}'")
 
 
-def assert_as_stock(engines, function):
+def assert_as_stock(engines: Any, function: Any) -> None:
     """Ours gives what stock pg8000 gives, wherever that gives anything."""
     ours, stock = (outcome(engines[driver], function) for driver in (OURS, STOCK))
     assert ours[0] == "rows" or stock[0] == "error"
@@ -255,7 +264,7 @@ EPOCH = dt.datetime(1970, 1, 1)
 MICROSECOND = dt.timedelta(microseconds=1)
 
 
-def microseconds(value):
+def microseconds(value: Any) -> Any:
     """Since 1970, or since midnight for a time, as the server's extract(epoch …) counts them."""
     if isinstance(value, dt.datetime):
         return (value - (EPOCH if value.tzinfo is None else EPOCH.replace(tzinfo=dt.UTC))) // MICROSECOND
@@ -267,7 +276,7 @@ def microseconds(value):
 
 @pytest.mark.parametrize("style", DATE_STYLES)
 @pytest.mark.parametrize("zone", ZONES)
-def test_moments_the_server_writes_are_the_moments_it_means(engines, zone, style):
+def test_moments_the_server_writes_are_the_moments_it_means(engines: Any, zone: Any, style: Any) -> None:
     """
     In every zone and date style a moment is the server's own, to the microsecond, or the server's text where Python has
     no such year. (Stock pg8000 is no measure: it reads 44 BC as 44 AD, and guesses the order of day and month.)
@@ -296,7 +305,7 @@ def test_moments_the_server_writes_are_the_moments_it_means(engines, zone, style
 
 
 @pytest.mark.parametrize("style", INTERVAL_STYLES)
-def test_intervals_the_server_writes_are_the_intervals_it_means(engines, style):
+def test_intervals_the_server_writes_are_the_intervals_it_means(engines: Any, style: Any) -> None:
     """In every style an interval has the server's own months, days and microseconds. (Stock reads -1 second as 1 second.)"""
     with engines[OURS].connect() as connection:
         set_for_transaction(connection, intervalstyle=style)
@@ -323,13 +332,13 @@ def test_intervals_the_server_writes_are_the_intervals_it_means(engines, style):
 
 
 @pytest.mark.parametrize("type_", ["numeric", "float8", "float4"])
-def test_numbers_the_server_writes_are_read_as_by_stock(engines, type_):
+def test_numbers_the_server_writes_are_read_as_by_stock(engines: Any, type_: str) -> None:
     """NaN, infinity and many digits."""
     for number in NUMBERS:
         if type_ == "float4" and number == "1e100":
             continue
 
-        def read(connection, number=number):
+        def read(connection: Any, number: Any = number) -> Any:
             return connection.exec_driver_sql(f"SELECT '{number}'::{type_}, ARRAY['{number}'::{type_}]").all()
 
         assert_as_stock(engines, read)
@@ -355,10 +364,10 @@ NOT_AS_STOCK = {
         "decode('00', 'hex')", "1::int2", "9223372036854775807", "true", "'t'::text::bool", "current_date - current_date", "'12:34:56.5+02'::timetz",
     ],
 )  # fmt: skip
-def test_types_that_no_converter_knows_are_as_by_stock(engines, expression):
+def test_types_that_no_converter_knows_are_as_by_stock(engines: Any, expression: str) -> None:
     """Any other type gives what stock pg8000 gives, and the same description of the column."""
 
-    def read(connection):
+    def read(connection: Any) -> Any:
         result = connection.exec_driver_sql(f"SELECT {expression}")
         description = [column[:2] for column in result.cursor.description]
         return [*description, *result.all()]
@@ -383,7 +392,7 @@ CASTS = ["", "::text", "::int", "::numeric", "::timestamptz", "::jsonb", "::uuid
 
 @profile(250)
 @given(values=st.lists(st.tuples(PLAIN, st.sampled_from(CASTS)), min_size=1, max_size=4))
-def test_plain_values_are_bound_as_by_psycopg(engines, values):
+def test_plain_values_are_bound_as_by_psycopg(engines: Any, values: Any) -> None:
     """Any Python value, with any cast: what psycopg gives, ours gives, too."""
     # An int is an int4 at least, as a literal is: psycopg sends the smallest type that holds it.
     assume(not any(type(value) is int and cast == "::bytea" for value, cast in values))
@@ -451,7 +460,7 @@ FAILING = {
 
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("name", FAILING)
-def test_errors_are_classed_as_by_psycopg(engines, name, autocommit):
+def test_errors_are_classed_as_by_psycopg(engines: Any, name: Any, autocommit: bool) -> None:
     """An error has the SQLSTATE that both peers report and the class that psycopg gives it."""
     sql, parameters = FAILING[name]
     outcomes = {}
@@ -509,10 +518,10 @@ ITEMS = sa.Table(
 class Program:
     """Runs generated steps over one connection and notes what each gave."""
 
-    def __init__(self, connection):
+    def __init__(self, connection: Any) -> None:
         self.connection, self.nested, self.notes = connection, [], []
 
-    def run(self, steps):
+    def run(self, steps: Any) -> None:
         for name, *arguments in steps:
             try:
                 note = getattr(self, name.replace(" ", "_"))(*arguments)
@@ -521,71 +530,71 @@ class Program:
                 note = ("error", type(error).__name__, state)
             self.notes.append((name, comparable(note)))
 
-    def insert(self, key, label):
+    def insert(self, key: Any, label: Any) -> Any:
         result = self.connection.execute(sa.insert(ITEMS).values(key=key, label=label))
         return result.inserted_primary_key[0] is not None
 
-    def insert_returning(self, key, label):
+    def insert_returning(self, key: Any, label: Any) -> Any:
         statement = sa.insert(ITEMS).values(key=key, label=label).returning(ITEMS.c.key, ITEMS.c.label)
         return [tuple(row) for row in self.connection.execute(statement)]
 
-    def insert_many(self, rows):
+    def insert_many(self, rows: Any) -> None:
         self.connection.execute(sa.insert(ITEMS), [{"key": k, "label": v} for k, v in rows])  # its rowcount is not kept
 
-    def insert_many_returning(self, rows):
+    def insert_many_returning(self, rows: Any) -> Any:
         statement = sa.insert(ITEMS).returning(ITEMS.c.key, ITEMS.c.label)
         result = self.connection.execute(statement, [{"key": k, "label": v} for k, v in rows])
         return sorted(tuple(row) for row in result)
 
-    def update(self, key, label):
+    def update(self, key: Any, label: Any) -> Any:
         return self.connection.execute(sa.update(ITEMS).where(ITEMS.c.key == key).values(label=label)).rowcount
 
-    def update_many(self, rows):
+    def update_many(self, rows: Any) -> Any:
         statement = sa.update(ITEMS).where(ITEMS.c.key == sa.bindparam("k")).values(label=sa.bindparam("v"))
         return self.connection.execute(statement, [{"k": k, "v": v} for k, v in rows]).rowcount
 
-    def delete(self, key):
+    def delete(self, key: Any) -> Any:
         return self.connection.execute(sa.delete(ITEMS).where(ITEMS.c.key == key)).rowcount
 
-    def orphan(self, key):
+    def orphan(self, key: Any) -> Any:
         """Breaks a foreign key that is checked at COMMIT."""
         return self.connection.execute(sa.update(ITEMS).where(ITEMS.c.key == key).values(parent=77)).rowcount
 
-    def select(self):
+    def select(self) -> Any:
         result = self.connection.execute(sa.select(ITEMS.c.key, ITEMS.c.label).order_by(ITEMS.c.key, ITEMS.c.label))
         return [list(result.keys()), *(tuple(row) for row in result)]
 
-    def select_in(self, keys):
+    def select_in(self, keys: Any) -> Any:
         statement = sa.select(ITEMS.c.key).where(ITEMS.c.key.in_(keys)).order_by(ITEMS.c.key)
         return self.connection.execute(statement).scalars().all()
 
-    def stream(self, count):
+    def stream(self, count: Any) -> Any:
         statement = sa.text("SELECT g FROM generate_series(1, 7) g WHERE g > :low").execution_options(yield_per=3)
         with self.connection.execute(statement, {"low": count}) as result:
             return [list(part) for part in result.scalars().partitions()]
 
-    def literal(self, text):
+    def literal(self, text: Any) -> Any:
         return self.connection.execute(sa.select(sa.literal_column("'" + text.replace("'", "''") + "'"))).scalar_one()
 
-    def ddl(self):
+    def ddl(self) -> Any:
         self.connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS more (x int)")
         return self.connection.exec_driver_sql("DROP TABLE more").rowcount
 
-    def error(self):
+    def error(self) -> Any:
         return self.connection.execute(sa.text("SELECT 1 / :zero"), {"zero": 0}).scalar()
 
-    def begin_nested(self):
+    def begin_nested(self) -> None:
         self.nested.append(self.connection.begin_nested())
 
-    def rollback_nested(self):
+    def rollback_nested(self) -> None:
         if self.nested:
             self.nested.pop().rollback()
 
-    def commit_nested(self):
+    def commit_nested(self) -> None:
         if self.nested:
             self.nested.pop().commit()
 
-    def commit(self):
+    def commit(self) -> Any:
         """Commits; a transaction that had failed is "lost": ours and stock say so by an error, psycopg says nothing."""
         self.nested.clear()
         dbapi_connection = self.connection.connection.dbapi_connection
@@ -599,7 +608,7 @@ class Program:
             lost = True
         return "lost" if lost else "kept"
 
-    def rollback(self):
+    def rollback(self) -> None:
         self.nested.clear()
         self.connection.rollback()
 
@@ -607,7 +616,7 @@ class Program:
 @pytest.mark.filterwarnings("ignore:<psycopg.ServerCursor:ResourceWarning")
 @profile(200)
 @given(steps=st.lists(STEP, min_size=1, max_size=12), isolation=ISOLATION)
-def test_transactions_give_the_same_rows_and_errors_as_the_peers(engines, steps, isolation):
+def test_transactions_give_the_same_rows_and_errors_as_the_peers(engines: Any, steps: Any, isolation: Any) -> None:
     """Any program of statements, savepoints, commits and errors gives the same at every step, and leaves the same rows."""
     notes = {}
     for driver, engine in engines.items():

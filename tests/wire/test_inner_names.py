@@ -1,16 +1,23 @@
 """What the wire takes from inside pg8000, scramp and SQLAlchemy is there, and a version that may lack it is shut out."""
 
+from __future__ import annotations
+
 import ast
 import importlib
 import re
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
 
 import plungepool
 from plungepool import dialect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 PACKAGE = Path(plungepool.__file__).parent
 BORROWED_FROM = ("pg8000", "scramp", "sqlalchemy")
@@ -33,7 +40,7 @@ HOOKS = {
 }
 
 
-def borrowed_names():
+def borrowed_names() -> Iterator[Any]:
     """Every (file, module, name) that the package imports from the libraries below it, inside functions too."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -43,7 +50,7 @@ def borrowed_names():
 
 
 @pytest.mark.parametrize(("file", "module", "name"), sorted(set(borrowed_names())))
-def test_borrowed_name_is_there(file, module, name):
+def test_borrowed_name_is_there(file: Any, module: Any, name: Any) -> None:
     """Each name imported from a library exists, those imported late included."""
     found = importlib.import_module(module)
     assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), (
@@ -52,14 +59,14 @@ def test_borrowed_name_is_there(file, module, name):
     )
 
 
-def test_scan_for_borrowed_names_finds_them():
+def test_scan_for_borrowed_names_finds_them() -> None:
     """The scan sees the late imports, so that the test above cannot pass for want of names."""
     assert {"pg8000", "sqlalchemy"} <= {module.split(".")[0] for _, module, _ in borrowed_names()}
     assert ("wire/values.py", "pg8000.types", "PGInterval") in set(borrowed_names())
 
 
 @pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner, names in HOOKS.items() for name in names])
-def test_hook_of_sqlalchemy_is_there(owner, name):
+def test_hook_of_sqlalchemy_is_there(owner: Any, name: Any) -> None:
     """Each hook that the dialect replaces or reads is still called so."""
     engine = sqlalchemy.create_engine("postgresql+pg8000://")
     assert hasattr(owner, name) or hasattr(engine.dialect, name), (
@@ -68,7 +75,7 @@ def test_hook_of_sqlalchemy_is_there(owner, name):
 
 
 @pytest.mark.parametrize("library", ["pg8000", "sqlalchemy"])
-def test_versions_are_bounded(library):
+def test_versions_are_bounded(library: str) -> None:
     """A version nobody has tried is not installed by itself."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     (bounds,) = [text for text in project["dependencies"] if re.match(rf"{library}\b", text)]

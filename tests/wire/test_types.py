@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 from datetime import datetime, time
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -13,6 +14,10 @@ from sqlalchemy.dialects import postgresql
 
 from plungepool import wire
 from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 # A value of each type, as the server takes it.
 SAMPLES = {
@@ -42,7 +47,7 @@ SESSIONS = [
 
 
 @pytest.fixture(scope="module", params=["18", "15"])
-def server(request, postgres):
+def server(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[Any]:
     """The embedded server, and Debian's."""
     if request.param == "18":
         yield postgres, {}
@@ -52,7 +57,7 @@ def server(request, postgres):
 
 
 @pytest.fixture(params=SESSIONS, ids=lambda session: "-".join(session).replace("/", "_"))
-def connection(request, server):
+def connection(request: pytest.FixtureRequest, server: Any) -> Iterator[Any]:
     style, zone = request.param
     postgres, options = server
     with wire.connect(
@@ -69,7 +74,7 @@ def connection(request, server):
         yield connection
 
 
-def test_every_type_of_the_catalogue_comes_and_goes(connection):
+def test_every_type_of_the_catalogue_comes_and_goes(connection: Any) -> None:
     """Alone, as an array with a NULL, and nested: a list is a list, and what was read, sent back, is the same to the server."""
     cursor = connection.cursor()
     cursor.execute(
@@ -104,7 +109,7 @@ def test_every_type_of_the_catalogue_comes_and_goes(connection):
     assert wrong == [], wrong
 
 
-def test_values_are_of_their_types(connection):
+def test_values_are_of_their_types(connection: Any) -> None:
     """24:00 is no midnight, and an interval is exact, whatever the program's decimal context; timestamptz has the session's zone."""
     cursor = connection.cursor()
     with decimal.localcontext(prec=4):
@@ -139,7 +144,7 @@ def test_values_are_of_their_types(connection):
         (sa.Enum("sad", "very ok", name="moods"), "very ok"),
     ],
 )
-def test_sqlalchemys_types_come_and_go_in_arrays(postgres, type_, value):
+def test_sqlalchemys_types_come_and_go_in_arrays(postgres: Postgres, type_: Any, value: Any) -> None:
     """ARRAY of each type reads what it wrote, and never a list of single characters."""
     postgres.execute("CREATE EXTENSION IF NOT EXISTS hstore; DROP TABLE IF EXISTS in_arrays; DROP TYPE IF EXISTS moods")
     engine = sa.create_engine(postgres.url().replace("postgresql://", "postgresql+plungepool://"))
@@ -161,12 +166,12 @@ class Doubled(sa.TypeDecorator):
     impl = sa.Integer
     cache_ok = True
 
-    def process_result_value(self, value, _):
+    def process_result_value(self, value: Any, _: Any) -> Any:
         return value * 2
 
 
 @pytest.fixture(scope="module")
-def made_up(postgres):
+def made_up(postgres: Postgres) -> Iterator[Any]:
     """A connection of SQLAlchemy's to a database with an enum, a composite and a domain over every type of `ELEMENTS`."""
     engine = sa.create_engine(postgres.url().replace("postgresql://", "postgresql+plungepool://"))
     with engine.connect() as connection:
@@ -202,7 +207,7 @@ ELEMENTS = {
 
 
 @pytest.mark.parametrize("name", ELEMENTS)
-def test_arrays_of_domains_are_lists_of_their_types(made_up, name):
+def test_arrays_of_domains_are_lists_of_their_types(made_up: Any, name: Any) -> None:
     """ARRAY(T) of a domain over T gives what ARRAY(T) of T gives, with the type itself and with DOMAIN, NULLs included."""
     sample, types = ELEMENTS[name]
     for type_ in types:
@@ -219,7 +224,7 @@ def test_arrays_of_domains_are_lists_of_their_types(made_up, name):
                 assert isinstance(read[1], list)
 
 
-def test_arrays_of_enums_and_composites_are_lists(made_up):
+def test_arrays_of_enums_and_composites_are_lists(made_up: Any) -> None:
     """Of any dimensions, whatever is in the labels; a composite's elements are their texts."""
     array = postgresql.ARRAY(postgresql.ENUM(*LABELS, name="mood", create_type=False))
     mood = sa.table("m", sa.column("v", array))
@@ -236,7 +241,7 @@ def test_arrays_of_enums_and_composites_are_lists(made_up):
     assert made_up.scalar(sa.select(pairs)) == ['(1,"x y")']
 
 
-def test_options_of_the_engine_hold_within_arrays_of_domains(postgres):
+def test_options_of_the_engine_hold_within_arrays_of_domains(postgres: Postgres) -> None:
     """A json_deserializer, and addresses as text."""
     url = postgres.url().replace("postgresql://", "postgresql+plungepool://")
     engine = sa.create_engine(url, json_deserializer=lambda text: f"read {text}", native_inet_types=False)

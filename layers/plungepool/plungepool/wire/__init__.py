@@ -1,4 +1,5 @@
-"""A PostgreSQL driver after PEP 249: one round trip a statement, and never a wrong row.
+"""
+A PostgreSQL driver after PEP 249: one round trip a statement, and never a wrong row.
 
 What one statement needs (BEGIN where a transaction has to start, Parse, Bind, Describe, Execute, Sync) leaves in one write,
 a *flight*, and its reply is read to ReadyForQuery. Whatever stops a flight before that closes the connection for good: a

@@ -204,7 +204,8 @@ class _Transactions(Session):
         self._begin_messages = parse(begin) + BIND_NOTHING + EXECUTE
 
     def commit(self) -> None:
-        """Commit; no round trip when nothing was sent since the last one.
+        """
+        Commit; no round trip when nothing was sent since the last one.
 
         Raises: InternalError when the server rolled back instead, since a statement of the transaction had failed;
             ProgrammingError within a two-phase transaction.
@@ -226,7 +227,8 @@ class _Transactions(Session):
                 raise error
 
     def rollback(self) -> None:
-        """Roll back; no round trip when nothing was sent since the last one.
+        """
+        Roll back; no round trip when nothing was sent since the last one.
 
         Raises: ProgrammingError within a two-phase transaction.
         """
@@ -254,7 +256,11 @@ class _Transactions(Session):
 
 
 class Connection(_Transactions):
-    """One session; not to be shared between threads at the same time. `connect` makes it."""
+    """
+    One session; not to be shared between threads at the same time. `connect` makes it, and says what it raises.
+
+    Units: every *_s is in seconds.
+    """
 
     def __init__(self, **options: Any) -> None:
         self._cursor_names = count(1)
@@ -278,7 +284,8 @@ class Connection(_Transactions):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Commit, or roll back where an exception leaves the block; then close, as psycopg does.
+        """
+        Commit, or roll back where an exception leaves the block; then close, as psycopg does.
 
         Raises: what `commit` raises, also where the block has hidden the failure of a statement.
         """
@@ -295,7 +302,7 @@ class Connection(_Transactions):
     # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
 
     def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
-        """Return a name for `tpc_begin`, which takes any text, too; ProgrammingError for parts that are too long."""
+        """Return a name for `tpc_begin`, which takes any text, too. Raises: ProgrammingError for parts that are too long."""
         if not 0 <= format_id <= 0x7FFFFFFF:
             raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
         if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):

@@ -28,7 +28,8 @@ class Warning(Exception):  # noqa: A001 - PEP 249 names it
 
 
 class Error(Exception):
-    """What every error here derives from.
+    """
+    What every error here derives from.
 
     `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE class
     22) quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.

@@ -1,4 +1,5 @@
-"""PostgreSQL's text format to Python values and back; pure, no input or output.
+"""
+PostgreSQL's text format to Python values and back; pure, no input or output.
 
 What a user gets for each type is what pg8000 gives (its `PGInterval` and `Range` included), with its readers replaced where
 they are slow (``strptime``) or wrong (a negative interval, the array element 'null', bounds of infinity). pg8000 itself is

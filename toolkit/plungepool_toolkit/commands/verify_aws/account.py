@@ -73,8 +73,6 @@ class Account:
 
         return self._session.client(service, config=Config(**config))
 
-    # ---- what is there ------------------------------------------------------------------------------------------------
-
     def network(self, vpc_id: str | None, subnet_ids: tuple[str, ...]) -> Network:
         """Return the VPC and subnets given, or the default VPC and two of its subnets in different zones."""
         ec2 = self.client("ec2")
@@ -136,8 +134,6 @@ class Account:
             if resource["ResourceType"] == "AWS::CloudFormation::Stack":
                 yield from self.resources(physical)
 
-    # ---- what a run makes ---------------------------------------------------------------------------------------------
-
     def make_bucket(self, name: str) -> None:
         """Make the bucket for the artifacts of `sam deploy`, with the run's tag."""
         s3 = self.client("s3")
@@ -164,8 +160,6 @@ class Account:
         if response.get("FunctionError"):
             raise Refusal(f"{function} failed: {answer.get('errorType')}: {answer.get('errorMessage')}")
         return answer
-
-    # ---- how it goes again --------------------------------------------------------------------------------------------
 
     def delete(self, run: str, say: Callable[[str], None], patience_s: float = 5400.0) -> list[str]:
         """

@@ -1,10 +1,12 @@
 """
-Whether this checkout computes more than a commit did: a gate, by instructions executed, which hardly differ from run to run.
+Whether this checkout computes more than a commit did: a gate, by instructions executed, which hardly differ from run to
+run.
 
     .venv/bin/python bench/compare.py COMMIT [--limit 1.01]
 
-Prints what Plungepool executes from process start to first row (the layer, compiled, IAM over TLS), for a warm statement and for a
-row, then and now. Ends with status 1 if any of them has grown beyond the limit. Some minutes; needs Debian's package valgrind.
+Prints what Plungepool executes from process start to first row (the layer, compiled, IAM over TLS), for a warm
+statement and for a row, then and now. Ends with status 1 if any of them has grown beyond the limit. Some minutes; needs
+Debian's package valgrind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 What a token costs: signed by this package, and by boto3's client, side by side.
 
-Each row is a process of its own, started anew for each round, the two ways in turn: what is imported and made for the first
-token is part of its cost, as it is of a cold start. Run: `.venv/bin/python bench/credentials.py [--rounds 9]`.
+Each row is a process of its own, started anew for each round, the two ways in turn: what is imported and made for the
+first token is part of its cost, as it is of a cold start. Run: `.venv/bin/python bench/credentials.py [--rounds 9]`.
 """
 
 from __future__ import annotations

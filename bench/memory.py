@@ -4,8 +4,8 @@ The memory that one large value takes, read and written, through SQLAlchemy: Plu
     .venv/bin/python bench/memory.py                               measures and prints
     .venv/bin/python bench/memory.py --write docs/memory.md        writes the page, too
 
-Each contender (bench/contender) has a process of its own for each of both; the figure is the most that it held at once above what
-it held before, once warm, the value itself included.
+Each contender (bench/contender) has a process of its own for each of both; the figure is the most that it held at once
+above what it held before, once warm, the value itself included.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def main() -> None:
         [
             "# Memory of one large value",
             (
-                f"MiB that a process holds at most, above what it held before, while it reads or writes one `bytea` of {size / 1e6:g} MB "
-                f"({size / 2**20:.0f} MiB) through SQLAlchemy, the value itself included; medians of three."
+                "MiB that a process holds at most, above what it held before, while it reads or writes one `bytea` of "
+                f"{size / 1e6:g} MB ({size / 2**20:.0f} MiB) through SQLAlchemy, the value itself included; medians "
+                "of three."
             ),
             (
                 f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "

@@ -1,5 +1,6 @@
 """
-Draw docs/architecture.md's pictures from the imports that the modules really have: python docs/draw_architecture.py [--write]
+Draw docs/architecture.md's pictures from the imports that the modules really have: python docs/draw_architecture.py
+[--write]
 
 Without --write it says what the page gets wrong, and exits with 1 if that is anything. Needs Python, and nothing else.
 tests/unit/test_architecture.py asks the same.
@@ -39,7 +40,9 @@ class Import(NamedTuple):
 
 
 def read_tree(page: str, package: str) -> list[Module]:
-    """Return the modules of a package in the order in which the page lists them, which is the order of their imports."""
+    """
+    Return the modules of a package in the order in which the page lists them, which is the order of their imports.
+    """
     found = re.search(rf"^```\n{package}/\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     if found is None:
         raise SystemExit(f"docs/architecture.md has no tree of {package}")

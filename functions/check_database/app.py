@@ -1,4 +1,6 @@
-"""Check the way to the database from where the functions run, step by step; to be invoked by hand after a deployment."""
+"""
+Check the way to the database from where the functions run, step by step; to be invoked by hand after a deployment.
+"""
 
 from aws_lambda_powertools import Logger
 

@@ -98,7 +98,9 @@ def read_order(event: APIGatewayProxyEventV2) -> WantedOrder:
 
 
 def as_json(value: object) -> str:
-    """Return how JSON shows what it has no form for: times by ISO 8601; UUIDs and numeric, which stays exact, as text."""
+    """
+    Return how JSON shows what it has no form for: times by ISO 8601; UUIDs and numeric, which stays exact, as text.
+    """
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 

@@ -1,8 +1,8 @@
 """
 Make the database what the functions need: numbered migrations, the application's role, optionally a shop to look at.
 
-All of it is one transaction under one lock: two invocations at once do it once, and a failure leaves nothing. It runs as
-an administrator in a database in which others may create things, so no name is looked up where they may.
+All of it is one transaction under one lock: two invocations at once do it once, and a failure leaves nothing. It runs
+as an administrator in a database in which others may create things, so no name is looked up where they may.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ PUBLIC_MAY_CREATE = text("""
     SELECT true FROM pg_catalog.pg_namespace, LATERAL pg_catalog.aclexplode(nspacl) AS granted
     WHERE nspname = 'public' AND granted.grantee = 0 AND granted.privilege_type = 'CREATE'
 """)
-# A literal, a quoted name, a comment or a dollar-quoted body may hold a semicolon; one outside of them ends a statement.
+# A literal, a quoted name, a comment or a dollar-quoted body may hold a semicolon; one outside of them ends a
+# statement.
 TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|(;)""", re.DOTALL)
 
 
@@ -68,7 +69,9 @@ class Options:
 
     @classmethod
     def read(cls, properties: dict) -> "Options":
-        """Read the options; raises PreparationError, which holds no password. CloudFormation sends all values as text."""
+        """
+        Read the options; raises PreparationError, which holds no password. CloudFormation sends all values as text.
+        """
 
         def given(name: str, variable: str | None = None, default: object = None) -> object:
             for value in (properties.get(name), properties.get(name.title().replace("_", ""))):
@@ -188,7 +191,8 @@ def take_turn(connection: Connection) -> None:
     """
     Make schema and table of the migrations where there are none, and wait until no other invocation is at work.
 
-    Raises: PreparationError where one of them belongs to somebody else, who could have this administrator run a trigger.
+    Raises: PreparationError where one of them belongs to somebody else, who could have this administrator run a
+    trigger.
     """
     if connection.execute(text("SELECT pg_catalog.to_regclass('shop.migrations') IS NULL")).scalar_one():
         # Any role can hold an advisory lock, and so hold up the deployment: for the first time alone, when there is no
@@ -205,8 +209,8 @@ def take_turn(connection: Connection) -> None:
     )
     if foreign := connection.execute(FOREIGN).first():
         raise PreparationError(
-            f"{foreign.what.lower()} belongs to {foreign.owner}, who could have the administrator run anything: look at "
-            f"what is in it, then ALTER {foreign.what} OWNER TO the role that prepares the database"
+            f"{foreign.what.lower()} belongs to {foreign.owner}, who could have the administrator run anything: look "
+            f"at what is in it, then ALTER {foreign.what} OWNER TO the role that prepares the database"
         )
     connection.execute(text("LOCK TABLE shop.migrations IN SHARE ROW EXCLUSIVE MODE"))
 
@@ -230,7 +234,9 @@ def statements(sql: str) -> list[str]:
 
 
 def password_in_secret(arn: str, role_name: str) -> str:
-    """Return the password that a Secrets Manager secret holds for the role; raises PreparationError, which quotes none."""
+    """
+    Return the password that a Secrets Manager secret holds for the role; raises PreparationError, which quotes none.
+    """
     import boto3  # the runtime's; only who keeps the password in a secret waits for it
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -246,7 +252,9 @@ def password_in_secret(arn: str, role_name: str) -> str:
 
 
 def password_in(answer: dict, role_name: str) -> str | None:
-    """Return the password in Secrets Manager's answer, or None where it is not as it should be. Pure; raises nothing."""
+    """
+    Return the password in Secrets Manager's answer, or None where it is not as it should be. Pure; raises nothing.
+    """
     try:
         secret = json.loads(answer["SecretString"])
         user, password = secret["username"], secret["password"]
@@ -281,7 +289,8 @@ def scram_verifier(password: str) -> str:
     """
     Return what PostgreSQL keeps of a password: the password itself then never leaves this process.
 
-    Source: PostgreSQL, pg_authid, "SCRAM-SHA-256$<iteration count>:<salt>$<StoredKey>:<ServerKey>"; RFC 5802, section 3.
+    Source: PostgreSQL, pg_authid, "SCRAM-SHA-256$<iteration count>:<salt>$<StoredKey>:<ServerKey>"; RFC 5802, section
+    3.
     """
     salt, iterations = secrets.token_bytes(16), 4096
     try:

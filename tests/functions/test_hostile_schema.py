@@ -56,8 +56,9 @@ def plant(shop: Any) -> None:
     """
     As the application's role: a function and an operator of each fitting kind, and tables, types and casts.
 
-    Functions of the names that are called anywhere, with up to three parameters of the first TYPES or one of any, operators between any
-    two, views with the names of catalogs, domains with the names of types, and an implicit cast from text.
+    Functions of the names that are called anywhere, with up to three parameters of the first TYPES or one of any,
+    operators between any two, views with the names of catalogs, domains with the names of types, and an implicit cast
+    from text.
     """
     role = shop.app_role
     shop.postgres.execute(
@@ -79,7 +80,10 @@ def plant(shop: Any) -> None:
             result, value = ("boolean", "true") if operator in ("=", "<>", ">=") else (right, "NULL")
             statements += [
                 trapped(f"operator_{number}({left}, {right})", result, f"operator {operator}", value),
-                f"CREATE OPERATOR public.{operator} (FUNCTION = public.operator_{number}, LEFTARG = {left}, RIGHTARG = {right})",
+                (
+                    f"CREATE OPERATOR public.{operator} (FUNCTION = public.operator_{number}, LEFTARG = {left}, "
+                    f"RIGHTARG = {right})"
+                ),
             ]
     for catalog in ("pg_roles", "pg_namespace", "pg_class", "pg_database", "migrations"):
         columns = "*" if catalog != "migrations" else "0 AS version"
@@ -146,7 +150,9 @@ def test_nothing_that_others_planted_runs_as_the_administrator(
 
 
 def test_the_case_itself(empty_shop: Any, prepare: Callable[..., Any]) -> None:
-    """The application's role plants format(text, text) with an ALTER ROLE in it: the next deployment does not run it."""
+    """
+    The application's role plants format(text, text) with an ALTER ROLE in it: the next deployment does not run it.
+    """
     prepare()
     empty_shop.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
     empty_shop.postgres.execute(
@@ -208,7 +214,9 @@ def test_a_role_that_may_become_the_administrator_is_refused(
 
 
 def test_everybody_s_right_to_create_in_public_ends(empty_shop: Any, prepare: Callable[..., Any]) -> None:
-    """As in a database that PostgreSQL 15 made; the role can plant nothing any more, and what it had stays and harms none."""
+    """
+    As in a database that PostgreSQL 15 made; the role can plant nothing any more, and what it had stays and harms none.
+    """
     assert prepare()["public_may_create"] is False
     with pytest.raises(Exception, match="42501"):
         empty_shop.postgres.execute(
@@ -224,7 +232,9 @@ def test_everybody_s_right_to_create_in_public_ends(empty_shop: Any, prepare: Ca
 def test_an_administrator_who_may_not_take_that_right_back_says_so(
     empty_shop: Any, load: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where schema public is somebody else's, the deployment goes on, as safe, and the log says what its owner has to do."""
+    """
+    Where schema public is somebody else's, the deployment goes on, as safe, and the log says what its owner has to do.
+    """
     owner = "shop_owner"
     empty_shop.execute(f"GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE ROLE {owner} LOGIN CREATEROLE")
     empty_shop.execute(
@@ -246,7 +256,9 @@ def test_an_administrator_who_may_not_take_that_right_back_says_so(
 
 @pytest.mark.parametrize("what", ["SCHEMA shop", "TABLE shop.migrations"])
 def test_a_schema_of_somebody_else_is_refused(empty_shop: Any, prepare: Callable[..., Any], what: str) -> None:
-    """Its owner could have a trigger there run as the administrator: the error names the owner and the cure, which works."""
+    """
+    Its owner could have a trigger there run as the administrator: the error names the owner and the cure, which works.
+    """
     empty_shop.execute("CREATE ROLE shop_other; CREATE SCHEMA shop")
     empty_shop.execute(
         "CREATE TABLE shop.migrations (version int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
@@ -276,7 +288,9 @@ def test_the_role_cannot_hold_up_a_deployment(empty_shop: Any, prepare: Callable
 
 
 def test_a_script_names_its_schemas(empty_shop: Any, prepare: Callable[..., Any], tmp_path: Path) -> None:
-    """A migration finds PostgreSQL's own names only, and makes nothing where it did not say; it may set a path itself."""
+    """
+    A migration finds PostgreSQL's own names only, and makes nothing where it did not say; it may set a path itself.
+    """
     migrate, deadline = prepare.module.preparation.migrate, time.time() + 60
     empty_shop.execute("CREATE FUNCTION public.now(text) RETURNS text LANGUAGE sql RETURN 'planted'")
     for unqualified in ("CREATE TABLE notes (id int)", "SELECT now('x')", "CREATE FUNCTION f() RETURNS int RETURN 1"):

@@ -1,10 +1,11 @@
 """
 ministack with what this repository's templates need and it lacks; runs in .venv-ministack instead of its command.
 
-Added: Fn::Join in conditions; AWS::EC2::SecurityGroupIngress; AWS::RDS::DBProxy and DBProxyTargetGroup; CodeDeploy's records; the
-secret of a database's administrator; S3's addresses; the routes that an HTTP API takes from its OpenAPI document; another port than
-5432 for a proxy; alarms over an expression. A database and a proxy are only records there: DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses
-private names of ministack, which requirements/ministack.txt pins.
+Added: Fn::Join in conditions; AWS::EC2::SecurityGroupIngress; AWS::RDS::DBProxy and DBProxyTargetGroup; CodeDeploy's
+records; the secret of a database's administrator; S3's addresses; the routes that an HTTP API takes from its OpenAPI
+document; another port than 5432 for a proxy; alarms over an expression. A database and a proxy are only records there:
+DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses private names of ministack, which
+requirements/ministack.txt pins.
 """
 
 import json
@@ -39,7 +40,9 @@ def as_query(prefix: str, value: object) -> dict[str, list[str]]:
 
 
 def fold_joins(value: object, parameters: dict) -> object:
-    """Replace each Fn::Join over a parameter by its result; lists are comma-separated text in ministack's parameters."""
+    """
+    Replace each Fn::Join over a parameter by its result; lists are comma-separated text in ministack's parameters.
+    """
     if isinstance(value, list):
         return [fold_joins(item, parameters) for item in value]
     if not isinstance(value, dict):
@@ -59,7 +62,9 @@ def with_joins(evaluate: Callable[[dict, dict], dict]) -> Callable[[dict, dict],
 
 
 def with_any_port(evaluate: Callable[[dict, dict, dict], None]) -> Callable[[dict, dict, dict], None]:
-    """RDS Proxy listens on 5432 only, and a rule says so; here that port may be taken, and rules see it whatever is given."""
+    """
+    RDS Proxy listens on 5432 only, and a rule says so; here that port may be taken, and rules see it whatever is given.
+    """
 
     def evaluate_rules(template: dict, parameters: dict, conditions: dict) -> None:
         seen = {name: {**of, "Value": "5432"} if name == "Port" else of for name, of in parameters.items()}
@@ -181,7 +186,9 @@ def with_routes(create: Callable) -> Callable:
 
 
 def with_aws_addresses(escape: Callable[[str], str]) -> Callable[[str], str]:
-    """Show a nested template at S3's own address: `sam delete` takes no other, and takes the endpoint's when it deploys."""
+    """
+    Show a nested template at S3's own address: `sam delete` takes no other, and takes the endpoint's when it deploys.
+    """
 
     def escape_template(text: str) -> str:
         shown = f"https://s3.{get_region()}.amazonaws.com/"

@@ -1,8 +1,8 @@
 """
 Say what ministack's CloudFormation answers to parameters. Runs in .venv-ministack.
 
-Reads {"templates": {name: template}, "cases": [[name, {parameter: value}], …]} from standard input; prints for each case
-why it is refused, or null. It uses private names of ministack, which requirements/ministack.txt pins.
+Reads {"templates": {name: template}, "cases": [[name, {parameter: value}], …]} from standard input; prints for each
+case why it is refused, or null. It uses private names of ministack, which requirements/ministack.txt pins.
 """
 
 import json

@@ -1,10 +1,10 @@
 """
 What CloudFormation makes of a template: whether it takes the parameters, and which resources with which properties.
 
-The SAM CLI and cfn-lint resolve conditions in part, moto's parser and ministack's engine need a server around them; none
-gives the properties of a nested stack under parameters. This evaluates what this repository's templates use, offline and
-in a millisecond. Rules: CloudFormation User Guide, "Rules section structure" and "Rule-specific intrinsic functions";
-Fn::If and Fn::Join are refused there.
+The SAM CLI and cfn-lint resolve conditions in part, moto's parser and ministack's engine need a server around them;
+none gives the properties of a nested stack under parameters. This evaluates what this repository's templates use,
+offline and in a millisecond. Rules: CloudFormation User Guide, "Rules section structure" and "Rule-specific intrinsic
+functions"; Fn::If and Fn::Join are refused there.
 """
 
 import dataclasses
@@ -78,7 +78,9 @@ class Stack:
             "AWS::AccountId": ACCOUNT,
             "AWS::Partition": place.partition,
             "AWS::Region": place.region,
-            "AWS::StackId": f"arn:{place.partition}:cloudformation:{place.region}:{ACCOUNT}:stack/shop/aaaa-bbbb-cccc-dddd-0123456789ab",
+            "AWS::StackId": (
+                f"arn:{place.partition}:cloudformation:{place.region}:{ACCOUNT}:stack/shop/aaaa-bbbb-cccc-dddd-0123456789ab"
+            ),
             "AWS::StackName": "shop",
             "AWS::URLSuffix": place.suffix,
         }

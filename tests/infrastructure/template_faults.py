@@ -1,4 +1,6 @@
-"""Mistakes as a hurried engineer makes them, each with what must catch it: a rule of template_rules.py, or the linter."""
+"""
+Mistakes as a hurried engineer makes them, each with what must catch it: a rule of template_rules.py, or the linter.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """
 What must hold of the templates and no linter looks at. Each rule takes the templates and fails by an assertion.
 
-`application`, `database`, `layer` and `project` (what `sam init` makes) are the templates after the transform, `source` is
-template.yaml before it, `texts` are the files as they lie there. stack.py says what CloudFormation makes of each.
+`application`, `database`, `layer` and `project` (what `sam init` makes) are the templates after the transform, `source`
+is template.yaml before it, `texts` are the files as they lie there. stack.py says what CloudFormation makes of each.
 """
 
 import dataclasses
@@ -172,7 +172,9 @@ def variables_are_valid_settings(name: str, stack: Stack) -> None:
 
 
 def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
-    """Every combination of the choices, and the bounds of the numbers, that CloudFormation takes makes valid Settings."""
+    """
+    Every combination of the choices, and the bounds of the numbers, that CloudFormation takes makes valid Settings.
+    """
     names = ("DatabaseMode", "Endpoint", "Auth", "Tls", "ProxyAuth")
     choices = [templates.application["Parameters"][name]["AllowedValues"] for name in names]
     filled = {"Host": "db", "SecretArn": SECRET + "app-Ab12Cd", "ResourceId": "prx-1", "Password": "p"} | NETWORK
@@ -194,7 +196,9 @@ def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
 
 
 def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
-    """What is given for the database and the functions is what every function has, prepare_database as the administrator."""
+    """
+    What is given for the database and the functions is what every function has, prepare_database as the administrator.
+    """
     given = {
         "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password", "Password": "p",
         "Tls": "disable", "Endpoint": "proxy", "AdminUser": "owner", "AdminPassword": "q", "PoolSize": "3",
@@ -258,7 +262,9 @@ def connecting(resource_id: str, user: str) -> set[Right]:
 
 @each_deployment
 def every_role_may_do_what_it_needs_and_nothing_else(name: str, stack: Stack) -> None:
-    """Each function signs in as one user of one resource, or reads one secret with its key; no role has another right."""
+    """
+    Each function signs in as one user of one resource, or reads one secret with its key; no role has another right.
+    """
     given = {"Auth": "iam", "User": "plungepool_app", **DEPLOYMENTS[name]}
     demo, proxied, aurora = (
         "DatabaseMode" in given, given.get("Endpoint") == "proxy", given.get("DatabaseMode") == "aurora",
@@ -322,7 +328,9 @@ def every_role_trusts_its_own_service(templates: Templates) -> None:
 
 
 def policies_are_whole(templates: Templates) -> None:
-    """A policy of ours says something, by the language's present version, and somebody has it: IAM refuses an empty one."""
+    """
+    A policy of ours says something, by the language's present version, and somebody has it: IAM refuses an empty one.
+    """
     for name, stack in templates.everywhere():
         attached = {
             arn for role in stack.of_type("AWS::IAM::Role").values() for arn in role.get("ManagedPolicyArns", [])
@@ -352,7 +360,9 @@ def client_connects_where_it_may(name: str, stack: Stack) -> None:
 
 @each_deployment
 def proxy_demands_iam_and_tls(name: str, stack: Stack) -> None:
-    """A proxy takes IAM over TLS only, and signs in by the application's own secret or by IAM, never as administrator."""
+    """
+    A proxy takes IAM over TLS only, and signs in by the application's own secret or by IAM, never as administrator.
+    """
     for nested in stack.nested.values():
         for proxy in nested.of_type("AWS::RDS::DBProxy").values():
             assert proxy["RequireTLS"] is True
@@ -416,7 +426,9 @@ def openings(rules: list[dict]) -> set[tuple[str, str, int, int]]:
 
 @each_deployment
 def only_the_functions_reach_the_database(name: str, stack: Stack) -> None:
-    """From the functions' group to the proxy's, from there to the database's, at its port: each step open, nothing else."""
+    """
+    From the functions' group to the proxy's, from there to the database's, at its port: each step open, nothing else.
+    """
     given = DEPLOYMENTS[name]
     port = int(given.get("Port", 5432))
     client = given.get("SecurityGroupIds", "GroupId-of-FunctionSecurityGroup")
@@ -501,7 +513,9 @@ def endpoints_are_made_where_there_is_no_way_out(name: str, stack: Stack) -> Non
 
 
 def limits_reach_what_they_limit(templates: Templates) -> None:
-    """Each number that bounds the fleet arrives where it is enforced; 0 reserves nothing, and is passed on to nobody."""
+    """
+    Each number that bounds the fleet arrives where it is enforced; 0 reserves nothing, and is passed on to nobody.
+    """
     numbers = {"PoolSize": "3", "ConnectionLimit": "41", "OrdersConcurrency": "7", "WorkersConcurrency": "9"}
     stack = templates.deploy_with(DEPLOYMENTS["aurora"] | numbers)
     functions = stack.of_type("AWS::Lambda::Function")
@@ -537,7 +551,9 @@ def numbers_add_up(templates: Templates) -> None:
 
 @each_deployment
 def nobody_waits_longer_than_is_of_use(name: str, stack: Stack) -> None:
-    """A handler ends before the API gives it up; the proxy lets nobody wait longer, and leaves connections to people."""
+    """
+    A handler ends before the API gives it up; the proxy lets nobody wait longer, and leaves connections to people.
+    """
     handler = stack.properties("HandleOrdersFunction")["Timeout"]
     assert handler < 30  # the longest integration of an HTTP API
     [stage] = stack.of_type("AWS::ApiGatewayV2::Stage").values()
@@ -598,7 +614,10 @@ def data_outlives_mistakes(name: str, stack: Stack) -> None:
 
 @each_deployment
 def demo_database_is_what_was_asked_for(name: str, stack: Stack) -> None:
-    """A demo database is of the kind and version that was asked for, in its network, with what belongs to it and nothing else."""
+    """
+    A demo database is of the kind and version that was asked for, in its network, with what belongs to it and nothing
+    else.
+    """
     given = DEPLOYMENTS[name]
     for nested in stack.nested.values():
         aurora, proxied = given["DatabaseMode"] == "aurora", given.get("Endpoint") == "proxy"
@@ -656,7 +675,9 @@ def what_others_use_is_kept(templates: Templates) -> None:
 
 
 def engine_version_is_offered(templates: Templates) -> None:
-    """RDS offers the version for both kinds of demo database, by the lists that cfn-lint ships (it resolves no parameter)."""
+    """
+    RDS offers the version for both kinds of demo database, by the lists that cfn-lint ships (it resolves no parameter).
+    """
     [lists] = ROOT.glob(".venv-sam/lib/python*/site-packages/cfnlint/data/schemas/extensions")
     version = templates.database["Parameters"]["EngineVersion"]["Default"]
     for kind, engine in (("dbcluster", "aurora-postgresql"), ("dbinstance", "postgres")):
@@ -673,7 +694,9 @@ def engine_version_is_offered(templates: Templates) -> None:
 
 
 def passwords_are_not_shown(templates: Templates) -> None:
-    """A parameter that takes a password hides it; it reaches the variables of the functions that use it, and nothing else."""
+    """
+    A parameter that takes a password hides it; it reaches the variables of the functions that use it, and nothing else.
+    """
     for template in (templates.application, templates.database, templates.project):
         for name, declared in template["Parameters"].items():
             assert (declared.get("NoEcho") is True) == name.endswith("Password"), name
@@ -748,7 +771,10 @@ def schedule_is_well_formed(templates: Templates) -> None:
 
 
 def report_is_of_yesterday_and_never_lost(templates: Templates) -> None:
-    """The report is asked for once a day of UTC, by which it counts; tried again within that day; and else kept in a queue."""
+    """
+    The report is asked for once a day of UTC, by which it counts; tried again within that day; and else kept in a
+    queue.
+    """
     stack = templates.deploy("existing, DSQL")
     [schedule] = stack.of_type("AWS::Scheduler::Schedule").values()
     assert schedule["ScheduleExpressionTimezone"] == "UTC"
@@ -849,7 +875,10 @@ def alarms_of(stack: Stack, topic: str) -> Iterator[tuple[str, str, str]]:
 
 @each_deployment
 def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
-    """Errors, throttles, dead letters, late orders, 5xx, the database's and the proxy's limits each have one alarm that can go off."""
+    """
+    Errors, throttles, dead letters, late orders, 5xx, the database's and the proxy's limits each have one alarm that
+    can go off.
+    """
     topic = DEPLOYMENTS[name].get("AlarmTopicArn", "")
     functions = {"HandleOrdersFunction", "FulfilOrdersFunction", "ReportSalesFunction"}
     expected = {("Lambda", metric, function) for metric in ("Errors", "Throttles") for function in functions}
@@ -866,7 +895,9 @@ def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
 
 
 def new_version_is_tried_first(templates: Templates) -> None:
-    """A new version of handle_orders takes over as OrdersDeployment says, and is rolled back if the old alarm goes off."""
+    """
+    A new version of handle_orders takes over as OrdersDeployment says, and is rolled back if the old alarm goes off.
+    """
     assert templates.source["Resources"]["HandleOrdersFunction"]["Properties"]["DeploymentPreference"]["Type"] == {
         "Ref": "OrdersDeployment"
     }
@@ -926,7 +957,9 @@ NAMES = {"LogGroupName", "LayerName", "FunctionName", "RoleName", "QueueName", "
 
 
 def two_stacks_fit_into_one_account(templates: Templates) -> None:
-    """No resource has a name that a second stack would give to its own: each has the stack's name or id in it, or none."""
+    """
+    No resource has a name that a second stack would give to its own: each has the stack's name or id in it, or none.
+    """
     for name, stack in templates.everywhere():
         if name == "layer":
             continue  # that one is there once, under a name that others know
@@ -1015,7 +1048,9 @@ PROJECT_BOUNDS: dict[str, tuple[list[str], list[str]]] = {
 
 
 def parameters_are_held_to_their_bounds(templates: Templates) -> None:
-    """Each parameter of each template takes what it should, up to its bounds, and nothing beyond; and says what it is."""
+    """
+    Each parameter of each template takes what it should, up to its bounds, and nothing beyond; and says what it is.
+    """
     shared = {name: BOUNDS[name] for name in templates.database["Parameters"].keys() & BOUNDS.keys()}
     for template, bounds in (
         (templates.application, BOUNDS),
@@ -1165,7 +1200,9 @@ def api_asks_for_a_signature(templates: Templates) -> None:
 
 
 def functions_exist(templates: Templates) -> None:
-    """Each function's folder has the module and function that its handler names; each layer's Makefile has its target."""
+    """
+    Each function's folder has the module and function that its handler names; each layer's Makefile has its target.
+    """
     general = templates.source["Globals"]["Function"]
     for name, resource in templates.source["Resources"].items():
         properties = resource.get("Properties", {})
@@ -1209,7 +1246,9 @@ def layer_is_handed_on(templates: Templates) -> None:
 
 
 def project_is_what_its_schema_says(templates: Templates) -> None:
-    """What `sam init` makes signs in as one user of one resource, by valid settings, within its role's connection limit."""
+    """
+    What `sam init` makes signs in as one user of one resource, by valid settings, within its role's connection limit.
+    """
     schema = (ROOT / "templates" / "{{cookiecutter.project_name}}" / "database" / "schema.sql").read_text()
     [limit] = re.findall(r"CONNECTION LIMIT (\d+)", schema)
     for parameters, network in (

@@ -1,4 +1,6 @@
-"""What can be said of the templates without AWS: by SAM, its linter, checkov and rules of our own; and what these catch."""
+"""
+What can be said of the templates without AWS: by SAM, its linter, checkov and rules of our own; and what these catch.
+"""
 
 import json
 import re
@@ -65,7 +67,9 @@ def test_passes_sam_validate_lint(run_sam: Run, template: str) -> None:
 
 @pytest.mark.parametrize("template", FILES)
 def test_linter_finds_nothing_in_the_expanded_template(examined: dict, template: str) -> None:
-    """cfn-lint finds nothing in what the transform makes of each template, where it sees more than in the SAM template."""
+    """
+    cfn-lint finds nothing in what the transform makes of each template, where it sees more than in the SAM template.
+    """
     assert examined[template]["problems"] == []
 
 
@@ -122,10 +126,13 @@ def test_rule_holds(templates: Templates, rule: Callable[[Templates], None]) -> 
 
 # Why each finding of checkov is accepted, by its number and the kind of resource.
 ACCEPTED = {
-    "CKV_AWS_115 AWS::Lambda::Function": "reserving takes from the account's concurrency, which a new account has not got: "
-    "handle_orders and report_sales by OrdersConcurrency, fulfil_orders by its queue's MaximumConcurrency",
-    "CKV_AWS_116 AWS::Lambda::Function": "only the queue's function is given work that could be lost, and the queue has its "
-    "own dead-letter queue",
+    "CKV_AWS_115 AWS::Lambda::Function": (
+        "reserving takes from the account's concurrency, which a new account has not got: "
+        "handle_orders and report_sales by OrdersConcurrency, fulfil_orders by its queue's MaximumConcurrency"
+    ),
+    "CKV_AWS_116 AWS::Lambda::Function": (
+        "only the queue's function is given work that could be lost, and the queue has its own dead-letter queue"
+    ),
     "CKV_AWS_117 AWS::Lambda::Function": "in a VPC where SubnetIds are given; a database outside (DSQL) needs none",
     "CKV_AWS_118 AWS::RDS::DBInstance": "a demo database: enhanced monitoring costs and is switched on in one line",
     "CKV_AWS_149 AWS::SecretsManager::Secret": "encrypted with the service's key; a key of one's own is a choice",
@@ -204,7 +211,9 @@ def test_seeded_fault_is_caught(examined: dict, faulty: dict, fault: Fault) -> N
 
 
 def test_faults_are_counted() -> None:
-    """No fault hides another of the same name, the docs say how many there are, and every rule has one that it must catch."""
+    """
+    No fault hides another of the same name, the docs say how many there are, and every rule has one that it must catch.
+    """
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
     assert re.findall(r"plants\s(\d+) mistakes", (ROOT / "docs" / "deploy.md").read_text()) == [str(len(FAULTS))]
     assert {rule.__name__ for rule in RULES} - {fault.rule.__name__ for fault in FAULTS if fault.rule} == set()

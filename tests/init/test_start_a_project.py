@@ -1,4 +1,7 @@
-"""`sam init` with this repository's template, by the real SAM CLI: the project validates, builds, and passes its own tests at once."""
+"""
+`sam init` with this repository's template, by the real SAM CLI: the project validates, builds, and passes its own tests
+at once.
+"""
 
 import json
 import os
@@ -77,7 +80,19 @@ def outcomes(project: Path, python: Path) -> Iterator[dict[str, Future[Result]]]
 
     def test() -> Result:
         succeed(run(UV, "venv", "--quiet", "--python", python, ".venv", cwd=project))
-        succeed(run(UV, "pip", "install", "--quiet", "--python", ".venv/bin/python", "-r", "requirements-dev.txt", cwd=project))  # fmt: skip
+        succeed(
+            run(
+                UV,
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                ".venv/bin/python",
+                "-r",
+                "requirements-dev.txt",
+                cwd=project,
+            )
+        )
         return run(".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", cwd=project)
 
     with ThreadPoolExecutor() as pool:
@@ -89,7 +104,9 @@ def outcomes(project: Path, python: Path) -> Iterator[dict[str, Future[Result]]]
 
 
 def test_project_is_whole(project: Path) -> None:
-    """The project has the layer, the toolkit, a function, its event and its tests; no link and nothing unrendered is left."""
+    """
+    The project has the layer, the toolkit, a function, its event and its tests; no link and nothing unrendered is left.
+    """
     for path in (
         "layers/plungepool/plungepool/certificates/amazon-roots.pem",
         "layers/plungepool/build_layer.py",
@@ -101,7 +118,9 @@ def test_project_is_whole(project: Path) -> None:
         assert (project / path).is_file(), path
     everything = list(project.rglob("*"))
     assert [path for path in everything if path.is_symlink()] == []
-    assert [path for path in everything if path.suffix != ".pyc" and path.is_file() and b"cookiecutter" in path.read_bytes()] == []  # fmt: skip
+    assert [
+        path for path in everything if path.suffix != ".pyc" and path.is_file() and b"cookiecutter" in path.read_bytes()
+    ] == []
 
 
 def test_project_names_no_folder_of_this_machine(project: Path) -> None:
@@ -129,7 +148,9 @@ def test_passes_its_own_tests(outcomes: dict[str, Future[Result]]) -> None:
 def test_built_function_answers_from_the_built_layer(
     outcomes: dict[str, Future[Result]], project: Path, python: Path, database: Database, tmp_path: Path
 ) -> None:
-    """What `sam build` makes answers under the runtime client in a Python that has nothing else, over one connection."""
+    """
+    What `sam build` makes answers under the runtime client in a Python that has nothing else, over one connection.
+    """
     succeed(outcomes["build"].result())
     bare = tmp_path / "bare"
     succeed(run(UV, "venv", "--quiet", "--python", python, bare, cwd=ROOT))

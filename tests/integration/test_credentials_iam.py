@@ -179,6 +179,8 @@ def test_connect_with_iam_imports_no_aws_library(proxy: RdsProxy, tmp_path: Any)
         "PLUNGEPOOL_ENDPOINT": "proxy",
         "PLUNGEPOOL_CA_FILE": str(proxy.ca_file),
     }
-    run = subprocess.run([sys.executable, "-c", PROGRAM], env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environ, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert json.loads(run.stdout) == ["tokens_app", []]
     assert run.stderr == ""

@@ -279,7 +279,9 @@ def test_missing_botocore_is_named(tokens: Connector, monkeypatch: pytest.Monkey
 def test_chain_that_fails_says_what_to_renew(
     tokens: Connector, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    """A role that may not be assumed, a sign-in that has run out, a program of the user's, whose own words are not quoted."""
+    """
+    A role that may not be assumed, a sign-in that has run out, a program of the user's, whose own words are not quoted.
+    """
 
     def fail(_session: object) -> None:
         raise error

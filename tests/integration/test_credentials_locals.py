@@ -66,7 +66,9 @@ def frames(traceback: TracebackType | None) -> Iterator[FrameType]:
 
 
 def shows(value: object) -> bool:
-    """Say whether a crash reporter would show a secret: by the repr, or by going through a mapping or a sequence itself."""
+    """
+    Say whether a crash reporter would show a secret: by the repr, or by going through a mapping or a sequence itself.
+    """
     shown = [repr(value)]
     if isinstance(value, Mapping):
         shown.append(repr(dict(value)))
@@ -198,7 +200,12 @@ def reply(status: int, body: bytes) -> Callable[[http.server.BaseHTTPRequestHand
 
 def document(**changes: Any) -> bytes:
     """What an endpoint answers."""
-    whole = {"AccessKeyId": "ASIA", "SecretAccessKey": f"{MARK}-key", "Token": f"{MARK}-session", "Expiration": "2100-01-01T00:00:00Z"}  # fmt: skip
+    whole = {
+        "AccessKeyId": "ASIA",
+        "SecretAccessKey": f"{MARK}-key",
+        "Token": f"{MARK}-session",
+        "Expiration": "2100-01-01T00:00:00Z",
+    }
     return json.dumps(whole | changes).encode()
 
 
@@ -358,7 +365,9 @@ def test_wrong_settings_leave_nothing_behind(changes: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("changes", [{"port": 0}, {"passwrod": MARK}, {"url": f"postgresql://u:{MARK}@h/d#"}])
 def test_wrong_keywords_leave_nothing_behind(changes: dict[str, Any]) -> None:
-    """The constructor's own frames, which a dataclass generates, are left out; a misspelt keyword is the usual TypeError."""
+    """
+    The constructor's own frames, which a dataclass generates, are left out; a misspelt keyword is the usual TypeError.
+    """
     with pytest.raises((SettingsError, TypeError)) as caught:
         Settings(**{"host": "h", "user": "u", "password": f"{MARK}-password"} | changes)
     assert leaks(caught.value) == []
@@ -376,7 +385,9 @@ def test_a_replacement_that_fails_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("authentication", ["scram-sha-256", "password"])
 def test_failed_connect_leaves_nothing_behind(authentication: Literal["scram-sha-256", "password"]) -> None:
-    """Through engine, pool, SQLAlchemy and wire: a refused password, nobody at the port, an authority that is not trusted."""
+    """
+    Through engine, pool, SQLAlchemy and wire: a refused password, nobody at the port, an authority that is not trusted.
+    """
     with Postgres(tls=True, authentication=authentication) as server:
         server.execute("CREATE ROLE app LOGIN PASSWORD 'other'")
         whole: dict[str, Any] = {"host": server.host, "port": server.port, "ca_file": str(server.ca_file)}
@@ -404,7 +415,9 @@ def test_failed_connect_with_a_token_leaves_nothing_behind(postgres: Postgres) -
 
 
 def test_no_line_of_credentials_holds_a_secret_in_a_local(reader: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only where an error is raised today: at no line of the module does a local show one, whoever interrupts it."""
+    """
+    Not only where an error is raised today: at no line of the module does a local show one, whoever interrupts it.
+    """
     found: dict[str, None] = {}
     lines = 0
 

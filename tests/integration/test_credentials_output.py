@@ -100,7 +100,9 @@ def use(settings: Settings, show: Callable[[object], None]) -> bool:
 def test_nothing_secret_is_written_at_the_loudest(
     attempts: dict[str, Settings], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every way to sign in, right and wrong, with all loggers of this package and SQLAlchemy at DEBUG: no secret shows."""
+    """
+    Every way to sign in, right and wrong, with all loggers of this package and SQLAlchemy at DEBUG: no secret shows.
+    """
     caplog.set_level(logging.DEBUG, logger="plungepool")
     caplog.set_level(logging.DEBUG, logger="sqlalchemy")
     shown: dict[str, list[str]] = {}

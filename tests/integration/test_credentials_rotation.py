@@ -81,8 +81,8 @@ def test_no_invocation_fails_while_the_password_rotates(
     """
     Four threads connect for each transaction while the password rotates; one connection stays open through it all.
 
-    Each of them gets in within each rotation's window, when the server has the new password and AWSCURRENT has not. Every
-    transaction commits, the open connection lives to the end, and none of the passwords is in any output.
+    Each of them gets in within each rotation's window, when the server has the new password and AWSCURRENT has not.
+    Every transaction commits, the open connection lives to the end, and none of the passwords is in any output.
     """
     caplog.set_level("DEBUG", logger="plungepool")
     with mock_aws():

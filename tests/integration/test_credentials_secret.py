@@ -1,4 +1,6 @@
-"""Secrets Manager: shapes, caching, the rotation window, alternating users; moto stands in for AWS, and only for AWS."""
+"""
+Secrets Manager: shapes, caching, the rotation window, alternating users; moto stands in for AWS, and only for AWS.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from plungepool.credentials import Login
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FULL = {"engine": "postgres", "username": "app", "password": "first", "host": "db.secret", "port": "5433", "dbname": "orders"}  # fmt: skip
+FULL = {
+    "engine": "postgres",
+    "username": "app",
+    "password": "first",
+    "host": "db.secret",
+    "port": "5433",
+    "dbname": "orders",
+}
 
 
 def source(settings: Settings) -> Connector:
@@ -114,7 +123,9 @@ def make_settings(secret: Secret, **changes: Any) -> Settings:
 
 
 def test_secret_gives_user_and_password_and_the_settings_the_endpoint(secret: Secret) -> None:
-    """With a host in the settings (a proxy's, a reader's) the secret's host and port are another one's; dbname counts."""
+    """
+    With a host in the settings (a proxy's, a reader's) the secret's host and port are another one's; dbname counts.
+    """
     server = Server(app="first")
     assert source(make_settings(secret)).connect(server) == "a connection"
     assert server.logins == [Login("app", "first", "db.settings", 5432, "orders")]
@@ -203,7 +214,10 @@ def test_alternating_users_change_the_user(secret: Secret) -> None:
 
 
 def test_no_password_of_any_version_ends_at_the_deadline(secret: Secret) -> None:
-    """The versions are tried with pauses until the time for a connect is over; the error names the secret, not what it holds."""
+    """
+    The versions are tried with pauses until the time for a connect is over; the error names the secret, not what it
+    holds.
+    """
     secret.put(FULL | {"password": "second"}, "AWSPENDING")
     server = Server()
     with pytest.raises(CredentialsError, match="refused every version of the secret") as caught:
@@ -306,7 +320,10 @@ def test_secrets_manager_that_never_answers_ends_the_connect(secret: Secret, mon
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        ("AccessDeniedException: User: arn:aws:sts::1:x is not authorized", "the role is not allowed secretsmanager:GetSecretValue"),
+        (
+            "AccessDeniedException: User: arn:aws:sts::1:x is not authorized",
+            "the role is not allowed secretsmanager:GetSecretValue",
+        ),
         ("AccessDeniedException: Access to KMS is not allowed", "kms:Decrypt"),
         ("DecryptionFailure: no", "kms:Decrypt"),
         ("ExpiredTokenException: no", "does not take these credentials"),
@@ -375,7 +392,9 @@ def test_exception_of_a_signal_handler_passes(secret: Secret, monkeypatch: pytes
 def test_refused_secret_names_what_may_be_wrong(
     secret: Secret, changes: dict[str, Any], content: dict[str, str], words: str
 ) -> None:
-    """A copied line break is seen from here; behind a proxy the causes are others; the user is named, its password not."""
+    """
+    A copied line break is seen from here; behind a proxy the causes are others; the user is named, its password not.
+    """
     secret.put(FULL | content)
     with pytest.raises(CredentialsError) as caught:
         source(make_settings(secret, connect_timeout_s=0.1, **changes)).connect(Server())

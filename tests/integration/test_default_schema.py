@@ -72,7 +72,10 @@ def test_search_path_of_one_transaction_is_not_everybodys(
     ("user", "expected"), [("postgres", "public"), ("elsewhere", "Mixed, Case"), ("homely", "homely")]
 )
 def test_default_schema_is_the_servers_own_choice(make_engine: Callable[..., Engine], user: str, expected: str) -> None:
-    """The role's path, "$user" and schemas that are missing or forbidden included: what current_schema() says at the start."""
+    """
+    The role's path, "$user" and schemas that are missing or forbidden included: what current_schema() says at the
+    start.
+    """
     engine = make_engine(user=user)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT current_schema()")).scalar_one() == expected

@@ -147,7 +147,9 @@ def test_healthy_database_passes_every_step(environ: dict[str, str]) -> None:
 
 
 class World:
-    """What a set-up may need beside the healthy server: listeners that answer badly, authorities, AWS, another clock."""
+    """
+    What a set-up may need beside the healthy server: listeners that answer badly, authorities, AWS, another clock.
+    """
 
     def __init__(self, open_server: Callable[[], Postgres], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._open_server = open_server
@@ -255,7 +257,9 @@ class World:
         self.patch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
 
     def proxy(self, **options: Any) -> tuple[RdsProxy, dict[str, str]]:
-        """The stand-in for RDS Proxy before a server that trusts it, and settings that reach it with the right token."""
+        """
+        The stand-in for RDS Proxy before a server that trusts it, and settings that reach it with the right token.
+        """
         behind = self._open_server()
         behind.execute("CREATE ROLE app LOGIN CONNECTION LIMIT 5")
         self._clean.callback(behind.execute, "DROP ROLE app")
@@ -489,7 +493,9 @@ SET_UPS = [
 
 @pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.what)
 def test_set_up_leads_to_its_cure(environ: dict[str, str], world: World, set_up: SetUp) -> None:
-    """Whatever is wrong is said by the step that it belongs to, with its cause and cure first; nothing before it is wrong."""
+    """
+    Whatever is wrong is said by the step that it belongs to, with its cause and cure first; nothing before it is wrong.
+    """
     checks = examine({name: value for name, value in (environ | set_up.changes(world)).items() if value})
     at = next((number for number, check in enumerate(checks) if (check.name, check.state) == (set_up.step, set_up.state) and set_up.says in check.found), None)  # fmt: skip
     assert at is not None, checks

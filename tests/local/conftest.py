@@ -30,7 +30,9 @@ class Machine:
         self.before = self.state()
 
     def state(self) -> dict[str, set[str]]:
-        """Engines' bridges, the firewall's rules, chains and policies, forwarding, mounts, and engines' fixed places."""
+        """
+        Engines' bridges, the firewall's rules, chains and policies, forwarding, mounts, and engines' fixed places.
+        """
         path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         firewall = set()
         if shutil.which("iptables-save", path=path):  # else it comes with the engine's packages, and there are no rules

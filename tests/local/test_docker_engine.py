@@ -1,4 +1,6 @@
-"""The engine of its own: what it is made of, what it says where it cannot be, and that it goes, however its owner ends."""
+"""
+The engine of its own: what it is made of, what it says where it cannot be, and that it goes, however its owner ends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`plungepool sam-local` as a user runs it: SAM's own containers, the built layers, a real PostgreSQL; nothing stays."""
+"""
+`plungepool sam-local` as a user runs it: SAM's own containers, the built layers, a real PostgreSQL; nothing stays.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def test_ctrl_c_while_a_container_is_made_leaves_nothing(machine: Any) -> None:
 
 
 def test_another_folder_is_told_what_is_missing(tmp_path: Path) -> None:
-    """Run where there is no template, or in a project that `sam init` made: one line that says what to do, no traceback."""
+    """
+    Run where there is no template, or in a project that `sam init` made: one line that says what to do, no traceback.
+    """
     result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, "")
     assert "template.yaml" in result.stdout

@@ -98,7 +98,9 @@ class _Source:
                 pass
 
     def keywords(self, call: ast.Call) -> Iterator[tuple[ast.keyword, int, int]]:
-        """Give each keyword that may be left out, with its comma; where it is needed, the first call kills the mutant."""
+        """
+        Give each keyword that may be left out, with its comma; where it is needed, the first call kills the mutant.
+        """
         for keyword in call.keywords:
             switch = isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool | int | float)
             if keyword.arg and not switch:
@@ -121,7 +123,10 @@ def _is_for_readers(node: ast.AST) -> bool:
 
 
 def _lines(node: ast.AST, above: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the lines of a statement, of a case or of an except clause up to its body; others have those of what they are in."""
+    """
+    Return the lines of a statement, of a case or of an except clause up to its body; others have those of what they are
+    in.
+    """
     if isinstance(node, ast.match_case):
         return tuple(range(node.pattern.lineno, max(node.pattern.lineno + 1, node.body[0].lineno)))
     if not isinstance(node, ast.stmt | ast.ExceptHandler):
@@ -132,7 +137,9 @@ def _lines(node: ast.AST, above: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def mutants(source: str, only: str = "") -> list[Mutant]:
-    """Return each change that is made to this source, in its order; `only` matches the functions and classes to change."""
+    """
+    Return each change that is made to this source, in its order; `only` matches the functions and classes to change.
+    """
     text = _Source(source)
     found: set[Mutant] = set()
 

@@ -1,9 +1,9 @@
 """
 Which lines of the packages each test runs, written down as they run.
 
-Run by `exec` in the process of the tests and, from a .pth file, at the start of every other Python: it must leave no module
-behind and import nothing, because tests look at what is imported. A line counts once a test; the current test's name is in a file,
-because not every process is given this one's variables.
+Run by `exec` in the process of the tests and, from a .pth file, at the start of every other Python: it must leave no
+module behind and import nothing, because tests look at what is imported. A line counts once a test; the current test's
+name is in a file, because not every process is given this one's variables.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """
-A process that has imported what takes long and does not change, and forks for each mutant; run.py starts it in a copy of the tree.
+A process that has imported what takes long and does not change, and forks for each mutant; run.py starts it in a copy
+of the tree.
 
-Orders come as lines of JSON on standard input, answers go out in the same way. The forked child is a pytest process with the plugin
-below: it runs the tests that were chosen, in the order that was chosen, and tells where it is.
+Orders come as lines of JSON on standard input, answers go out in the same way. The forked child is a pytest process
+with the plugin below: it runs the tests that were chosen, in the order that was chosen, and tells where it is.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ class Plugin:
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Run one order in a child; say its exit code (None: it took too long), the test that it was at, and the seconds."""
+    """
+    Run one order in a child; say its exit code (None: it took too long), the test that it was at, and the seconds.
+    """
     began = time.monotonic()
     progress = Path(order["progress"])
     progress.write_bytes(b"")

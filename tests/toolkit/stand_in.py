@@ -180,8 +180,8 @@ def secure(server: Any, *, direct: bool = False, alpn: tuple[str, ...] = ("postg
 
 def answer(sock: ssl.SSLSocket, ready: int = 1) -> str:
     """
-    Return what a server says up to so many ReadyForQuery, or to its end: the kinds of its messages, with the number of a request
-    about authentication and an error's SQLSTATE; without the parameters and the key.
+    Return what a server says up to so many ReadyForQuery, or to its end: the kinds of its messages, with the number of
+    a request about authentication and an error's SQLSTATE; without the parameters and the key.
     """
     said = []
     with sock.makefile("rb") as file:

@@ -1,4 +1,6 @@
-"""The commands in the background of a shell, which starts them with SIGINT ignored: they can be interrupted all the same."""
+"""
+The commands in the background of a shell, which starts them with SIGINT ignored: they can be interrupted all the same.
+"""
 
 from __future__ import annotations
 

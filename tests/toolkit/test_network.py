@@ -69,7 +69,9 @@ def test_round_trips_are_counted_exactly(proxy):
     "farewell", [b"\x15\x03\x03\x00\x02\x01\x00", b"\x17\x03\x03\x00\x13" + bytes(19)], ids=["1.2", "1.3"]
 )
 def test_a_farewell_is_no_round_trip(proxy, farewell):
-    """A server of TLS answers Terminate by an alert; whether the client's end comes before is chance, and not counted."""
+    """
+    A server of TLS answers Terminate by an alert; whether the client's end comes before is chance, and not counted.
+    """
     with connect(proxy) as client:
         ask(client, b"a")
         assert ask(client, farewell) == farewell

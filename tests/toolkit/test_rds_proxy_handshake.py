@@ -1,4 +1,6 @@
-"""Direct TLS, and more than the start-up message in one write: the stand-in for RDS Proxy beside a real PostgreSQL 18."""
+"""
+Direct TLS, and more than the start-up message in one write: the stand-in for RDS Proxy beside a real PostgreSQL 18.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,10 @@ def test_a_start_up_is_answered_as_by_postgresql(servers: dict[str, Any], server
 @pytest.mark.parametrize("server", ["stand-in", "PostgreSQL 18"])
 @pytest.mark.parametrize("how", [{}, DIRECT], ids=["asked for", "direct"])
 def test_after_the_handshake_it_is_the_clients_turn(servers: dict[str, Any], server: str, how: dict[str, bool]) -> None:
-    """Session tickets, say, would come before the start-up message or behind it, and make one round trip more of it or not."""
+    """
+    Session tickets, say, would come before the start-up message or behind it, and make one round trip more of it or
+    not.
+    """
     with secure(servers[f"{server} password"], **how) as sock:
         assert select.select([sock], [], [], 0.2)[0] == []
         sock.sendall(startup() + password())
@@ -143,7 +148,8 @@ def test_direct_tls_saves_a_round_trip(rds_proxy: Start) -> None:
     """And a password that is sent along saves another."""
     proxy = rds_proxy(auth="password", users={"proxied": "hush"})
     trips = {}
-    # With some distance in between, the session tickets of TLS 1.3 do not reach a client before it has said all that it can.
+    # With some distance in between, the session tickets of TLS 1.3 do not reach a client before it has said all that it
+    # can.
     with ChaosProxy("127.0.0.1", proxy.port, latency_ms=40) as network:
         there = SimpleNamespace(port=network.port, ca_file=proxy.ca_file)
         for direct in (False, True):

@@ -1,4 +1,6 @@
-"""docs/architecture.md says where everything is and who may import whom: here that is held against the modules themselves."""
+"""
+docs/architecture.md says where everything is and who may import whom: here that is held against the modules themselves.
+"""
 
 from __future__ import annotations
 

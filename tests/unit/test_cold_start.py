@@ -77,7 +77,9 @@ print(behind_the_proxy is found is imported.dialect is postgresql.asyncpg.dialec
 
 
 def test_tables_of_the_catalogue_are_made_when_one_is_asked_for() -> None:
-    """All of them, the same for all threads that ask at once; whoever looks at them afterwards sees SQLAlchemy's own."""
+    """
+    All of them, the same for all threads that ask at once; whoever looks at them afterwards sees SQLAlchemy's own.
+    """
     source = """
 import threading
 import plungepool

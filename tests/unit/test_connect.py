@@ -1,4 +1,7 @@
-"""How often a connect is tried, with which login, until when: by a clock that only the test moves, and a server that is none."""
+"""
+How often a connect is tried, with which login, until when: by a clock that only the test moves, and a server that is
+none.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,9 @@ def refuse(_login: Login, _way: connect.Way) -> Any:
 def test_pauses_grow_to_a_second_and_end_before_the_deadline(
     clock: Clock, make_connector: Callable[..., connect.Connector]
 ) -> None:
-    """Where the source may change, all of its logins are tried again after 0.05 s, twice as long each time, 1 s at most."""
+    """
+    Where the source may change, all of its logins are tried again after 0.05 s, twice as long each time, 1 s at most.
+    """
     source = Source("old", "new")
     with pytest.raises(Explained):
         make_connector(source, refuse).connect(None)
@@ -368,7 +373,10 @@ def test_new_connection_has_the_deadline_of_the_invocation(
 
 
 def test_first_listener_that_connects_is_the_last_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listeners for `do_connect` see what the driver would be given; one that returns a connection makes the driver needless."""
+    """
+    Listeners for `do_connect` see what the driver would be given; one that returns a connection makes the driver
+    needless.
+    """
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(
         wire, "connect", lambda **parameters: given.append(parameters) or SimpleNamespace(deadline=None)

@@ -30,7 +30,12 @@ hosts = st.lists(labels, min_size=1, max_size=6).map(".".join)
 # Whatever can be a role name: no NUL, nothing that is no character at all.
 users = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
 secrets = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=60)
-keys = st.builds(Keys, access_key=st.from_regex(r"A[KS]IA[A-Z0-9]{16}", fullmatch=True), secret_key=secrets, session_token=st.none() | secrets)  # fmt: skip
+keys = st.builds(
+    Keys,
+    access_key=st.from_regex(r"A[KS]IA[A-Z0-9]{16}", fullmatch=True),
+    secret_key=secrets,
+    session_token=st.none() | secrets,
+)
 moments = st.integers(min_value=1_500_000_000, max_value=4_000_000_000)
 
 _SESSION = botocore.session.Session()
@@ -53,7 +58,9 @@ def boto_token(service: str, method: str, region: str, signer: Keys, moment: flo
 @given(hosts, st.integers(1, 65535) | st.sampled_from([443, 5432]), users, st.sampled_from(REGIONS), keys, moments)
 def test_rds_token_equals_boto3s(host: str, port: int, user: str, region: str, signer: Keys, moment: int) -> None:
     """Every RDS token is byte for byte what boto3 signs, whatever the user, host, port, region, keys and moment."""
-    expected = boto_token("rds", "generate_db_auth_token", region, signer, moment, DBHostname=host, Port=port, DBUsername=user)  # fmt: skip
+    expected = boto_token(
+        "rds", "generate_db_auth_token", region, signer, moment, DBHostname=host, Port=port, DBUsername=user
+    )
     assert expected == rds_token(host, port, user, region, signer, moment)
 
 
@@ -163,7 +170,11 @@ def test_token_refused_twice_names_the_causes(aws_environ: pytest.MonkeyPatch, t
     assert len(server.logins) == 2
     assert isinstance(caught.value.__cause__, Refused)
     assert "'app'" in text
-    causes = ["rds_iam", "rds-db:connect", "CNAME", "clock", "TLS"] if token_settings.auth == "iam" else ["dsql:DbConnect", "AWS IAM GRANT", "PLUNGEPOOL_REGION", "PLUNGEPOOL_HOST", "clock"]  # fmt: skip
+    causes = (
+        ["rds_iam", "rds-db:connect", "CNAME", "clock", "TLS"]
+        if token_settings.auth == "iam"
+        else ["dsql:DbConnect", "AWS IAM GRANT", "PLUNGEPOOL_REGION", "PLUNGEPOOL_HOST", "clock"]
+    )
     assert sorted(map(text.index, causes)) == [text.index(cause) for cause in causes]
     assert SECRET_KEY not in text
     assert SESSION_TOKEN not in text
@@ -222,7 +233,10 @@ def test_key_that_was_copied_with_more_is_named(
 def test_what_the_server_says_orders_the_causes(
     aws_environ: pytest.MonkeyPatch, endpoint: str, sqlstate: str, message: str, first: str
 ) -> None:
-    """The step that refused is known from its words; every cause is named all the same, IAM that is not enabled among them."""
+    """
+    The step that refused is known from its words; every cause is named all the same, IAM that is not enabled among
+    them.
+    """
 
     def refuse(_login: Login) -> None:
         error = Refused(sqlstate)
@@ -233,7 +247,11 @@ def test_what_the_server_says_orders_the_causes(
         source(Settings(host="h", user="app", auth="iam", region="eu-west-1", endpoint=endpoint)).connect(refuse)
     text = str(caught.value)
     assert f"(1) {first}" in text
-    assert [word for word in ("rds-db:connect", "CNAME", "clock", "TLS", "(6)" if endpoint == "direct" else "IAMAuth") if word not in text] == []  # fmt: skip
+    assert [
+        word
+        for word in ("rds-db:connect", "CNAME", "clock", "TLS", "(6)" if endpoint == "direct" else "IAMAuth")
+        if word not in text
+    ] == []
     assert ("IAM authentication is not enabled" in text) == (endpoint == "direct")
 
 
@@ -263,7 +281,9 @@ def test_reprs_hold_no_secret(aws_environ: pytest.MonkeyPatch, show: Callable[[o
 
 
 def test_iam_imports_neither_boto3_nor_botocore() -> None:
-    """In an environment with a function's variables a token costs no AWS library, nor Powertools, nor an HTTP client."""
+    """
+    In an environment with a function's variables a token costs no AWS library, nor Powertools, nor an HTTP client.
+    """
     program = """
 import sys
 from plungepool import Settings
@@ -272,6 +292,11 @@ for auth in ("iam", "dsql"):
     next(source(Settings(host="h", user="u", auth=auth, region="eu-west-1")).logins())
 print(sorted(name for name in ("boto3", "botocore", "aws_lambda_powertools", "http.client") if name in sys.modules))
 """
-    environ = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "t", "AWS_REGION": "eu-west-1"}  # fmt: skip
+    environ = {
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_SESSION_TOKEN": "t",
+        "AWS_REGION": "eu-west-1",
+    }
     run = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

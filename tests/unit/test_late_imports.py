@@ -1,4 +1,7 @@
-"""Which modules the package imports after its own import, and on which path: on none of an error, a deadline or a shutdown."""
+"""
+Which modules the package imports after its own import, and on which path: on none of an error, a deadline or a
+shutdown.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from pathlib import Path
 
 import plungepool
 
-# Each function that imports -> the path on which it is first called. A new one must say on which; if that is an error's, a
-# deadline's or a shutdown's, the import belongs to the module's head, or to the init.
+# Each function that imports -> the path on which it is first called. A new one must say on which; if that is an
+# error's, a deadline's or a shutdown's, the import belongs to the module's head, or to the init.
 PATHS = {
     "checks._identity": "the doctor",
     "connect.source": "init",

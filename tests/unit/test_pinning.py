@@ -149,20 +149,26 @@ TO_NOTIFY = Reason("NOTIFY", "somebody may listen", "SQS")
     [
         (Condition(TO_NOTIFY, begins=("notify", "call notify")), "EXPLAIN CALL notify(1)", "CALL f('notify')"),
         (Condition(TO_NOTIFY, calls=("pg_notify",)), "SELECT pg_catalog.pg_notify('a', 'b')", "SELECT app.pg_notify()"),
-        (Condition(TO_NOTIFY, holds=(r"^.*? do also notify ",), hints=("notify",)), "CREATE RULE r AS ON INSERT TO t DO ALSO NOTIFY x", "SELECT ' do also notify '"),
+        (
+            Condition(TO_NOTIFY, holds=(r"^.*? do notify ",), hints=("notify",)),
+            "CREATE RULE r AS ON UPDATE TO t DO NOTIFY x",
+            "SELECT ' do notify '",
+        ),
         (Condition(TO_NOTIFY, longer_than_bytes=20), "SELECT 'é' || 'é' || 1", "SELECT 'e' || 'e'"),
     ],
     ids=["begins", "calls", "holds", "longer"],
-)  # fmt: skip
+)
 def test_a_new_reason_is_one_entry(condition: Condition, pins: str, does_not: str) -> None:
     """Whichever way a new condition is recognised, an entry is all that it takes; the others go on as before."""
     assert pinning_reason(pins) is pinning_reason(does_not) is None
     reader = Reader([*CONDITIONS, condition])
     assert reader.reason(pins) == TO_NOTIFY
     assert reader.reason(does_not) is None
-    assert {statement: reason.kind for statement in PINNING if (reason := reader.reason(statement)) != TO_NOTIFY and reason} == {
-        statement: kind for statement, kind in PINNING.items() if condition.longer_than_bytes is None or len(statement.encode()) <= 20
-    }  # fmt: skip
+    limit = condition.longer_than_bytes or 1000
+    told = {statement: reader.reason(statement) for statement in PINNING if len(statement.encode()) <= limit}
+    assert {statement: reason and reason.kind for statement, reason in told.items()} == {
+        statement: PINNING[statement] for statement in told
+    }
 
 
 def test_every_entry_is_recognised_by_something() -> None:
@@ -341,7 +347,9 @@ def test_warning_is_one_line_for_each_shape(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_warning_names_the_line_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
-    """Whichever way a statement went through SQLAlchemy, the line that is named is of the program that wants changing."""
+    """
+    Whichever way a statement went through SQLAlchemy, the line that is named is of the program that wants changing.
+    """
     engine = create_engine("sqlite://", poolclass=StaticPool)
     guard_pinning(engine, "warn")
     with caplog.at_level(logging.WARNING, logger="plungepool"):

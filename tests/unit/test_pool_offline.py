@@ -154,7 +154,9 @@ def test_dispose_closes_what_is_kept_at_once_and_what_is_out_at_its_return(
 
 
 def test_pool_after_dispose_is_of_the_same_kind(make_pool: Callable[..., BoundedPool], server: Server) -> None:
-    """What Engine.dispose() puts in its place has the same size, patience, policy, age, name and log, and nothing in it."""
+    """
+    What Engine.dispose() puts in its place has the same size, patience, policy, age, name and log, and nothing in it.
+    """
     old = make_pool(pool_size=3, checkout_timeout_s=0.07, max_age_s=77.0)
     old.connect().close()
     new = old.recreate()
@@ -211,7 +213,8 @@ def test_exhaustion_says_how_long_who_and_what_to_do(make_pool: Callable[..., Bo
         one.connect()
     message = str(caught.value)
     assert re.match(
-        r"no connection became free within 0\.05 s \(PLUNGEPOOL_CHECKOUT_TIMEOUT_S\): the pool has 1 \(PLUNGEPOOL_POOL_SIZE\), "
+        r"no connection became free within 0\.05 s \(PLUNGEPOOL_CHECKOUT_TIMEOUT_S\): the pool has 1 "
+        r"\(PLUNGEPOOL_POOL_SIZE\), "
         r"taken at \S*test_pool_offline\.py:\d+ in test_exhaustion_says_how_long_who_and_what_to_do \(\d\.\d s ago\); "
         r"0 more checkouts were waiting\. This thread holds one of them itself",
         message,
@@ -222,7 +225,10 @@ def test_exhaustion_says_how_long_who_and_what_to_do(make_pool: Callable[..., Bo
 
 
 def test_exhaustion_by_other_threads_tells_how_many_wait(make_pool: Callable[..., BoundedPool]) -> None:
-    """Of two that wait for a connection of a third thread, the first is told of one more, and nobody of a fault of their own."""
+    """
+    Of two that wait for a connection of a third thread, the first is told of one more, and nobody of a fault of their
+    own.
+    """
     one = make_pool(checkout_timeout_s=1.0)
     held, messages = one.connect(), []
 
@@ -264,7 +270,9 @@ def test_connect_that_fails_frees_its_place(make_pool: Callable[..., BoundedPool
 def test_holder_in_a_circle_is_collected_before_anybody_is_turned_away(
     make_pool: Callable[..., BoundedPool], server: Server
 ) -> None:
-    """A connection that only a circle of garbage refers to is nobody's; the checkout that needs its place finds that."""
+    """
+    A connection that only a circle of garbage refers to is nobody's; the checkout that needs its place finds that.
+    """
     one = make_pool(checkout_timeout_s=0.2)
     gc.collect()
     gc.disable()
@@ -316,7 +324,9 @@ def test_waiter_gets_what_is_returned_before_later_ones(make_pool: Callable[...,
     ],
 )
 def test_users_line_is_told_from_a_librarys(path: str, module: str, library: bool) -> None:
-    """Python's own, the layer's, the runtime's and what is installed are not the user's; a file that is not there is."""
+    """
+    Python's own, the layer's, the runtime's and what is installed are not the user's; a file that is not there is.
+    """
     assert pool._is_library(path, module) is library
 
 

@@ -1,4 +1,6 @@
-"""What users call says what it does, what it raises and in which units; what follows somebody else's rules says whose."""
+"""
+What users call says what it does, what it raises and in which units; what follows somebody else's rules says whose.
+"""
 
 from __future__ import annotations
 

@@ -11,10 +11,16 @@ CLASS, FUNCTION = 300, 60
 
 # What is longer, and why it is better so. An entry that is no longer needed fails, too.
 REASONS = {
-    "plungepool.wire.protocol.Protocol": "what one session says shares a buffer and what was said before; no I/O in it",
-    "plungepool.wire.protocol.Protocol.read_reply": "the hot path of every statement: a call a message would cost a tenth",
+    "plungepool.wire.protocol.Protocol": (
+        "what one session says shares a buffer and what was said before; no I/O in it"
+    ),
+    "plungepool.wire.protocol.Protocol.read_reply": (
+        "the hot path of every statement: a call a message would cost a tenth"
+    ),
     "plungepool.wire.session.Session": "flights and what becomes of a torn one: each method undoes what another began",
-    "plungepool.wire.session.Session.__init__": "fifteen options of a connect, each checked before anything is dialled",
+    "plungepool.wire.session.Session.__init__": (
+        "fifteen options of a connect, each checked before anything is dialled"
+    ),
     "plungepool.wire.transport.Transport": "one socket from dialling to its end; a few lines over",
     "plungepool_toolkit.network.ChaosProxy": "one way to break a network a method; a few lines over",
 }
@@ -43,6 +49,8 @@ def long_ones() -> set[str]:
 
 
 def test_what_is_long_says_why() -> None:
-    """Each class of more than 300 lines and each function of more than 60 is in the table with a reason, and no other is."""
+    """
+    Each class of more than 300 lines and each function of more than 60 is in the table with a reason, and no other is.
+    """
     assert long_ones() == set(REASONS)
     assert [name for name, reason in REASONS.items() if len(reason) < 30] == []

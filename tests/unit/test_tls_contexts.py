@@ -49,7 +49,10 @@ def curves_offered(context: ssl.SSLContext | None) -> list[int]:
 
 
 def test_usual_handshake_offers_the_one_curve_that_every_server_knows() -> None:
-    """A first guess that a server cannot use costs a round trip, so there is one curve to guess; the other context offers more."""
+    """
+    A first guess that a server cannot use costs a round trip, so there is one curve to guess; the other context offers
+    more.
+    """
     assert curves_offered(tls.client_context(make_settings())) == [PRIME256V1]
     every = curves_offered(tls.client_context(make_settings(), every_curve=True))
     assert PRIME256V1 in every
@@ -57,7 +60,9 @@ def test_usual_handshake_offers_the_one_curve_that_every_server_knows() -> None:
 
 
 def test_file_that_somebody_reads_is_not_read_anew(tmp_path: Path) -> None:
-    """A context is made anew where the file was written, to the nanosecond, and not where another process looked at it."""
+    """
+    A context is made anew where the file was written, to the nanosecond, and not where another process looked at it.
+    """
     path = tmp_path / "ca.pem"
     path.write_bytes(Path(tls.__file__).with_name("certificates").joinpath("eu-west-1.pem").read_bytes())
     second = 1_700_000_000 * 10**9
@@ -74,7 +79,9 @@ def self_signed(folder: Path, begins: datetime) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "db.example.com")])
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), begins, begins + timedelta(days=1))
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("db.example.com")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

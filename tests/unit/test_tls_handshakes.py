@@ -50,7 +50,10 @@ def test_a_second_attempt_gives_its_connection_and_is_remembered() -> None:
 
 
 def test_two_failures_of_different_kinds_cost_the_next_connect_one_attempt() -> None:
-    """The curve refused, then the network lost: the next tries every curve alone, and its success goes back to the usual one."""
+    """
+    The curve refused, then the network lost: the next tries every curve alone, and its success goes back to the usual
+    one.
+    """
     shake, server = handshakes(), Server(RefusedCurve(), ConnectionResetError(), "connected", "usual")
     with pytest.raises(ConnectionResetError):
         shake.connect(server)

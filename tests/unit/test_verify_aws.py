@@ -1,4 +1,7 @@
-"""`plungepool verify-aws`: what it refuses, what it says beforehand, and how evidence becomes findings. Nothing leaves the machine."""
+"""
+`plungepool verify-aws`: what it refuses, what it says beforehand, and how evidence becomes findings. Nothing leaves the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +204,9 @@ def evidence() -> dict:
 
 
 def test_all_as_expected() -> None:
-    """Evidence that is as expected, or only measured, gives no other verdict, and every fact has something that was seen."""
+    """
+    Evidence that is as expected, or only measured, gives no other verdict, and every fact has something that was seen.
+    """
     findings = judge(evidence())
     assert {finding.verdict for finding in findings} == {"as expected", "measured"}
     assert [finding.fact.name for finding in findings if not finding.seen] == []

@@ -70,8 +70,8 @@ class Fault:
     What happens to one reply.
 
     Args: change: from the honest reply's messages to those that are sent (any bytes); how: "whole", "drip" (a byte at a
-        time), "silent" (and then nothing, for longer than a test takes), "close" or "reset" right after it; cut: only that
-        many bytes of it.
+        time), "silent" (and then nothing, for longer than a test takes), "close" or "reset" right after it; cut: only
+        that many bytes of it.
     """
 
     change: object = list
@@ -83,9 +83,9 @@ class FuzzServer:
     """
     The server, in threads; a context manager.
 
-    `startup_fault` and `query_faults` (by the number of the flight, counted from 0 over all connections from the moment of
-    `plan`) say which replies are spoilt. A client that waits for more than a spoilt reply gives is hung up on after a
-    moment, so one that still waits then would wait for ever.
+    `startup_fault` and `query_faults` (by the number of the flight, counted from 0 over all connections from the moment
+    of `plan`) say which replies are spoilt. A client that waits for more than a spoilt reply gives is hung up on after
+    a moment, so one that still waits then would wait for ever.
     """
 
     host = "127.0.0.1"

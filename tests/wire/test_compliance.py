@@ -36,7 +36,9 @@ def test_no_more_is_excluded_than_for_the_stock_dialect():
 
 
 def test_sqlalchemy_compliance_suite_passes(postgres, tmp_path):
-    """All of SQLAlchemy's suite passes, in a pytest process of its own since its plugin takes over the whole process."""
+    """
+    All of SQLAlchemy's suite passes, in a pytest process of its own since its plugin takes over the whole process.
+    """
     postgres.execute("DROP DATABASE IF EXISTS compliance")
     postgres.execute("CREATE DATABASE compliance")
     for schema in ("test_schema", "test_schema_2"):

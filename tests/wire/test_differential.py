@@ -306,7 +306,9 @@ def test_moments_the_server_writes_are_the_moments_it_means(engines: Any, zone: 
 
 @pytest.mark.parametrize("style", INTERVAL_STYLES)
 def test_intervals_the_server_writes_are_the_intervals_it_means(engines: Any, style: Any) -> None:
-    """In every style an interval has the server's own months, days and microseconds. (Stock reads -1 second as 1 second.)"""
+    """
+    In every style an interval has the server's own months, days and microseconds. (Stock reads -1 second as 1 second.)
+    """
     with engines[OURS].connect() as connection:
         set_for_transaction(connection, intervalstyle=style)
         for interval in INTERVALS:
@@ -379,8 +381,8 @@ def test_types_that_no_converter_knows_are_as_by_stock(engines: Any, expression:
         assert_as_stock(engines, read)
 
 
-# Values bound without a type: what the driver makes of a Python value by itself. Not the text of a negative interval: with
-# IntervalStyle sql_standard stock's means another one.
+# Values bound without a type: what the driver makes of a Python value by itself. Not the text of a negative interval:
+# with IntervalStyle sql_standard stock's means another one.
 
 PLAIN = st.one_of(
     st.none(), st.booleans(), INT4, INT8, st.integers(-(2**80), 2**80), st.floats(), NUMERIC, TEXT, st.binary(max_size=9),
@@ -617,7 +619,9 @@ class Program:
 @profile(200)
 @given(steps=st.lists(STEP, min_size=1, max_size=12), isolation=ISOLATION)
 def test_transactions_give_the_same_rows_and_errors_as_the_peers(engines: Any, steps: Any, isolation: Any) -> None:
-    """Any program of statements, savepoints, commits and errors gives the same at every step, and leaves the same rows."""
+    """
+    Any program of statements, savepoints, commits and errors gives the same at every step, and leaves the same rows.
+    """
     notes = {}
     for driver, engine in engines.items():
         with engine.begin() as connection:
@@ -631,7 +635,8 @@ def test_transactions_give_the_same_rows_and_errors_as_the_peers(engines: Any, s
             after = Program(connection)
             after.run([("select",)])
         notes[driver] = [*program.notes, *after.notes]
-    # In AUTOCOMMIT an executemany that fails leaves nothing here and by psycopg; by stock, what came before the failure.
+    # In AUTOCOMMIT an executemany that fails leaves nothing here and by psycopg; by stock, what came before the
+    # failure.
     stock_too = isolation != "AUTOCOMMIT" or not any("many" in name for name, *_ in steps)
     assert notes[OURS] == notes[PSYCOPG]
     for mine, stocks in zip(notes[OURS], notes[STOCK], strict=True):

@@ -290,7 +290,9 @@ def test_notices_during_copy_do_not_deadlock(server: Any) -> None:
 
 
 def test_latency_is_paid_once_a_round_trip(server: Any) -> None:
-    """At 20 ms a round trip no 40 ms stall of delayed acknowledgements is added: fewer than two more round trips' worth."""
+    """
+    At 20 ms a round trip no 40 ms stall of delayed acknowledgements is added: fewer than two more round trips' worth.
+    """
     with ChaosProxy(server.host, server.port, latency_ms=20) as proxy:
         with wire.connect(
             user="postgres", password=server.password, port=proxy.port, database="postgres"

@@ -1,4 +1,6 @@
-"""What was read can be written, and is of its type: every type of the server's own, alone and as an array, in any session."""
+"""
+What was read can be written, and is of its type: every type of the server's own, alone and as an array, in any session.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,10 @@ def connection(request: pytest.FixtureRequest, server: Any) -> Iterator[Any]:
 
 
 def test_every_type_of_the_catalogue_comes_and_goes(connection: Any) -> None:
-    """Alone, as an array with a NULL, and nested: a list is a list, and what was read, sent back, is the same to the server."""
+    """
+    Alone, as an array with a NULL, and nested: a list is a list, and what was read, sent back, is the same to the
+    server.
+    """
     cursor = connection.cursor()
     cursor.execute(
         "SELECT typname::text FROM pg_catalog.pg_type WHERE typtype IN ('b', 'r', 'm') AND oid < 10000 AND typelem = 0"
@@ -110,7 +115,10 @@ def test_every_type_of_the_catalogue_comes_and_goes(connection: Any) -> None:
 
 
 def test_values_are_of_their_types(connection: Any) -> None:
-    """24:00 is no midnight, and an interval is exact, whatever the program's decimal context; timestamptz has the session's zone."""
+    """
+    24:00 is no midnight, and an interval is exact, whatever the program's decimal context; timestamptz has the
+    session's zone.
+    """
     cursor = connection.cursor()
     with decimal.localcontext(prec=4):
         cursor.execute(
@@ -157,7 +165,8 @@ def test_sqlalchemys_types_come_and_go_in_arrays(postgres: Postgres, type_: Any,
     engine.dispose()
 
 
-# Types of the database's own: their arrays come as one text in a raw statement, as by psycopg, and SQLAlchemy's type reads a list.
+# Types of the database's own: their arrays come as one text in a raw statement, as by psycopg, and SQLAlchemy's type
+# reads a list.
 
 LABELS = ["sad", "very ok", "a,b", "NULL", "{x}", 'q"t', "back\\slash", " ", "☀"]
 
@@ -172,7 +181,9 @@ class Doubled(sa.TypeDecorator):
 
 @pytest.fixture(scope="module")
 def made_up(postgres: Postgres) -> Iterator[Any]:
-    """A connection of SQLAlchemy's to a database with an enum, a composite and a domain over every type of `ELEMENTS`."""
+    """
+    A connection of SQLAlchemy's to a database with an enum, a composite and a domain over every type of `ELEMENTS`.
+    """
     engine = sa.create_engine(postgres.url().replace("postgresql://", "postgresql+plungepool://"))
     with engine.connect() as connection:
         labels = ", ".join("'" + label.replace("'", "''") + "'" for label in LABELS)
@@ -208,7 +219,9 @@ ELEMENTS = {
 
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_arrays_of_domains_are_lists_of_their_types(made_up: Any, name: Any) -> None:
-    """ARRAY(T) of a domain over T gives what ARRAY(T) of T gives, with the type itself and with DOMAIN, NULLs included."""
+    """
+    ARRAY(T) of a domain over T gives what ARRAY(T) of T gives, with the type itself and with DOMAIN, NULLs included.
+    """
     sample, types = ELEMENTS[name]
     for type_ in types:
         for element in (type_, postgresql.DOMAIN(f"of {name}", type_)):

@@ -1,15 +1,16 @@
 """
 A certificate authority for one machine: what a test needs to say yes or no to a server's certificate.
 
-The keys are elliptic (P-256), so that issuing one costs a millisecond and not RSA's second. The files live in a folder of
-their own, which goes with the authority: at `close`, at the end of the `with` block, or at the end of the process.
+The keys are elliptic (P-256), so that issuing one costs a millisecond and not RSA's second. The files live in a folder
+of their own, which goes with the authority: at `close`, at the end of the `with` block, or at the end of the process.
 
-Why not `trustme`: tried in November 2026 (1.2.1), it would replace the sixty lines that build certificates, at the price of two
-packages more for every user of the toolkit. It issues what is asked for here (hosts and addresses, any dates, P-256, and it passes
-VERIFY_X509_STRICT) and more than anybody here asks for (chains, RSA, certificates not yet valid). What this module is for it leaves
-to its caller: keys that are created with mode 0600 (its files are 0644) or belong to the server's user, files that go with a process
-that is killed, a name of the authority's own, so that an error says whose certificate it was, and the two contexts. And it refuses
-host names with an underscore, which containers have.
+Why not `trustme`: tried in November 2026 (1.2.1), it would replace the sixty lines that build certificates, at the
+price of two packages more for every user of the toolkit. It issues what is asked for here (hosts and addresses, any
+dates, P-256, and it passes VERIFY_X509_STRICT) and more than anybody here asks for (chains, RSA, certificates not yet
+valid). What this module is for it leaves to its caller: keys that are created with mode 0600 (its files are 0644) or
+belong to the server's user, files that go with a process that is killed, a name of the authority's own, so that an
+error says whose certificate it was, and the two contexts. And it refuses host names with an underscore, which
+containers have.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Authority(Closing):
         Issue a server certificate.
 
         Args: hosts: names and IP addresses that it is good for, at least one. expired: it ran out yesterday.
-        not_yet_valid: it is good from tomorrow on. owner: the operating system's user that runs the server and is to own
-        the key (root only; PostgreSQL refuses a key that others may read).
+        not_yet_valid: it is good from tomorrow on. owner: the operating system's user that runs the server and is to
+        own the key (root only; PostgreSQL refuses a key that others may read).
         Returns: the paths of the certificate and of its key (mode 0600), both PEM.
         """
         if not hosts:

@@ -62,7 +62,8 @@ class _Link:
 
 def _is_farewell(data: bytes) -> bool:
     """
-    Say whether this is TLS's alert, as a server says good-bye: to a client that has said Terminate, and waits for nothing.
+    Say whether this is TLS's alert, as a server says good-bye: to a client that has said Terminate, and waits for
+    nothing.
 
     From TLS 1.3 on an alert is a record like others, but of two bytes, one for what it is, and sixteen of its tag; no
     message of PostgreSQL's is as short (RFC 8446, 5.2 and 6).

@@ -111,12 +111,11 @@ def main(arguments: list[str] | None = None) -> None:
     write(
         found,
         options.folder,
-        "# Certificate authorities of Amazon RDS, and Amazon's public roots\n\n"
-        f"Source: {origin}. Taken on {now.date()}.\n\n"
-        "Left out: whatever had expired on that day, and the Beta and Preview authorities. A region without a file here "
-        "gets all of them; `PLUNGEPOOL_CA_FILE` replaces them. The certificates are public and are Amazon's own.\n\n"
-        "Refresh: `python -m plungepool_toolkit.refresh_certificates` (from AWS), or the same with files and `--source`. "
-        "Compare the digests with those that AWS publishes before you commit.\n",
+        f"# Certificate authorities of Amazon RDS, and Amazon's public roots\n\nSource: {origin}. Taken on "
+        f"{now.date()}.\n\nLeft out: whatever had expired on that day, and the Beta and Preview authorities. A region "
+        "without a file here gets all of them; `PLUNGEPOOL_CA_FILE` replaces them. The certificates are public and "
+        "are Amazon's own.\n\nRefresh: `python -m plungepool_toolkit.refresh_certificates` (from AWS), or the same "
+        "with files and `--source`. Compare the digests with those that AWS publishes before you commit.\n",
     )
     sys.stdout.write(f"{sum(map(len, found.values()))} certificates in {len(found)} files in {options.folder}\n")
 

@@ -32,7 +32,8 @@ class SamError(RuntimeError):
 
 class Sam:
     """
-    The SAM CLI, from .venv-sam, over one application: without AWS, telemetry, or the user's own configuration of either.
+    The SAM CLI, from .venv-sam, over one application: without AWS, telemetry, or the user's own configuration of
+    either.
 
     Whatever it starts ends with this process, and on Ctrl-C.
     """
@@ -51,7 +52,8 @@ class Sam:
         self._variables = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_"))}
         self._variables |= {
             "AWS_DEFAULT_REGION": "eu-west-1",
-            # Without any credentials: with made-up ones, each command would ask AWS in vain whose they are, for seconds.
+            # Without any credentials: with made-up ones, each command would ask AWS in vain whose they are, for
+            # seconds.
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",

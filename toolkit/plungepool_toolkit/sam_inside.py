@@ -92,7 +92,9 @@ def built_images() -> list[str]:
 
 
 def tidy(variable: str, images: Sequence[str]) -> list[str]:
-    """Remove the containers that have an environment variable ("NAME=value"), and images; return the containers' names."""
+    """
+    Remove the containers that have an environment variable ("NAME=value"), and images; return the containers' names.
+    """
     import docker
 
     client = _client()

@@ -147,7 +147,8 @@ def _resolve(way: _Way) -> Check:
         found = socket.getaddrinfo(way.address, way.address_port, type=socket.SOCK_STREAM)
     except OSError as error:
         cure = (
-            "copy the endpoint's name into PLUNGEPOOL_HOST; for a private name the VPC needs DNS support and DNS host names"
+            "copy the endpoint's name into PLUNGEPOOL_HOST; for a private name the VPC needs DNS support and DNS host "
+            "names"
             if given == "PLUNGEPOOL_HOST"
             else "name the tunnel's own end in PLUNGEPOOL_ADDRESS, such as localhost:15432"
         )
@@ -159,7 +160,8 @@ def _resolve(way: _Way) -> Check:
     return Check(
         "name",
         "ok",
-        f"{way.address} is {where}, dialled at port {way.address_port}; certificate and token are for {way.host}:{way.port}",
+        f"{way.address} is {where}, dialled at port {way.address_port}; certificate and token are for "
+        f"{way.host}:{way.port}",
     )
 
 
@@ -169,17 +171,33 @@ def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
     region = match and (match["a"] or match["b"])
     is_proxy = bool(_PROXY.search(host.lower()))
     if is_proxy and settings.endpoint == "direct":
-        yield Check("endpoint", "warning", f"{host} is an RDS Proxy, and PLUNGEPOOL_ENDPOINT says direct", "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins")  # fmt: skip
+        yield Check(
+            "endpoint",
+            "warning",
+            f"{host} is an RDS Proxy, and PLUNGEPOOL_ENDPOINT says direct",
+            "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins",
+        )
     elif region and not is_proxy and settings.endpoint == "proxy":
-        yield Check("endpoint", "warning", f"{host} is a database's own endpoint, and PLUNGEPOOL_ENDPOINT says proxy", "name the proxy's endpoint in PLUNGEPOOL_HOST, or set PLUNGEPOOL_ENDPOINT=direct")  # fmt: skip
+        yield Check(
+            "endpoint",
+            "warning",
+            f"{host} is a database's own endpoint, and PLUNGEPOOL_ENDPOINT says proxy",
+            "name the proxy's endpoint in PLUNGEPOOL_HOST, or set PLUNGEPOOL_ENDPOINT=direct",
+        )
     else:
         kind = "a transaction pooler" if settings.endpoint == "proxy" else "the database itself"
         yield Check("endpoint", "ok", f"{host} is taken for {kind} (PLUNGEPOOL_ENDPOINT={settings.endpoint})")
     if region and settings.region and region != settings.region:
-        cure = f"set PLUNGEPOOL_REGION={region}: tokens are signed for a region, and each has certificate authorities of its own"
+        cure = (
+            f"set PLUNGEPOOL_REGION={region}: tokens are signed for a region, and each has certificate authorities of "
+            "its own"
+        )
         yield Check("region", "warning", f"{host} is in {region}, and the settings say {settings.region}", cure)
     elif not region and settings.auth in ("iam", "dsql") and not tls.is_loopback(host):
-        cure = "set PLUNGEPOOL_HOST to the name that AWS gives the endpoint: a token for another name or an address is refused"
+        cure = (
+            "set PLUNGEPOOL_HOST to the name that AWS gives the endpoint: a token for another name or an address is "
+            "refused"
+        )
         yield Check("region", "warning", f"{host} is no name that AWS gives", cure)
 
 
@@ -192,8 +210,8 @@ def _reach(settings: Settings, way: _Way) -> Check:
         raise _Failure(
             "TCP",
             f"{way} did not answer within {settings.connect_timeout_s:g} s",
-            "let the function's security group into the database's (inbound, this port); check that both are in the same VPC "
-            "or have a route, and that no network ACL is in the way",
+            "let the function's security group into the database's (inbound, this port); check that both are in the "
+            "same VPC or have a route, and that no network ACL is in the way",
         ) from error
     except ConnectionRefusedError as error:
         cure = (
@@ -206,7 +224,8 @@ def _reach(settings: Settings, way: _Way) -> Check:
         raise _Failure(
             "TCP",
             f"{way} cannot be reached: {error.strerror or error}",
-            "this machine has no way there: check the subnet's routes (or the VPN), and that the address family is one that it has",
+            "this machine has no way there: check the subnet's routes (or the VPN), and that the address family is one "
+            "that it has",
         ) from error
     return Check("TCP", "ok", f"{peer} port {way.address_port} answers after {(time.time() - started) * 1000:.0f} ms")
 
@@ -295,8 +314,16 @@ def _ask_for_tls(sock: socket.socket, way: _Way) -> None:
             "TLS", f"{way} is PostgreSQL, and does not offer TLS", "turn TLS on at the server (ssl = on; RDS has it on)"
         )
     if answer[:1] == b"E" and (found := re.search(rb"(?:\0|^)M([^\0]+)", answer[5:])):
-        raise _Failure("TLS", f"{way} refuses before TLS: {found[1].decode(errors='replace')}", "the server is full, starting or stopping: try again, and see docs/troubleshoot.md")  # fmt: skip
-    raise _Failure("TLS", f"{way} does not speak PostgreSQL's protocol (it answers {answer[:1]!r} to the request for TLS)", "check PLUNGEPOOL_PORT: something else listens there")  # fmt: skip
+        raise _Failure(
+            "TLS",
+            f"{way} refuses before TLS: {found[1].decode(errors='replace')}",
+            "the server is full, starting or stopping: try again, and see docs/troubleshoot.md",
+        )
+    raise _Failure(
+        "TLS",
+        f"{way} does not speak PostgreSQL's protocol (it answers {answer[:1]!r} to the request for TLS)",
+        "check PLUNGEPOOL_PORT: something else listens there",
+    )
 
 
 def _common_name(name: Any) -> str:
@@ -338,9 +365,19 @@ def _identity(settings: Settings) -> Check:
         answer = boto3.session.Session().client("sts", config=config).get_caller_identity()
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
-        return Check("identity", "warning", f"AWS does not take these credentials ({code})", "renew them: aws sso login, or the role; and check this machine's clock")  # fmt: skip
+        return Check(
+            "identity",
+            "warning",
+            f"AWS does not take these credentials ({code})",
+            "renew them: aws sso login, or the role; and check this machine's clock",
+        )
     except BotoCoreError as error:
-        return Check("identity", "warning", f"AWS STS cannot be asked from here ({type(error).__name__})", f"no harm: signing needs no network; {action} is what the function's role needs")  # fmt: skip
+        return Check(
+            "identity",
+            "warning",
+            f"AWS STS cannot be asked from here ({type(error).__name__})",
+            f"no harm: signing needs no network; {action} is what the function's role needs",
+        )
     found = f"{answer['Arn']} signs; its policies must allow {action}"
     ahead_s = _ahead_of(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
     if abs(ahead_s) > _CLOCK_SKEW_S:
@@ -382,7 +419,10 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
     elif sqlstate == "53300":
         cure = _full(login, said)
     elif sqlstate is None:
-        cure = "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT, and look into the server's log"
+        cure = (
+            "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT, and look into "
+            "the server's log"
+        )
     else:
         cure = {
             "3D000": f"create the database {login.database!r}, or correct PLUNGEPOOL_DATABASE",
@@ -392,8 +432,9 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
     return _Failure("authentication", said, cure)
 
 
-# The server says less than it knows, on purpose: of a wrong password and of a role that does not exist it says the same. What
-# else it says is in the language of its lc_messages; so words only order the causes, and all of them are named.
+# The server says less than it knows, on purpose: of a wrong password and of a role that does not exist it says the
+# same. What else it says is in the language of its lc_messages; so words only order the causes, and all of them are
+# named.
 
 
 def _quoted(name: str) -> str:
@@ -409,7 +450,10 @@ def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> 
     user = login.user
     copied = "the password begins or ends with a blank or a line break, as a copied value does: correct it"
     wrong = f"the password is not that of {user!r}: correct it"
-    missing = f"there is no role {user!r}, or it has no password, or its VALID UNTIL is over: the server says the same of all these"
+    missing = (
+        f"there is no role {user!r}, or it has no password, or its VALID UNTIL is over: the server says the same of "
+        "all these"
+    )
     iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
     causes = [copied] if login.password != login.password.strip() else []
     if settings.endpoint == "proxy":
@@ -450,9 +494,18 @@ def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
 
 def _full(login: credentials.Login, said: str) -> str:
     functions = "reserved concurrency x PLUNGEPOOL_POOL_SIZE, summed over the functions"
-    role = f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below it, or raise it"
-    database = f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it, or lower {functions}"
-    server = f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or put RDS Proxy before it"
+    role = (
+        f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below "
+        "it, or raise it"
+    )
+    database = (
+        f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it, or lower "
+        f"{functions}"
+    )
+    server = (
+        f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or put RDS "
+        "Proxy before it"
+    )
     if "for role" in said:
         return role
     if "for database" in said:
@@ -541,7 +594,10 @@ def _between(settings: Settings, connection: Connection, process: int) -> Iterat
     """
     announced = getattr(connection.connection.dbapi_connection, "backend_pid", None)
     if settings.endpoint == "direct" and announced != process:
-        found = f"process {process} serves, and {announced} was announced at the start: a pooler stands between, and PLUNGEPOOL_ENDPOINT says direct"
+        found = (
+            f"process {process} serves, and {announced} was announced at the start: a pooler stands between, and "
+            "PLUNGEPOOL_ENDPOINT says direct"
+        )
         yield Check(
             "endpoint",
             "warning",
@@ -549,7 +605,10 @@ def _between(settings: Settings, connection: Connection, process: int) -> Iterat
             "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins, or name the database's own endpoint",
         )
     if settings.endpoint == "proxy" and announced == process:
-        found = "the process that was announced at the start serves: this looks like the database itself, and PLUNGEPOOL_ENDPOINT says proxy"
+        found = (
+            "the process that was announced at the start serves: this looks like the database itself, and "
+            "PLUNGEPOOL_ENDPOINT says proxy"
+        )
         yield Check(
             "endpoint",
             "warning",
@@ -560,10 +619,18 @@ def _between(settings: Settings, connection: Connection, process: int) -> Iterat
 
 def _role(user: str, role: Any) -> Check:
     if role.superuser:
-        cure = "give the application a role of its own (infrastructure/roles.sql): a superuser may use the reserved connections"
+        cure = (
+            "give the application a role of its own (infrastructure/roles.sql): a superuser may use the reserved "
+            "connections"
+        )
         return Check("role", "warning", f"{user} is a superuser", cure)
     if role.connection_limit < 0:
-        return Check("role", "warning", f"{user} has no connection limit", f"ALTER ROLE {_quoted(user)} CONNECTION LIMIT n, so that it leaves room for others")  # fmt: skip
+        return Check(
+            "role",
+            "warning",
+            f"{user} has no connection limit",
+            f"ALTER ROLE {_quoted(user)} CONNECTION LIMIT n, so that it leaves room for others",
+        )
     found = f"{role.used} of the role's {role.connection_limit} connections are in use"
     if role.used >= role.connection_limit:
         return Check(

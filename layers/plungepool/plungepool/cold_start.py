@@ -2,13 +2,13 @@
 Import SQLAlchemy without what this engine never uses: about a sixth less work at a cold start.
 
 SQLAlchemy imports asyncio and its dialect for asyncpg for asynchronous engines, and importlib.metadata for finding
-dialects by entry point. While it is imported here, each of them is a proxy that imports the real module when it is first
-asked for anything; so whoever makes an asynchronous engine all the same gets what SQLAlchemy would have had. Only
-SQLAlchemy ever holds a proxy: `sys.modules` has the real module, or none, as soon as the import is over. Where a module,
-or SQLAlchemy, has been imported before, nothing is done.
+dialects by entry point. While it is imported here, each of them is a proxy that imports the real module when it is
+first asked for anything; so whoever makes an asynchronous engine all the same gets what SQLAlchemy would have had. Only
+SQLAlchemy ever holds a proxy: `sys.modules` has the real module, or none, as soon as the import is over. Where a
+module, or SQLAlchemy, has been imported before, nothing is done.
 
-A function's own packages come before a layer's: one that brings another SQLAlchemy or driver is told so here, once, and not by
-whatever breaks first.
+A function's own packages come before a layer's: one that brings another SQLAlchemy or driver is told so here, once, and
+not by whatever breaks first.
 
 SQLAlchemy's tables of PostgreSQL's catalogue serve reflection alone: they are made when one of them is first asked for.
 
@@ -85,7 +85,9 @@ class _Call:
 
 
 class _Catalogue(ModuleType):
-    """SQLAlchemy's module of PostgreSQL's catalogue, whose tables are made, all of them, when one is first asked for."""
+    """
+    SQLAlchemy's module of PostgreSQL's catalogue, whose tables are made, all of them, when one is first asked for.
+    """
 
     def __getattr__(self, name: str) -> Any:
         calls: dict[str, _Call] = self.__dict__["_plungepool_calls"]
@@ -171,8 +173,8 @@ def _refuse_other_versions() -> None:
     """
     Raise ImportError for a package of another version than this one was made for, before it is imported.
 
-    What lies beside this package was installed with it. Of anything else the folder of its metadata tells the version by
-    its name; importlib.metadata would do no better, for a tenth of a cold start.
+    What lies beside this package was installed with it. Of anything else the folder of its metadata tells the version
+    by its name; importlib.metadata would do no better, for a tenth of a cold start.
     """
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for name in _MADE_FOR:
@@ -192,8 +194,8 @@ def _refuse_unless_made_for(name: str, version: str, folder: str) -> None:
     if not lowest <= found < below:
         wanted = f"{name}>={'.'.join(map(str, lowest))},<{'.'.join(map(str, below))}"
         raise ImportError(
-            f"plungepool needs {wanted} and found {version} in {folder}: a function's own packages come before a layer's; "
-            f"leave {name} out of the function's requirements, or ask for {wanted} there",
+            f"plungepool needs {wanted} and found {version} in {folder}: a function's own packages come before a "
+            f"layer's; leave {name} out of the function's requirements, or ask for {wanted} there",
             name=name,
         )
 

@@ -1,12 +1,13 @@
 """
 Where user and password come from: the settings, a secret (secret.py), or a token signed for one connect (iam.py).
 
-Only those two may import boto3, botocore or Powertools, and only inside functions: importing botocore and making a client
-costs a cold start more than all the rest of a first connect, and an IAM token needs neither.
+Only those two may import boto3, botocore or Powertools, and only inside functions: importing botocore and making a
+client costs a cold start more than all the rest of a first connect, and an IAM token needs neither.
 
 Nothing here is logged. What a login, a key or a secret holds is in no repr, in no error, and in no local variable by
-itself: a crash reporter prints the locals of every frame that an error has passed. So a secret is only ever an attribute
-of something whose repr leaves it out, and an error of a library that was given one is passed on without its frames.
+itself: a crash reporter prints the locals of every frame that an error has passed. So a secret is only ever an
+attribute of something whose repr leaves it out, and an error of a library that was given one is passed on without its
+frames.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Source(Protocol):
 
     def explain(self, first: Login, refusal: Exception) -> None:
         """
-        Raise what a user is to read when the server has refused every login, `from` its last refusal; or leave it to that one.
+        Raise what a user is to read when the server has refused every login, `from` its last refusal; or leave it to
+        that one.
 
         Args: first: the login that was tried first. refusal: the last of the server's errors.
         Raises: CredentialsError.
@@ -97,7 +99,9 @@ class Hidden:
 
 
 class Document:
-    """The texts and numbers of a JSON object that is secret; an empty one where there is no object, without an error."""
+    """
+    The texts and numbers of a JSON object that is secret; an empty one where there is no object, without an error.
+    """
 
     def __init__(self, read: Callable[[], str | bytes]) -> None:
         found = Hidden()

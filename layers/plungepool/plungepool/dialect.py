@@ -1,9 +1,9 @@
 """
 SQLAlchemy's PostgreSQL dialect over `plungepool.wire`: ``create_engine("postgresql+plungepool://…")``.
 
-It asks the server nothing to set itself up: what the connect already said (version, string syntax) is used, and what it did
-not say (the schema that unqualified names go to) is asked for when somebody reflects. Isolation level, READ ONLY and
-DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state is ever changed.
+It asks the server nothing to set itself up: what the connect already said (version, string syntax) is used, and what it
+did not say (the schema that unqualified names go to) is asked for when somebody reflects. Isolation level, READ ONLY
+and DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session state is ever changed.
 """
 
 # SQLAlchemy's dialects are not typed.
@@ -62,8 +62,8 @@ class _Deferrable(PGDeferrableConnectionCharacteristic):
 class _Inspector(PGInspector):
     """Reflection needs the name of the default schema, so an inspector asks for it; only the first has to."""
 
-    # SQLAlchemy makes an inspector without calling a constructor of the dialect's class; but it does set this attribute,
-    # and Alembic reads the schema's name from the dialect as soon as it has an inspector.
+    # SQLAlchemy makes an inspector without calling a constructor of the dialect's class; but it does set this
+    # attribute, and Alembic reads the schema's name from the dialect as soon as it has an inspector.
     @property
     def dialect(self) -> Any:
         return self._dialect
@@ -364,8 +364,8 @@ class PlungepoolDialect(PGDialect_pg8000):
         """
         Learn which schema unqualified names go to where nobody has changed the search path: for the process's life.
 
-        It is asked for within a transaction of the user's, which may have set another path (a tenant's) for itself or for
-        the session; so not what holds now is asked, but what a RESET would go back to, in the server's own order:
+        It is asked for within a transaction of the user's, which may have set another path (a tenant's) for itself or
+        for the session; so not what holds now is asked, but what a RESET would go back to, in the server's own order:
         the first schema of it that is there and may be used.
         """
         if self._knows_default_schema_name:
@@ -381,8 +381,8 @@ class PlungepoolDialect(PGDialect_pg8000):
         """
         Return the level of a transaction that asks for none: the role's, or the database's.
 
-        Nothing here needs it (a reset says nothing in BEGIN), so that no connect asks for it. Who reads it pays a connection
-        of its own: this property does not know the one that it is read by, and the pool may have no other.
+        Nothing here needs it (a reset says nothing in BEGIN), so that no connect asks for it. Who reads it pays a
+        connection of its own: this property does not know the one that it is read by, and the pool may have no other.
         """
         engine = self._engine() if self._engine is not None else None
         if engine is None:

@@ -62,8 +62,8 @@ class DeadlineExceeded(PlungepoolError, TimeoutError):
     """
     The deadline of the invocation, or of a connection, came before the database had answered; the connection is closed.
 
-    The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either is caught by
-    this name, by TimeoutError and as an OperationalError.
+    The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either
+    is caught by this name, by TimeoutError and as an OperationalError.
     """
 
 
@@ -108,7 +108,8 @@ class PinningRefused(PlungepoolError):
     """
     A statement would pin the proxy, and PLUNGEPOOL_PINNING is `refuse`; nothing was sent.
 
-    `reason` says why: its `kind` in a word or two, `why` as a sentence, `instead` what to do; `shape` is the statement without its literals and comments, `where` the line of the program that executed it.
+    `reason` says why: its `kind` in a word or two, `why` as a sentence, `instead` what to do; `shape` is the statement
+    without its literals and comments, `where` the line of the program that executed it.
     """
 
     def __init__(self, reason: PinningReason, shape: str, where: str) -> None:
@@ -117,6 +118,6 @@ class PinningRefused(PlungepoolError):
 
     def __str__(self) -> str:
         return (
-            f"{self.reason.kind} would pin the proxy: {self.reason.why}. Instead: {self.reason.instead}. Nothing was sent, "
-            f"because PLUNGEPOOL_PINNING=refuse. The statement, executed at {self.where}: {self.shape}"
+            f"{self.reason.kind} would pin the proxy: {self.reason.why}. Instead: {self.reason.instead}. Nothing was "
+            f"sent, because PLUNGEPOOL_PINNING=refuse. The statement, executed at {self.where}: {self.shape}"
         )

@@ -29,7 +29,8 @@ def follow(engine: Engine, forget: Callable[[], None]) -> None:
     """
     Make the engine safe under fork and snapshots from now on.
 
-    Args: engine: no reference is held that keeps it alive. forget(): drops what was fetched and what was learnt of the server,
+    Args: engine: no reference is held that keeps it alive. forget(): drops what was fetched and what was learnt of the
+    server,
         so that no snapshot holds a secret that is rotated later; it must not refer to the engine.
     Threads: safe.
     Source: SQLAlchemy, Connection Pooling, "Using Connection Pools with Multiprocessing or os.fork()".
@@ -38,7 +39,9 @@ def follow(engine: Engine, forget: Callable[[], None]) -> None:
 
 
 def renew_in_child(renew: Callable[[], None]) -> None:
-    """Call `renew` in every forked child from now on, for what another thread of the parent may have been at work with."""
+    """
+    Call `renew` in every forked child from now on, for what another thread of the parent may have been at work with.
+    """
     _renewals.append(renew)
 
 
@@ -56,7 +59,8 @@ def _close_all() -> None:
         forget()
 
 
-# Hooks are set by the import, and not by the first engine: a flag "they are set" is wrong after an exception between the two.
+# Hooks are set by the import, and not by the first engine: a flag "they are set" is wrong after an exception between
+# the two.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 # The runtime says so before the handler's module is imported; elsewhere the package may not even exist.

@@ -1,10 +1,10 @@
 """
 What would pin a transaction pooler, told before it happens.
 
-RDS Proxy ties a client to one database connection, for the rest of the client's life, when a statement leaves state on the
-session. It says so afterwards and only as a metric; by then the fleet holds a connection for each environment. The guard
-reads each statement before it is sent, as PostgreSQL would read it: a literal, a comment or an identifier that holds the
-word SET is no SET.
+RDS Proxy ties a client to one database connection, for the rest of the client's life, when a statement leaves state on
+the session. It says so afterwards and only as a metric; by then the fleet holds a connection for each environment. The
+guard reads each statement before it is sent, as PostgreSQL would read it: a literal, a comment or an identifier that
+holds the word SET is no SET.
 
 A new reason to pin is one entry of CONDITIONS, and nothing else.
 
@@ -47,9 +47,10 @@ class Condition(NamedTuple):
     """
     When a statement pins, and why: how it begins, which functions it calls, what it holds, how long it is.
 
-    Each is one way, and any of them is enough. `begins` are the statement's first words in lower case, after an EXPLAIN;
-    `calls` are names of the server's own functions; `holds` are patterns that begin where the statement does and end where
-    it pins, over tokens as `statements` gives them; a text without any of the words of `hints` holds none of them.
+    Each is one way, and any of them is enough. `begins` are the statement's first words in lower case, after an
+    EXPLAIN; `calls` are names of the server's own functions; `holds` are patterns that begin where the statement does
+    and end where it pins, over tokens as `statements` gives them; a text without any of the words of `hints` holds none
+    of them.
     """
 
     reason: Reason
@@ -67,7 +68,8 @@ _SELECT_INTO = rf"{_RUNS}.*?(?<! insert)(?<! merge) into(?: local| global)?+"
 _PG_TEMP = r' (?:pg_temp|"pg_temp") \. '
 # TEMP is a word that a table of INSERT INTO may have for a name, and one of SELECT INTO's as well.
 _TEMP_AND_NAME = (
-    r" temp(?:orary)? (?!(?:except|fetch|for|from|group|having|intersect|limit|offset|order|union|values|where|window) )"
+    r" temp(?:orary)? "
+    r"(?!(?:except|fetch|for|from|group|having|intersect|limit|offset|order|union|values|where|window) )"
     rf'(?:"|{statements.LETTER})'
 )
 
@@ -76,8 +78,8 @@ CONDITIONS = (
         Reason(
             "SET",
             "the setting stays on the session",
-            "set it on the role (ALTER ROLE ... SET ...) or in the proxy's initialization query; a transaction's isolation "
-            "level with BEGIN ISOLATION LEVEL",
+            "set it on the role (ALTER ROLE ... SET ...) or in the proxy's initialization query; a transaction's "
+            "isolation level with BEGIN ISOLATION LEVEL",
         ),
         begins=("set",),
     ),
@@ -123,7 +125,8 @@ CONDITIONS = (
         Reason(
             "temporary object",
             "it stays on the session, or in its name space",
-            "a common table expression (WITH), unnest() of array parameters, or an UNLOGGED table with a key of its own",
+            "a common table expression (WITH), unnest() of array parameters, or an UNLOGGED table with a key of "
+            "its own",
         ),
         holds=(
             rf"^{_CREATE} temp(?:orary)? ",
@@ -245,7 +248,9 @@ _EXPLAIN = r"^ explain(?: analyze| verbose)*+(?: \( (?!\(|select |values |with |
 
 
 def _call(names: Iterable[str]) -> str:
-    """Return the pattern of a call of the server's own function; after some words, or in another schema, it is another's."""
+    """
+    Return the pattern of a call of the server's own function; after some words, or in another schema, it is another's.
+    """
     return (
         rf"{_RUNS}.*?(?<! aggregate)(?<! as)(?<! copy)(?<! exists)(?<! function)(?<! into)(?<! only)(?<! procedure)"
         r"(?<! recursive)(?<! references)(?<! routine)(?<! table)(?<! with)"
@@ -276,8 +281,8 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
     """
     Look at every statement of an engine before it is sent.
 
-    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most), with the line of the
-    program that executed it first; `refuse` raises PinningRefused out of the call that executes the statement.
+    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most), with the line
+    of the program that executed it first; `refuse` raises PinningRefused out of the call that executes the statement.
     Threads: safe.
     """
     warned: dict[str, object] = {}

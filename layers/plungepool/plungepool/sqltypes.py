@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 
 class Numeric(_PGNumericNoBind):
-    """Floats for a numeric column go as the decimal number that they show: from float8 the server keeps 15 digits only."""
+    """
+    Floats for a numeric column go as the decimal number that they show: from float8 the server keeps 15 digits only.
+    """
 
     def bind_processor(self, dialect: Any) -> Callable[[Any], Any]:
         return lambda value: Decimal(repr(value)) if type(value) is float else value

@@ -1,9 +1,9 @@
 """
 SQL as the server reads it: what is a word, what is a literal, where a statement ends, and its shape without literals.
 
-Pure. A text is cut into *tokens*: a word in lower case, a quoted name in its quotes, a sign as itself, 0 for a number or a
-parameter, a lone ' for a string; comments and blanks are none. Joined with one blank between any two, they are a text on
-which a pattern sees only what the parser would see.
+Pure. A text is cut into *tokens*: a word in lower case, a quoted name in its quotes, a sign as itself, 0 for a number
+or a parameter, a lone ' for a string; comments and blanks are none. Joined with one blank between any two, they are a
+text on which a pattern sees only what the parser would see.
 
 Source: PostgreSQL manual, "Lexical Structure".
 """
@@ -21,8 +21,8 @@ _LITERALS = {"'": "?", "0": "?"}
 _SHAPE_OF = 2000
 _LONGEST_SHAPE = 200
 
-# Letters are all that is no other ASCII character: PostgreSQL takes every character above for a letter. Written the other
-# way round, with a range up to U+10FFFF, compiling takes ten times as long.
+# Letters are all that is no other ASCII character: PostgreSQL takes every character above for a letter. Written the
+# other way round, with a range up to U+10FFFF, compiling takes ten times as long.
 LETTER = r"[^\x00-@\[-^`{-\x7f]"
 
 

@@ -38,7 +38,8 @@ _SUPPORTED = """
 EXCLUSIONS = {
     "json_deserializer_binary": "the driver decodes a value before a converter sees it: a custom deserializer gets str",
 }
-# What SQLAlchemy's own run against `postgresql+pg8000` leaves out, in its test/requirements.py, of what it asks of others.
+# What SQLAlchemy's own run against `postgresql+pg8000` leaves out, in its test/requirements.py, of what it asks of
+# others.
 EXCLUDED_FOR_PG8000 = {
     "datetime_timezone_historic",
     "infinity_floats",

@@ -32,7 +32,9 @@ def step(what: str, console: Console) -> Iterator[None]:
 
 
 def table(title: str, *columns: str, numbers: tuple[str, ...] = (), lines: bool = False) -> Table:
-    """Return an empty table with a title to the left; `numbers`: columns to align to the right; `lines`: between the rows."""
+    """
+    Return an empty table with a title to the left; `numbers`: columns to align to the right; `lines`: between the rows.
+    """
     made = Table(title=title, title_justify="left", show_lines=lines)
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")

@@ -170,10 +170,10 @@ def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, con
         kept = sum(sample.connections for sample in samples)
         shares = ", ".join(f"{name} {number}" for name, number in transactions.items())
         console.print(
-            f"  {len(environments) * (warm + 1)} invocations of {len(environments)} environments, one at a time and in turns\n"
-            f"  {counters.transactions} transactions: {shares}\n"
-            f"  clients of the proxy: {counters.clients}, kept by the frozen environments; pinned: {counters.pinned.total()}\n"
-            f"  its connections to the database at a time: {counters.database_connections_peak} at most, of {_PROXY_CONNECTIONS} allowed",
+            f"  {len(environments) * (warm + 1)} invocations of {len(environments)} environments, one at a time and in "
+            f"turns\n  {counters.transactions} transactions: {shares}\n  clients of the proxy: {counters.clients}, "
+            f"kept by the frozen environments; pinned: {counters.pinned.total()}\n  its connections to the database "
+            f"at a time: {counters.database_connections_peak} at most, of {_PROXY_CONNECTIONS} allowed",
             highlight=False,
         )
         if counters.pinned:
@@ -290,9 +290,10 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
     console.print(summary)
     # What a reader would compare, and must not.
     console.print(
-        "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its like); the\n"
-        "cold start in README is the layer's alone, from a process to its first row. warm: the median. connections: the most that an\n"
-        "environment held between invocations, as the database counts them. backends: the server's processes that held them in all.",
+        "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its "
+        "like); the\ncold start in README is the layer's alone, from a process to its first row. warm: the median. "
+        "connections: the most that an\nenvironment held between invocations, as the database counts them. backends: "
+        "the server's processes that held them in all.",
         style="dim",
         highlight=False,
         soft_wrap=True,

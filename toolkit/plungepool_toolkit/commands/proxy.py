@@ -91,7 +91,9 @@ def _start_database(stack: contextlib.ExitStack, users: Iterable[str]) -> Databa
 
 
 def _introduce(running: RdsProxy, users: Iterable[str], console: Console) -> None:
-    """Print where the stand-in is, and the variables for each role to standard output, where a shell takes them from."""
+    """
+    Print where the stand-in is, and the variables for each role to standard output, where a shell takes them from.
+    """
     out = Console(highlight=False, soft_wrap=True)
     console.print(
         f"The stand-in is at {running.host}:{running.port} (process {os.getpid()}); Ctrl-C, SIGINT or SIGTERM ends it."
@@ -110,7 +112,8 @@ def _report(counters: Counters, connections: int, console: Console) -> None:
     """Print what happened, what pinned first of all."""
     console.print(
         f"{_count(counters.accepted, 'client')}, {_count(counters.transactions, 'transaction')}; at most "
-        f"{_count(counters.database_connections_peak, 'connection')} to the database at a time, of {connections} allowed"
+        f"{_count(counters.database_connections_peak, 'connection')} to the database at a time, of {connections} "
+        "allowed"
     )
     for why, number in counters.pinned.most_common():
         console.print(f"[bold red]pinned[/bold red] {_count(number, 'client')}: {why}")
@@ -126,8 +129,8 @@ def _report(counters: Counters, connections: int, console: Console) -> None:
         )
     if counters.unnamed_statement_outlived:
         console.print(
-            f"[bold red]unsafe[/bold red] {_count(counters.unnamed_statement_outlived, 'time')}: an unnamed statement was used "
-            "after the connection it was parsed on had been given back"
+            f"[bold red]unsafe[/bold red] {_count(counters.unnamed_statement_outlived, 'time')}: an unnamed statement "
+            "was used after the connection it was parsed on had been given back"
         )
     if not counters.pinned:
         console.print("nothing pinned")

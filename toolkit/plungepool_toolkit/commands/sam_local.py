@@ -65,9 +65,9 @@ def sam_local(
     missing = [path for path in _NEEDS if not (folder / path).exists()]
     if missing:
         console.print(
-            f"[red]There is no {escape(' and no '.join(missing))} here[/]: this command runs Plungepool's own application. "
-            "Run it in Plungepool's repository, or give --folder. A project of your own is run by "
-            "`sam build` and `sam local invoke`.",
+            f"[red]There is no {escape(' and no '.join(missing))} here[/]: this command runs Plungepool's own "
+            "application. Run it in Plungepool's repository, or give --folder. A project of your own is run by `sam "
+            "build` and `sam local invoke`.",
             highlight=False,
             soft_wrap=True,
         )

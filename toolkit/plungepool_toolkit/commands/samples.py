@@ -1,4 +1,6 @@
-"""The sample functions of the application, for the commands that run them: who they are, and whether an answer is good."""
+"""
+The sample functions of the application, for the commands that run them: who they are, and whether an answer is good.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ SAMPLES = (
 
 
 def problem_of(error: dict[str, Any] | None, payload: Any) -> str | None:
-    """Return what is wrong with an invocation: an error, an HTTP status that says so, messages left unhandled; or None."""
+    """
+    Return what is wrong with an invocation: an error, an HTTP status that says so, messages left unhandled; or None.
+    """
     if error is not None:
         return f"{error.get('errorType')}: {error.get('errorMessage')}"
     if isinstance(payload, dict):

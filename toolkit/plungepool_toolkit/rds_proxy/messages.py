@@ -30,8 +30,8 @@ AUTH_OK, AUTH_CLEARTEXT_PASSWORD, AUTH_SASL, AUTH_SASL_CONTINUE, AUTH_SASL_FINAL
 # What a server says with READY_FOR_QUERY: no transaction is open.
 IDLE = b"I"
 
-# What PostgreSQL reads: of a client that it does not know yet (PG_MAX_AUTH_TOKEN_LENGTH, MAX_STARTUP_PACKET_LENGTH), and
-# of anybody (PQ_LARGE_MESSAGE_LIMIT).
+# What PostgreSQL reads: of a client that it does not know yet (PG_MAX_AUTH_TOKEN_LENGTH, MAX_STARTUP_PACKET_LENGTH),
+# and of anybody (PQ_LARGE_MESSAGE_LIMIT).
 LONGEST_PASSWORD, LONGEST_STARTUP, LONGEST_MESSAGE = 65535, 10_000, (1 << 30) - 1
 
 _HEADER = struct.Struct("!ci")
@@ -39,7 +39,10 @@ _INT = struct.Struct("!i")
 
 
 class Malformed(ConnectionError):
-    """The other side has sent what no message is: by its length, perhaps, so that it is not known where the next one begins."""
+    """
+    The other side has sent what no message is: by its length, perhaps, so that it is not known where the next one
+    begins.
+    """
 
 
 def pack(kind: bytes, body: bytes = b"") -> bytes:
@@ -88,7 +91,9 @@ def authentication(message: bytes) -> tuple[int, bytes]:
 
 
 def startup_code(message: bytes) -> int:
-    """Return what a start-up message is: the version of the protocol, or one of the requests that stand in its place."""
+    """
+    Return what a start-up message is: the version of the protocol, or one of the requests that stand in its place.
+    """
     code: int = _INT.unpack_from(message, 4)[0]
     return code
 
@@ -106,7 +111,9 @@ def parsed(message: bytes) -> tuple[bytes, bytes]:
 
 
 def uses_unnamed_statement(message: bytes) -> bool:
-    """Tell whether a Bind or a Describe names the unnamed statement; one that names none is for the server to refuse."""
+    """
+    Tell whether a Bind or a Describe names the unnamed statement; one that names none is for the server to refuse.
+    """
     if message[:1] == DESCRIBE:
         return message[5:7] == b"S\0"
     # A Bind names a portal, then a statement.
@@ -193,8 +200,8 @@ class Conversation:
     """
     Where a client and a server stand: whose turn it is, and whether the server could be lent to somebody else.
 
-    A batch is what ends with Query, Sync or FunctionCall; its answer ends with ReadyForQuery, and one batch is passed on
-    after the other. The exception is COPY, whose data the client sends in the middle of the answer.
+    A batch is what ends with Query, Sync or FunctionCall; its answer ends with ReadyForQuery, and one batch is passed
+    on after the other. The exception is COPY, whose data the client sends in the middle of the answer.
     """
 
     def __init__(self) -> None:

@@ -154,7 +154,9 @@ def _after_dollars(sql: str, at: int) -> int | None:
 
 @lru_cache(maxsize=2048)
 def why_pinned(sql: str) -> str | None:
-    """Return the first reason in a query's text, several statements perhaps, to pin its client; None if there is none."""
+    """
+    Return the first reason in a query's text, several statements perhaps, to pin its client; None if there is none.
+    """
     return next((why for statement in _split(sql) if (why := _why(statement)) is not None), None)
 
 

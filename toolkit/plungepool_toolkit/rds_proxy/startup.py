@@ -177,7 +177,8 @@ def _verify_token(service: Service, user: str, given: bytes) -> None:
     if service.users is not None and user not in service.users:
         raise Refused(
             "28P01",
-            f"This RDS proxy has no credentials for the role {user}. Check the credentials for this role and try again.",
+            f"This RDS proxy has no credentials for the role {user}. Check the credentials for this role and try "
+            "again.",
             "no credentials for the role",
         )
 
@@ -214,7 +215,10 @@ def _wrong_password(user: str) -> Refused:
 
 
 class _ScramServer:
-    """The server's half of SCRAM-SHA-256 without channel binding (RFC 5802, RFC 7677); ValueError or KeyError is a refusal."""
+    """
+    The server's half of SCRAM-SHA-256 without channel binding (RFC 5802, RFC 7677); ValueError or KeyError is a
+    refusal.
+    """
 
     def __init__(self, password: str) -> None:
         self._salt, self._iterations = secrets.token_bytes(16), 4096

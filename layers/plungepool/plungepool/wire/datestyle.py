@@ -1,8 +1,8 @@
 """
 Readers for sessions that SET DateStyle, or TimeZone to anything but UTC. Imported when a server reports such a setting.
 
-The other styles name the zone of a timestamp by an abbreviation, which only the session's TimeZone explains. What cannot be
-read without a guess stays the server's text.
+The other styles name the zone of a timestamp by an abbreviation, which only the session's TimeZone explains. What
+cannot be read without a guess stays the server's text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def styled_readers(date_style: str, time_zone: str) -> dict[int, Callable[[str],
 
 def _zoned_readers(time_zone: str) -> dict[int, Callable[[str], Any]]:
     """
-    Readers of timestamptz that give each value the session's one zone, where the text has only the offset of the moment.
+    Readers of timestamptz that give each value the session's one zone, where the text has only the offset of the
+    moment.
 
     A zone that Python does not know (PostgreSQL's own notations, a machine without zoneinfo) leaves the offset.
     """

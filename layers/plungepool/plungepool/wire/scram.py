@@ -1,5 +1,6 @@
 """
-SCRAM-SHA-256 (RFC 5802, 7677): proves a password without showing it. Imported when a server asks for it; with IAM none does.
+SCRAM-SHA-256 (RFC 5802, 7677): proves a password without showing it. Imported when a server asks for it; with IAM none
+does.
 
 As libpq does it, unlike libraries that hold to the RFC's recommendations: any count of iterations, and a password that
 SASLprep refuses is taken as it is.
@@ -23,7 +24,8 @@ class Scram:
     """
     One proof, bound to the TLS channel where the server offers that: `first` is sent, then what `answer` makes.
 
-    Args: password: as it is typed, in UTF-8. mechanisms: those that the server offers. certificate: the server's, as DER; None
+    Args: password: as it is typed, in UTF-8. mechanisms: those that the server offers. certificate: the server's, as
+    DER; None
         without TLS.
     Raises: NotSupportedError when the server offers none that is known here.
     """

@@ -1,9 +1,10 @@
 """
 PostgreSQL's text format to Python values and back; pure, no input or output.
 
-What a user gets for each type is what pg8000 gives (its `PGInterval` and `Range` included), with its readers replaced where
-they are slow (``strptime``) or wrong (a negative interval, the array element 'null', bounds of infinity). pg8000 itself is
-imported only when one of its types is needed: its import costs a cold start more than everything in this file.
+What a user gets for each type is what pg8000 gives (its `PGInterval` and `Range` included), with its readers replaced
+where they are slow (``strptime``) or wrong (a negative interval, the array element 'null', bounds of infinity). pg8000
+itself is imported only when one of its types is needed: its import costs a cold start more than everything in this
+file.
 """
 
 from __future__ import annotations
@@ -134,14 +135,20 @@ def _clock(text: str) -> int:
 
 
 def _micro(number: str, factor: int) -> int:
-    """Microseconds of a decimal number of units; in whole numbers, since Decimal's arithmetic depends on the caller's context."""
+    """
+    Microseconds of a decimal number of units; in whole numbers, since Decimal's arithmetic depends on the caller's
+    context.
+    """
     whole, _, fraction = number.partition(".")
     part = int(fraction[:6].ljust(6, "0")) * factor // 1_000_000 if fraction else 0
     return int(whole or 0) * factor + (-part if number.startswith("-") else part)
 
 
 def interval(text: str) -> Any:
-    """An interval in any IntervalStyle: a `timedelta`, or pg8000's `PGInterval` when it counts months or is too long for one."""
+    """
+    An interval in any IntervalStyle: a `timedelta`, or pg8000's `PGInterval` when it counts months or is too long for
+    one.
+    """
     months = days = microseconds = 0
     if text in ("infinity", "-infinity"):
         return text
@@ -213,7 +220,9 @@ _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 
 def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[str], list[Any]]:
-    """A reader of arrays of any number of dimensions whose elements `one` reads; only the type box has another delimiter."""
+    """
+    A reader of arrays of any number of dimensions whose elements `one` reads; only the type box has another delimiter.
+    """
     token = _ARRAY_TOKEN if delimiter == "," else re.compile(_ARRAY_TOKEN.pattern.replace(",", delimiter), re.DOTALL)
 
     def read(text: str) -> list[Any]:
@@ -322,7 +331,8 @@ _SCALARS: list[tuple[int, int, Callable[[str], Any]]] = [
     (MONEY, 791, _text),
     (CSTRING, 1263, _text),
 ]
-# The arrays of every other type of the server's own, whose elements stay text (pg_type.dat; new ones come with new versions).
+# The arrays of every other type of the server's own, whose elements stay text (pg_type.dat; new ones come with new
+# versions).
 _ARRAYS_OF_TEXT = (
     143, 210, 270, 271, 272, 273, 629, 719, 775, 1008, 1010, 1012, 1013, 1018, 1019, 1027, 1034, 1040, 1561, 1563, 2201,
     2207, 2208, 2209, 2210, 2211, 2949, 3221, 3643, 3644, 3645, 3735, 3770, 4073, 4090, 4097, 4192, 5039,
@@ -672,10 +682,11 @@ _ITEM = rf"\s*(?:\$(\d+)(?:{_CAST})?|[\w.]+|'[^']*')\s*([,)])(\s*,\s*\()?"
 
 def _by_assignment(statement: str) -> frozenset[int]:
     """
-    Return the parameters that are cast, or assigned to a column by INSERT … VALUES, wherever they stand, and nothing else.
+    Return the parameters that are cast, or assigned to a column by INSERT … VALUES, wherever they stand, and nothing
+    else.
 
-    There no operator or function is chosen by the type, and a NULL or an integer becomes the same value from any type that
-    it can have. In doubt a parameter is left out: that costs a message, not a round trip.
+    There no operator or function is chosen by the type, and a NULL or an integer becomes the same value from any type
+    that it can have. In doubt a parameter is left out: that costs a message, not a round trip.
     """
     assigned = set()
     if insert := re.match(_INSERT, statement):
@@ -694,7 +705,9 @@ def _by_assignment(statement: str) -> frozenset[int]:
 
 
 def _common_oid(values: Iterable[Any]) -> int:
-    """The type that all elements of a list have, of numbers and of moments the one that holds all; 0 where they differ."""
+    """
+    The type that all elements of a list have, of numbers and of moments the one that holds all; 0 where they differ.
+    """
     oids = {parameter_oid(value) for value in values if value is not None}
     if len(oids) > 1:
         for wider in _WIDER:

@@ -1,8 +1,8 @@
 """
 `plungepool verify-aws`: settle on an account what only an account can settle, and leave nothing behind.
 
-It deploys the application with a demo database behind an RDS Proxy, and beside it two functions that look (probe/), prints
-what was expected and what was seen, and deletes everything: after a failure and Ctrl-C, too. It begins only with
+It deploys the application with a demo database behind an RDS Proxy, and beside it two functions that look (probe/),
+prints what was expected and what was seen, and deletes everything: after a failure and Ctrl-C, too. It begins only with
 credentials and an explicit yes, given after the prices were shown.
 """
 

@@ -20,7 +20,10 @@ Verdict = Literal["as expected", "otherwise", "measured", "not seen"]
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A question with the answer that the code relies on, or is prepared for; `judge` returns what was seen, and whether it is that."""
+    """
+    A question with the answer that the code relies on, or is prepared for; `judge` returns what was seen, and whether
+    it is that.
+    """
 
     name: str
     question: str

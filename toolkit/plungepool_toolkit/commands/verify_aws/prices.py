@@ -15,7 +15,9 @@ Mode = Literal["aurora", "instance"]
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one part costs while it is there. An estimate: US dollars an hour in us-east-1, without taxes and free tiers."""
+    """
+    What one part costs while it is there. An estimate: US dollars an hour in us-east-1, without taxes and free tiers.
+    """
 
     part: str
     an_hour: tuple[float, float]

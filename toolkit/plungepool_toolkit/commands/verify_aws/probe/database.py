@@ -84,7 +84,8 @@ DESCRIBE, EXECUTE, SYNC = _message(b"D", b"P\0"), _message(b"E", b"\0\0\0\0\0"),
 
 class Session:
     """
-    One session over the bare protocol: TLS as the settings say, a password in clear text within it, and start-up options.
+    One session over the bare protocol: TLS as the settings say, a password in clear text within it, and start-up
+    options.
 
     Args: login: as whom, with what password; as the settings say otherwise.
     Raises: Refused with the server's SQLSTATE; OSError, ssl.SSLError where there is no server or no trust.
@@ -205,7 +206,8 @@ def _row(body: bytes) -> list[str | None]:
 
 # ---- pinning --------------------------------------------------------------------------------------------------------
 
-# What each suspect sends, one flight an entry. The first two are the controls: they show that the method tells the two apart.
+# What each suspect sends, one flight an entry. The first two are the controls: they show that the method tells the two
+# apart.
 _INSERT = f"INSERT INTO {_SCHEMA}.numbered (note) VALUES ('probe')"
 SUSPECTS: dict[str, list[list[bytes]]] = {
     "nothing": [[query("SELECT 1")]],
@@ -241,8 +243,8 @@ def probe_pinning(suspect: str, others: int = 8) -> dict[str, Any]:
     """
     Tell whether a client is pinned: nobody else gets the database connection that it used last.
 
-    Others hold as many transactions open as they can. A proxy that multiplexes gives them the idle connections first, the
-    suspect's among them; one that has pinned the suspect never does.
+    Others hold as many transactions open as they can. A proxy that multiplexes gives them the idle connections first,
+    the suspect's among them; one that has pinned the suspect never does.
     Shape: {"pinned": bool, "backends": int, "began", "ended": seconds since the epoch} or {"refused": {...}, ...}
     """
     settings = settings_of()
@@ -499,7 +501,9 @@ def probe_prepare() -> dict[str, Any]:
 
 
 def _secret_fields(settings: Settings) -> list[str] | None:
-    """Return the names of the fields of the administrator's secret, and no value; None if it is no document of fields."""
+    """
+    Return the names of the fields of the administrator's secret, and no value; None if it is no document of fields.
+    """
     if settings.auth != "secret":
         return None
     import boto3

@@ -1,8 +1,10 @@
 """
-Whether an in-process extension brings SIGTERM, and whether init has more CPU; a Lambda function of `plungepool verify-aws`.
+Whether an in-process extension brings SIGTERM, and whether init has more CPU; a Lambda function of `plungepool
+verify-aws`.
 
 The extension registers for no events and waits for the next one in a thread: that, and not the event, makes Lambda send
-SIGTERM to the runtime before it ends the environment. What arrives is written to the log, where the caller looks for it.
+SIGTERM to the runtime before it ends the environment. What arrives is written to the log, where the caller looks for
+it.
 """
 
 from __future__ import annotations

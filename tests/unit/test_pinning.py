@@ -347,9 +347,7 @@ def test_warning_is_one_line_for_each_shape(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_warning_names_the_line_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
-    """
-    Whichever way a statement went through SQLAlchemy, the line that is named is of the program that wants changing.
-    """
+    """Whichever way a statement went through SQLAlchemy, the line that is named is the program's own."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     guard_pinning(engine, "warn")
     with caplog.at_level(logging.WARNING, logger="plungepool"):

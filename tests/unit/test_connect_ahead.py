@@ -119,6 +119,15 @@ def test_nothing_goes_ahead_in_plain_text() -> None:
     assert server.came == [STEPWISE] * 2
 
 
+@pytest.mark.parametrize("changes", [{}, PASSWORD], ids=["token", "password"])
+def test_stepwise_sends_nothing_before_it_is_asked(changes: dict[str, Any]) -> None:
+    """PLUNGEPOOL_STARTUP=stepwise: for what sits between and throws away what it has not asked for."""
+    patient, server = connector(**changes, startup="stepwise"), Server()
+    for _ in range(3):
+        patient.connect(server)
+    assert server.came == [STEPWISE] * 3
+
+
 def test_server_that_takes_none_ahead_gets_the_same_login_step_by_step() -> None:
     """In the same connect, and from the next one on at once, however often it asks for the password in clear text."""
     tokens, server = connector(), Server(refuses_ahead=wire.PasswordAheadRefused("one message at a time"))

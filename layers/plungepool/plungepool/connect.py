@@ -202,7 +202,8 @@ class Connector:
         if seen is None or seen.place != _place(login) or time.time() >= seen.until:
             seen = None
         ahead = self._settings.auth in ("iam", "dsql") if seen is None else seen.ahead
-        return _Plan(every_curve, ahead and self._settings.tls != "disable", seen)
+        may_go_ahead = self._settings.startup == "pipelined" and self._settings.tls != "disable"
+        return _Plan(every_curve, ahead and may_go_ahead, seen)
 
     def _end_of_attempt(self, plan: _Plan, deadline: float) -> float:
         """

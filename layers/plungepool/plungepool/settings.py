@@ -19,6 +19,7 @@ _CHOICES = {
     "auth": ("password", "secret", "iam", "dsql"),
     "tls": ("verify-full", "disable"),
     "tls_negotiation": ("postgres", "direct"),
+    "startup": ("pipelined", "stepwise"),
     "pool": ("tiny", "null"),
     "pinning": ("warn", "refuse"),
     "deadline": ("server", "client", "off"),
@@ -73,6 +74,7 @@ class Settings:
     region: str | None = None
     tls: str = "verify-full"
     tls_negotiation: str = ""
+    startup: str = "pipelined"
     ca_file: str | None = None
     pool: str = "tiny"
     pool_size: int = 1

@@ -87,13 +87,13 @@ TOPICS = {
     "tls": Topic((f"{PACKAGE}/tls*",), ("unit/test_tls*", "integration/test_tls*")),
     "credentials": Topic(
         (f"{PACKAGE}/credentials*", f"{PACKAGE}/iam*", f"{PACKAGE}/secret*"),
-        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_iam*", "unit/test_secret*"),
+        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_keys*", "unit/test_iam*", "unit/test_secret*"),
     ),
     "pool": Topic((f"{PACKAGE}/pool*",), ("unit/test_pool*", "integration/test_pool*")),
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
-        ("wire/test_wire*", "wire/test_errors*", "wire/test_address*", "wire/test_dead_networks*", "wire/test_auth*", "wire/test_conn*"),
-        only="connect|_open|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|Scram|tune",
+        ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*", "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
+        only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|_encoded_password|Scram|saslprep|tune",
     ),
     "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("integration/test_doctor*", "unit/test_checks*")),
     "rds_proxy": Topic((f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "integration/test_rds_proxy*")),
@@ -268,7 +268,8 @@ class Examination:
     def tests(self) -> dict[str, str]:
         """The digest of each file of tests that is there, with what it shares with others."""
         files = sorted({path for pattern in self.topic.tests for path in (ROOT / "tests").glob(pattern)})
-        shared = [path.read_text() for path in sorted((ROOT / "tests").rglob("conftest.py"))]
+        common = [*(ROOT / "tests").rglob("conftest.py"), *(ROOT / "tests" / "shared").glob("*.py")]
+        shared = [path.read_text() for path in sorted(common)]
         return {
             str(path.relative_to(ROOT)): _digest(path.read_text(), *shared) for path in files if path.suffix == ".py"
         }

@@ -5,7 +5,7 @@ What the client computes for a warm statement and for a row, through SQLAlchemy:
     .venv/bin/python bench/instructions.py --write docs/instructions.md     writes the page, too
 
 Each contender (bench/contender) does a thing a few and then many times under valgrind's callgrind, in a process of its own; the
-difference divided by the number is the cost of one. Beside it: the time, the contenders in turns. Needs Debian's package valgrind.
+difference divided by the number is the cost of one. Beside it: CPU time, the contenders in turns. Needs Debian's package valgrind.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int, int]] = {
     "`SELECT` of six parameters of six types": ({"case": "six"}, 200, 1200, 1),
     "one of many rows of int, text, float8, timestamptz, numeric": ({"case": "rows", "arguments": {"count": 1000}}, 2, 12, 1000),
 }  # fmt: skip
-TIMED = {name: event for name, (event, *_) in CASES.items()}
+TIMED = {name: event | {"cpu": True} for name, (event, *_) in CASES.items()}
 PROGRAM = "import app, json, os, sys; app.handler(json.loads(sys.argv[1]), None); os._exit(0)"
 
 
@@ -79,7 +79,7 @@ def main() -> None:
             (
                 "Instructions that the process executes for one warm statement in `engine.connect()`, with its rollback, and for one row of a "
                 "thousand, all through SQLAlchemy; in brackets the ratio to Plungepool. They hardly differ from run to run, whatever else the "
-                "machine does. The milliseconds are of the whole, server included, in turns."
+                "machine does. The milliseconds are of the client's CPU, the contenders in turns."
             ),
             (
                 f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "

@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "`begin()`, executemany of 100 rows with RETURNING": {"case": "many", "arguments": {"returning": True}},
 }
 TIMED = {name: case for name, case in CASES.items() if "five" not in name and "pre-ping" not in name}
-ROWS = {f"{count:,}": {"case": "rows", "arguments": {"count": count}} for count in (1, 100, 10_000)}
+ROWS = {f"{count:,}": {"case": "rows", "arguments": {"count": count}, "cpu": True} for count in (1, 100, 10_000)}
 
 
 def count(server: Postgres) -> dict[str, list[str]]:
@@ -94,12 +94,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds, after one that is not (default 9)")
     parser.add_argument("--counts", action="store_true", help="count round trips only, in half a minute")
+    parser.add_argument("--rows", action="store_true", help="measure the rows only")
     parser.add_argument("--write", type=Path, help="write the tables to this page")
     options = parser.parse_args()
     times: dict[float, dict[str, list[str]]] = {}
     with Postgres(tls=True, authentication="password") as server:
         serve_contenders(server)
         (server_version,) = server.execute("SHOW server_version")[0]
+        if options.rows:
+            print(as_markdown("rows", take_turns(server, server.port, ROWS, options.rounds, tls=False)))
+            return
         counts = count(server)
         if options.counts:
             print(as_markdown("case", counts))
@@ -127,7 +131,7 @@ def main() -> None:
             for latency_ms, table in times.items()
             for text in (f"## Milliseconds, TLS, latency of {latency_ms} ms a round trip", as_markdown("case", table))
         ),
-        "## Milliseconds for rows of int, text, float8, timestamptz and numeric (plain text, loopback)",
+        "## Milliseconds of the client's CPU for rows of int, text, float8, timestamptz and numeric (plain text, loopback)",
         as_markdown("rows", rows),
     ]
     text = "\n\n".join(parts) + "\n"

@@ -692,3 +692,19 @@ def test_notices_are_kept(connection, cursor):
     cursor.execute("DO $$BEGIN FOR i IN 1..150 LOOP RAISE NOTICE 'number %', i; END LOOP; END$$")
     assert len(connection.notices) == 100
     assert (connection.notices[-1]["message"], connection.notices[-1]["severity"]) == ("number 150", "NOTICE")
+
+
+def test_rows_of_one_length_are_told_apart_by_the_sizes_of_their_values(connection):
+    """Rows are read as the last one of their length lay, where that fits; whatever the sizes, NULLs and widths are."""
+    cursor = connection.cursor()
+    random_ = random.Random(7)
+    sizes = [(random_.randrange(4), random_.randrange(4), random_.randrange(4)) for _ in range(600)]
+    rows = [tuple(None if size == 3 and random_.random() < 0.3 else "x" * size for size in row) for row in sizes]
+    rows += [("a", "bb", "c" * number) for number in range(40)] * 20
+    cursor.execute("CREATE TEMP TABLE rows_of_a_length (n serial, a text, b text, c text)")
+    cursor.executemany("INSERT INTO rows_of_a_length (a, b, c) VALUES ($1, $2, $3)", rows)
+    cursor.execute("SELECT a, b, c FROM rows_of_a_length ORDER BY n")
+    assert cursor.fetchall() == rows
+    # In one reply, 15 bytes each: two values, then one.
+    cursor.execute("SELECT 'aaaa', 'b' FROM generate_series(1, 3); SELECT 'aaaabcccc' FROM generate_series(1, 3)")
+    assert cursor.fetchall() == [("aaaabcccc",)] * 3

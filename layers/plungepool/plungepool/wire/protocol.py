@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from binascii import hexlify
 from collections import deque
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ _LONG = bytes((ROW_DESCRIPTION, DATA_ROW, COPY_DATA, ERROR_RESPONSE, NOTICE_RESP
 _SHORT_AT_MOST = 30_000  # bytes of all other messages; more is a server gone mad
 _CANCEL_KEY_AT_MOST = 256  # of the protocol's version 3.2; 4 before
 _SHAPES_KEPT = 256
+_SHAPE_AT_MOST = 1000  # bytes of a row that is worth a guess of its values' sizes
 _CONVERTED_AT_ONCE = 4096  # values that are kept as bytes until their columns are converted
 _PARAMETERS_AT_MOST = 65535
 # The command tags of statements that can ask for READ ONLY.
@@ -85,6 +87,12 @@ _UTC = frozenset(
 
 #: as `times`: the simple protocol, and as many statements as the text holds
 SEVERAL = -1
+
+
+@lru_cache(256)
+def _row_shape(sizes: tuple[int, ...]) -> tuple[Callable[[bytes, int], tuple[Any, ...]], tuple[int, ...]]:
+    """Return what reads a row whose values have these sizes, as size, value, size, value and so on; and the sizes."""
+    return struct.Struct("!" + "".join(f"i{size}s" for size in sizes)).unpack_from, sizes
 
 
 # ---- messages out ---------------------------------------------------------------------------------------------------
@@ -374,7 +382,10 @@ class Protocol:
         end = len(buffer)
         header, integer = _HEADER.unpack_from, _INT.unpack_from
         values: list[bytes | None] = []
-        append = values.append
+        append, extend = values.append, values.extend
+        # How the row of a length lay that came last: the next one of that length is read by it at once, if it fits.
+        shapes: dict[int, tuple[Callable[[bytes, int], tuple[Any, ...]], tuple[int, ...]]] = {}
+        learnt = 0
         described = False
         width, width_bytes = 0, b""
         parsed = bound = executed = 0
@@ -403,6 +414,13 @@ class Protocol:
             if code == DATA_ROW:
                 if not described or buffer[position + 5 : position + 7] != width_bytes:
                     raise violation("a row that was not described")
+                shape = shapes.get(length)
+                if shape is not None:
+                    row = shape[0](buffer, position + 7)
+                    if row[::2] == shape[1]:
+                        extend(row[1::2])
+                        position = stop
+                        continue
                 place = position + 7
                 for _ in range(width):
                     if place > stop - 4:
@@ -420,6 +438,12 @@ class Protocol:
                     raise violation("a row of another length than it says")
                 if not width:
                     reply.rows.append(())
+                elif width < len(values) and length < _SHAPE_AT_MOST:
+                    if learnt > 64 + (len(reply.rows) + len(values) // width) // 4:
+                        shapes.clear()  # hardly a row is like another one
+                    elif None not in (last := values[-width:]):
+                        learnt += 1
+                        shapes[length] = _row_shape(tuple(len(value or b"") for value in last))
                 position = stop
                 continue
             body = buffer[position + 5 : stop]
@@ -452,6 +476,7 @@ class Protocol:
                 reply.description, reply.columns = self._shapes.get(body) or self._shape(body)
                 width = len(reply.columns)
                 width_bytes = body[:2]
+                shapes.clear()
             elif code == READY_FOR_QUERY:
                 if length != 5 or body[0] not in b"ITE":
                     raise violation("a malformed ReadyForQuery")

@@ -115,7 +115,7 @@ test-pythons: .venv/.ready services ## Run the unit and integration tests on eve
 
 # What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.
 .PHONY: test-versions
-test-versions: .venv/.ready services ## Test on Python 3.14 and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
+test-versions: .venv/.ready .venv-sam/.ready services ## Test on Python 3.14 and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
 	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
 	@$(MAKE) --no-print-directory .venv-3.14/.ready
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18
@@ -123,6 +123,7 @@ test-versions: .venv/.ready services ## Test on Python 3.14 and on PostgreSQL 18
 .PHONY: test-on-python-3.14
 test-on-python-3.14:
 	@.venv-3.14/bin/python -m pytest -p no:cacheprovider tests/unit tests/integration tests/wire </dev/null
+	@$(PYTHON) -m pytest -p no:cacheprovider -k bytecode_for_every_python tests/infrastructure/test_build.py </dev/null
 
 .PHONY: test-on-postgresql-18
 test-on-postgresql-18:

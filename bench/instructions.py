@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 COUNTED = {name: title for name, title in CONTENDERS.items() if name != "asyncpg"}
 # name -> what is done, how often at least and at most, and how many units each time makes
 CASES: dict[str, tuple[dict[str, Any], int, int, int]] = {
-    "`SELECT :x`, one integer": ({"case": "select"}, 200, 1200, 1),
-    "`SELECT` of six parameters of six types": ({"case": "six"}, 200, 1200, 1),
-    "one of many rows of int, text, float8, timestamptz, numeric": ({"case": "rows", "arguments": {"count": 1000}}, 2, 12, 1000),
+    "`SELECT :x`, one integer": ({"case": "select"}, 100, 300, 1),
+    "`SELECT` of six parameters of six types": ({"case": "six"}, 100, 300, 1),
+    "one of many rows of int, text, float8, timestamptz, numeric": ({"case": "rows", "arguments": {"count": 1000}}, 2, 6, 1000),
 }  # fmt: skip
 TIMED = {name: event | {"cpu": True} for name, (event, *_) in CASES.items()}
 PROGRAM = "import app, json, os, sys; app.handler(json.loads(sys.argv[1]), None); os._exit(0)"

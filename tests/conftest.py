@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
+# pytest's importlib mode puts no test folder on the path.
+sys.path.append(str(ROOT / "tests" / "shared"))
 _OUTPUT = pytest.StashKey[dict[str, str]]()
 
 

@@ -213,6 +213,19 @@ def compile_bytecode(target: Path) -> list[str]:
     return sorted(compilers)
 
 
+def without_bytecode(name: str, compiled: list[str]) -> list[str]:
+    """What to say of the Pythons of COMPILE_FOR that are not here: nothing, or one line."""
+    missing = sorted(set(COMPILE_FOR) - set(compiled))
+    if not missing:
+        return []
+    return [
+        f"{name}: no bytecode for Python {', '.join(missing)}, not found here: functions on it work, and compile the layer anew at "
+        "each cold start, several times as slow. To have it, build where `python"
+        + "` and `python".join(missing)
+        + "` can be run from PATH"
+    ]
+
+
 def metadata(target: Path) -> list[tuple[Path, Message]]:
     return [
         (path.parent, HeaderParser().parsestr(path.read_text())) for path in sorted(target.glob("*.dist-info/METADATA"))
@@ -271,10 +284,9 @@ def main() -> None:
     compiled = compile_bytecode(target)
     settle(artifacts)
     say(f"{name}: {len(metadata(target))} projects, bytecode for Python {', '.join(compiled) or 'none'}")
-    if COMPILE_FOR[0] not in compiled:
-        say(
-            f"no Python {COMPILE_FOR[0]} runs here, so functions on it compile the layer anew at each cold start (slower)"
-        )
+    for line in without_bytecode(name, compiled):
+        say(line)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from elsewhere import wait_until
 
+from plungepool_toolkit import environment as module
 from plungepool_toolkit.environment import Environment, InitError
 
 # Registers an extension inside the process, which is what makes Lambda send SIGTERM to a runtime.
@@ -50,14 +52,6 @@ def state_of(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def wait_for(reached):
-    """Wait for what the kernel does in its own time, such as stopping every thread after SIGSTOP."""
-    deadline = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
-
-
 def test_an_invocation_gives_what_the_handler_returns(function):
     """The event reaches the handler and its result comes back, with the lines it wrote; init runs once."""
     environment = function("""
@@ -95,7 +89,7 @@ def test_the_context_is_lambdas(function):
                 "home": os.environ["HOME"],
             }
         """,
-        timeout_s=9,
+        timeout_s=60,
         function_name="shop",
         memory_mb=512,
     )
@@ -103,7 +97,7 @@ def test_the_context_is_lambdas(function):
         None, request_id="r-1", trace_id="Root=1-a-b;Sampled=0", client_context={"custom": {"k": "ü"}}
     ).payload
     assert seen["id"] == "r-1"
-    assert 8000 < seen["left"] <= 9000
+    assert 30_000 < seen["left"] <= 60_000
     assert seen["name"] == "shop"
     assert seen["arn"].endswith(":function:shop")
     assert seen["memory"] == "512"
@@ -128,7 +122,7 @@ def test_it_is_frozen_between_invocations(function):
 
     def switches():
         tasks = [f"{environment.pid}/task/{path.name}" for path in Path(f"/proc/{environment.pid}/task").iterdir()]
-        wait_for(lambda: {state_of(task) for task in tasks} == {"T"})
+        wait_until(lambda: {state_of(task) for task in tasks} == {"T"})
         lines = [line for task in tasks for line in Path(f"/proc/{task}/status").read_text().splitlines()]
         return [line for line in lines if "switches" in line]
 
@@ -151,9 +145,9 @@ def test_child_processes_are_frozen_and_ended_with_it(function):
             return child.pid
     """)
     child = environment.invoke(None).payload
-    wait_for(lambda: state_of(child) == "T")
+    wait_until(lambda: state_of(child) == "T")
     environment.close()
-    wait_for(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")
+    wait_until(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")
 
 
 def test_an_exception_is_the_error_document(function):
@@ -221,9 +215,11 @@ COUNTING = """
 )
 def test_a_reset_environment_is_initialised_again(function, event, kind, text):
     """After a time-out or a crash the next invocation runs in a new process, and says that it was initialised."""
-    environment = function(COUNTING, timeout_s=0.5 if event == "hang" else 15)
+    environment = function(COUNTING)
     before = environment.invoke(None).payload
+    environment.timeout_s = 0.5 if event == "hang" else 15
     failed = environment.invoke(event)
+    environment.timeout_s = 15
     assert failed.error["errorType"] == kind
     assert text in failed.error["errorMessage"]
     assert failed.request_id in failed.error["errorMessage"]
@@ -262,6 +258,14 @@ def test_without_an_extension_it_is_killed(function):
     assert "SIGTERM" not in environment.log
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """A Lambda that gives what ends in order the time that a busy machine takes; what does not end costs as much."""
+    for name in ("_SHUTDOWN_INTERNAL_S", "_SHUTDOWN_EXTERNAL_S", "_SHUTDOWN_RUNTIME_S"):
+        monkeypatch.setattr(module, name, 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="on Python 3.11 the client's main thread hears no signal")
 def test_an_extension_inside_the_process_gets_it_sigterm(function):
     """With an internal extension the handler of SIGTERM runs before the end, also out of the freeze."""
@@ -295,6 +299,7 @@ def test_a_runtime_that_ignores_sigterm_is_killed(function):
     assert (shutdown.exit_code, shutdown.signalled) == (-signal.SIGKILL, True)
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_external_extension_hears_of_invocations_and_the_end(function, tmp_path):
     """A program beside the runtime registers before it, and gets INVOKE and SHUTDOWN."""
     program = tmp_path / "watcher"
@@ -480,10 +485,10 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path, moment):
     ) as parent:
         pid = int(parent.stdout.readline())
         wanted = "S" if moment == "invoking" else "T"
-        wait_for(lambda: state_of(pid) == wanted)
+        wait_until(lambda: state_of(pid) == wanted)
         parent.kill()
         parent.wait()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() and not list(tmp_path.glob("plungepool-*")))
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() and not list(tmp_path.glob("plungepool-*")))
 
 
 def test_a_function_inherits_no_descriptor_of_the_toolkit(function):

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SAM = ROOT / ".venv-sam" / "bin"
+# Where `make test-versions` has it; elsewhere there is no such folder.
+PYTHON_3_14 = ROOT / ".debian/python3.14/usr/bin"
 sys.path.append(str(Path(__file__).parent))  # for template_rules
 
 
@@ -34,7 +36,7 @@ def run_sam(pythons: dict[str, str]) -> Callable[..., subprocess.CompletedProces
         "AWS_SECRET_ACCESS_KEY": "none",
         "SAM_CLI_TELEMETRY": "0",
         # sam build asks for a python3.13 that runs; a version manager's shim may be first on PATH.
-        "PATH": f"{Path(pythons['3.13']).parent}:{SAM}:{os.environ['PATH']}",
+        "PATH": f"{Path(pythons['3.13']).parent}:{SAM}:{os.environ['PATH']}:{PYTHON_3_14}",
     }
 
     def run(program: str, *arguments: str | Path, standard_input: str = "") -> subprocess.CompletedProcess[str]:
@@ -67,7 +69,7 @@ def build_layer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str,
     for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
         (shims / name).write_text("#!/bin/sh\necho no version is set >&2\nexit 127\n")
         (shims / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{shims}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{shims}:{os.environ['PATH']}:{PYTHON_3_14}"}
 
     def build(name: str, logical_id: str, to: Path) -> None:
         scratch = to.with_name(to.name + "-source")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import marshal
+import runpy
 import subprocess
 import sys
 import types
@@ -183,3 +184,12 @@ def test_functions_answer_from_the_built_artifacts(built: Path, postgres: Postgr
     answer = invoke("HandleOrdersFunction", "plungepool_app", "handle_orders")
     assert answer["statusCode"] == 200
     assert len(json.loads(answer["body"])["orders"]) == 5
+
+
+def test_build_says_for_which_pythons_it_has_no_bytecode() -> None:
+    """Whoever builds without one of the runtimes' Pythons learns what it costs, and what to do."""
+    script = runpy.run_path(str(ROOT / "layers" / "plungepool" / "build_layer.py"))
+    assert script["without_bytecode"]("plungepool", ["3.12", "3.13", "3.14"]) == []
+    (line,) = script["without_bytecode"]("plungepool", ["3.12"])
+    assert line.startswith("plungepool: no bytecode for Python 3.13, 3.14, not found here")
+    assert line.endswith("build where `python3.13` and `python3.14` can be run from PATH")

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from elsewhere import wait_until
 
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.processes import GuardedProcess
@@ -134,13 +134,6 @@ def answers(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
-
-
-def wait_until(condition: Callable[[], object], otherwise: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, otherwise
-        time.sleep(0.2)
 
 
 @dataclass(frozen=True)

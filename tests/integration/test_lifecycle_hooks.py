@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from elsewhere import in_a_child
 from sqlalchemy import text
 
 from plungepool import lifecycle
@@ -26,22 +27,15 @@ def test_forked_child_does_not_use_the_parents_idle_connection(make_engine: Call
     engine = make_engine(pool_size=1)
     with engine.connect() as connection:
         parents = connection.execute(PID).scalar_one()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        said = "failed"
-        try:
-            with engine.connect() as connection:
-                said = str(connection.execute(PID).scalar_one())
-            engine.dispose()
-        finally:
-            os.write(writer, said.encode())
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writer)
-    with open(reader, encoding="ascii") as pipe:
-        childs = pipe.read()
-    assert childs.isdigit()
+
+    def connect() -> int:
+        with engine.connect() as connection:
+            own = connection.execute(PID).scalar_one()
+        engine.dispose()
+        return int(own)
+
+    childs = in_a_child(connect)
+    assert childs.isdigit(), childs
     assert int(childs) != parents
     with engine.connect() as connection:
         assert connection.execute(PID).scalar_one() == parents
@@ -52,16 +46,14 @@ def test_forked_child_connects_while_the_parent_holds_the_only_connection(make_e
     engine = make_engine(pool_size=1, checkout_timeout_s=0.2)
     with engine.begin() as held:
         parents = held.execute(PID).scalar_one()
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                with engine.connect() as connection:
-                    status = 0 if connection.execute(PID).scalar_one() != parents else 2
-            finally:
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+
+        def connect() -> int:
+            with engine.connect() as connection:
+                return int(connection.execute(PID).scalar_one())
+
+        childs = in_a_child(connect)
+        assert childs.isdigit(), childs
+        assert int(childs) != parents
         assert held.execute(PID).scalar_one() == parents
 
 

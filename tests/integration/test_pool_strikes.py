@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+from elsewhere import wait_until
 from sqlalchemy import event, text
 
 from plungepool import PoolExhausted, lifecycle, wire
@@ -66,14 +67,6 @@ def backends(postgres: Postgres) -> int:
     """Return how many sessions of this application the server counts."""
     ((count,),) = postgres.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'plungepool'")
     return int(count)
-
-
-def wait_until(condition: Callable[[], bool], what: str = "it", seconds: float = 10.0) -> None:
-    """Wait for what the server does in its own time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true in time"
-        time.sleep(0.01)
 
 
 def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
@@ -153,7 +146,7 @@ def assert_unbroken(engine: Engine, postgres: Postgres, wrong: list[tuple[int, A
         held = [engine.connect() for _ in range(size)]
         for connection in held:
             assert connection.execute(text("SELECT 1")).scalar() == 1
-        wait_until(lambda: backends(postgres) == size, f"{size} backends, and not {backends(postgres)}")
+        wait_until(lambda: backends(postgres) == size, f"there are {backends(postgres)} backends and not {size}")
         with pytest.raises(PoolExhausted):
             engine.connect()
         for connection in held:
@@ -380,7 +373,7 @@ def test_strike_leaves_no_backend_whoever_holds_the_record(
                     raise
         one_use(engine, 3 * at + 1, wrong)
         if at % 10 == 0:
-            wait_until(lambda: backends(postgres) == 1, "a single backend")
+            wait_until(lambda: backends(postgres) == 1, "there is more or less than one backend")
         if not injector.struck:
             break
     assert at > 100

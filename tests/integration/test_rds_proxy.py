@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from elsewhere import wait_until
 from sqlalchemy import Integer, String, exc, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -244,9 +244,7 @@ def test_a_connection_that_the_proxy_closed_is_replaced(
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
     proxy.advance(seconds)
-    deadline = time.monotonic() + 20
-    while proxy.counters.clients and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: not proxy.counters.clients)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     assert proxy.counters.accepted == 2

@@ -142,7 +142,7 @@ def test_a_killed_demo_leaves_nothing(machine: Any, read_until: Any) -> None:
         assert len(machine.processes()) > 4
         process.kill()
         process.communicate(timeout=60)
-        assert machine.left_behind(20) == []
+        assert machine.left_behind(60) == []
 
 
 def test_help_names_the_command(machine: Any) -> None:

@@ -28,14 +28,14 @@ def test_the_documented_test_passes(machine: Any, project: Any) -> None:
     """The function and the test of docs/local.md work as they stand there, with nothing but the installed plugin."""
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
     assert "1 passed" in result.stdout, result.stdout + result.stderr
-    assert machine.left_behind(2) == []
+    assert machine.left_behind(60) == []
 
 
 def test_the_documented_script_runs(machine: Any, project: Any) -> None:
     """The same as plain classes prints the first visit."""
     result = machine.run(project / "run.py", cwd=project)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
-    assert machine.left_behind(2) == []
+    assert machine.left_behind(60) == []
 
 
 def test_a_failing_test_leaves_nothing(machine: Any, project: Any) -> None:
@@ -46,7 +46,7 @@ def test_a_failing_test_leaves_nothing(machine: Any, project: Any) -> None:
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
     assert "1 failed" in result.stdout, result.stdout + result.stderr
     assert "error" not in result.stdout.splitlines()[-1]
-    assert machine.left_behind(2) == []
+    assert machine.left_behind(60) == []
 
 
 def test_every_fixture_is_documented(machine: Any, project: Any) -> None:

@@ -243,7 +243,7 @@ def test_the_sweep_finds_idle_clients_by_itself(rds_proxy: Start) -> None:
     """No call of `advance` is needed where the real clock is used."""
     proxy = scram(rds_proxy, idle_client_timeout_s=0.1)
     with client(proxy) as connection:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not proxy.counters.idle_clients_closed and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(psycopg.OperationalError, match="idle for too long"):
@@ -457,7 +457,7 @@ def test_the_documented_test_passes(machine: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_text(source)
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
     assert "1 passed" in result.stdout, result.stdout + result.stderr
-    assert machine.left_behind(2) == []
+    assert machine.left_behind(60) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -493,4 +493,4 @@ def test_the_command_says_what_pinned(machine: Any, read_until: Callable[..., st
     at = re.search(r"The database itself is at (127\.0\.0\.1:\d+), without TLS; its superuser is 'postgres'", report)
     assert at is not None
     assert at[1] not in url
-    assert machine.left_behind(5) == []
+    assert machine.left_behind(60) == []

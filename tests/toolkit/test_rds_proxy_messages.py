@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -256,7 +257,10 @@ class Server:
         kind, body = one[:1], one[5:]
         if self._copying:
             # Flush and Sync are ignored here.
-            if kind in b"cf":
+            if kind == b"d" and body == b"bad\n":
+                self._copying = False
+                self._end(b"E")
+            elif kind in b"cf":
                 self._copying = False
                 self._end(b"C" if kind == b"c" else b"E")
         elif kind in b"dcf":
@@ -306,9 +310,13 @@ class Server:
         self.replies.append(messages.pack(kind, body))
 
 
-def copied(sql: str, *, simple: bool, early_sync: bool, ended_by: str, rows: int) -> list[bytes]:
-    """A COPY by one of the protocols, its data sent along."""
-    data = [message("d", b"1\n")] * rows + [message(ended_by, b"why\0" if ended_by == "f" else b"")]
+def copied(sql: str, *, simple: bool, early_sync: bool, ended_by: str, rows: int, bad: bool = False) -> list[bytes]:
+    """A COPY by one of the protocols, its data sent along; the first row may be one that the server does not take."""
+    data = (
+        [message("d", b"bad\n")] * bad
+        + [message("d", b"1\n")] * rows
+        + [message(ended_by, b"why\0" if ended_by == "f" else b"")]
+    )
     if simple:
         return [query(sql), *data]
     begin = [
@@ -342,19 +350,45 @@ BATCHES = st.one_of(
         early_sync=st.booleans(),
         ended_by=st.sampled_from(["c", "f"]),
         rows=st.integers(0, 3),
+        bad=st.booleans(),
     ),
     st.builds(copied_twice, st.integers(0, 2), st.sampled_from(["c", "f"]), st.sampled_from(["", ";SELECT", ";FAIL"])),
 )
 
 
+class Eager:
+    """Lets a client say all that it may before it hears anything."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+class Alternating:
+    """Lets a client hear something, then say something."""
+
+    def __init__(self) -> None:
+        self._last = 1.0
+
+    def random(self) -> float:
+        self._last = 1.0 - self._last
+        return self._last
+
+
+def each_copy(test: Any) -> Any:
+    """Add every kind of COPY with a statement behind it, by a client that hears first and by one that speaks first."""
+    for sql, simple, early_sync, ended_by, bad in product(("COPY", "FAIL"), (0, 1), (0, 1), "cf", (0, 1)):
+        copy = copied(sql, simple=bool(simple), early_sync=bool(early_sync), ended_by=ended_by, rows=2, bad=bool(bad))
+        for random in (None, Eager()):
+            test = example([copy, batch("SELECT", False)], random)(test)
+    return test
+
+
 @given(st.lists(BATCHES, min_size=1, max_size=6), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=500)
-@example([copied("COPY", simple=False, early_sync=True, ended_by="c", rows=1)], None)
-@example([copied("FAIL", simple=False, early_sync=True, ended_by="c", rows=1)], None)
-@example([copied("COPY", simple=True, early_sync=False, ended_by="c", rows=1), batch("SELECT", False)], None)
+@settings(deadline=None, max_examples=300)
+@each_copy
+# A client that hears of the error gives up its data, and asks for the next thing at once.
+@example([[query("COPY"), message("d", b"bad\n")], batch("SELECT", True)], Alternating())
 @example([copied_twice(1, "c", ""), batch("SELECT", False)], None)
-@example([copied("COPY", simple=True, early_sync=False, ended_by="f", rows=1), batch("SELECT", False)], None)
-@example([copied("COPY", simple=False, early_sync=True, ended_by="f", rows=1), batch("SELECT", False)], None)
 @example(
     [
         batch("BEGIN", True),

@@ -215,6 +215,8 @@ async def test_who_stopped_waiting_is_passed_over() -> None:
     await turns()
     database.pool.give_back(server)
     assert await last is server
+    with pytest.raises(BorrowTimeout):
+        await database.borrow(timeout_s=0.01)
     again = database.waiting(OTHER)
     await turns()
     server.peer.connection_lost(None)
@@ -277,6 +279,7 @@ async def test_a_failover_cuts_all_of_them() -> None:
     assert [one.peer.transport.is_closing() for one in (lent, idle)] == [True, True]
     assert (database.pool.lost, database.pool.servers) == (2, set())
     assert await database.borrow() not in (lent, idle)
+    assert database.pool.peak == 2
 
 
 @on_a_loop

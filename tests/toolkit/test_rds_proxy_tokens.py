@@ -166,6 +166,13 @@ def test_a_token_is_good_up_to_its_bounds() -> None:
         verify(signed(), now=NOON + 5, credentials=[ending])
 
 
+def test_a_token_is_the_same_however_its_names_are_written() -> None:
+    """A signature is of what the query says, after percent-decoding."""
+    verify(signed().replace("X-Amz-Date", "X%2DAmz-Dat%65"), now=NOON)
+    with pytest.raises(TokenRefused, match="malformed"):
+        verify(signed() + "&D%42User=proxied", now=NOON)
+
+
 _GOOD = token()
 
 

@@ -1,4 +1,4 @@
-"""What the wire takes from inside pg8000, scramp and SQLAlchemy is there, and a version that may lack it is shut out."""
+"""What the wire takes from inside pg8000 and SQLAlchemy is there, and a version that may lack it is shut out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 PACKAGE = Path(plungepool.__file__).parent
-BORROWED_FROM = ("pg8000", "scramp", "sqlalchemy")
+BORROWED_FROM = ("pg8000", "sqlalchemy")
 
 # Methods and attributes of SQLAlchemy that the dialect replaces or reads, and that no import names.
 HOOKS = {

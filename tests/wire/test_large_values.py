@@ -1,5 +1,6 @@
 """Rows beyond a megabyte: read value by value, whole wherever the pieces are cut, and without a second copy."""
 
+import hashlib
 import random
 import struct
 import tracemalloc
@@ -8,6 +9,7 @@ import pytest
 from fuzz_server import Fault, FuzzServer, data_row, row_description
 
 from plungepool import wire
+from plungepool.wire import protocol
 
 
 def test_large_values_are_whole_among_small_ones(connection):
@@ -34,6 +36,43 @@ def test_large_values_are_sent_whole(connection):
     assert cursor.rowcount == 40
     cursor.execute("SELECT n, length(a) FROM t ORDER BY n")
     assert cursor.fetchall() == [(n, len(a)) for n, a in rows]
+
+
+def test_large_bytes_are_sent_whole_wherever_they_stand(connection):
+    """Beside other parameters, in a flight of many rows, beside NULL and short ones, and in a cursor's declaration."""
+    cursor = connection.cursor()
+    long, short = bytes(range(256)) * 400, b"\\x\0\xff"
+    sent = ("first", long, None, short, 7, long[1:])
+    got = cursor.execute("SELECT $1::text, $2, $3::bytea, $4, $5, $6", sent).fetchone()
+    assert got == sent
+    cursor.execute("CREATE TEMP TABLE t (n int, a bytea)")
+    rows = [(0, long), (1, None), (2, short), (3, long[2:]), (4, bytearray(long)), (5, None)]
+    cursor.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    cursor.execute("SELECT n, a FROM t ORDER BY n")
+    assert cursor.fetchall() == [(n, a if a is None else bytes(a)) for n, a in rows]
+    cursor.declare("c", "SELECT length($1), md5($2)", (long, long))
+    assert cursor.execute("FETCH c").fetchone() == (len(long), hashlib.md5(long).hexdigest())
+
+
+def test_large_bytes_in_a_message_are_what_an_error_would_show_of_them():
+    """What is kept out of errors is looked for as the server writes it there: in hexadecimal digits."""
+    values = ("text", b"\xab\xcd" * 40_000, 5)
+    message = protocol.bind(values, protocol.types_of(values))
+    assert list(protocol.parameters_in([message])) == ["text", "\\x" + "abcd" * 40_000, "5"]
+    assert list(protocol.parameters_in([protocol.bind(values)])) == ["text", "\\x" + "abcd" * 40_000, "5"]
+
+
+def test_large_bytes_are_sent_with_one_copy(connection):
+    """As the message that holds them, and no second time."""
+    cursor = connection.cursor()
+    value = b"\xff" * 8_000_000
+    tracemalloc.start()
+    try:
+        assert cursor.execute("SELECT length($1)", (value,)).fetchone() == (len(value),)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000 * 1.2
 
 
 def test_large_value_is_held_once(connection):

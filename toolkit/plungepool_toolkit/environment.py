@@ -99,6 +99,7 @@ class Environment(Closing):
         init_timeout_s: what init, and restore, may take.
         snap_start: init up to the snapshot; `restore`, or the first `invoke`, goes on from there.
         python: the interpreter; it must have awslambdaric.
+    Attributes: `init_s` and `restore_s`, what the last init and the restore took; `timeout_s` may be assigned.
     Raises: InitError from `start` and `restore`; OSError and ValueError for what is not there. A failing function
         raises nothing: its `Invocation` has the error.
     Units: seconds. Threads: safe; invocations of one environment wait for each other. Forks: a child must not use it.

@@ -54,6 +54,7 @@ class Work:
     error: dict[str, Any] | None = None
 
     def fail(self, error: dict[str, Any]) -> None:
+        """End it with an error document, unless it has ended already."""
         if not self.finished_at:  # a response that was given stays given
             self.error = error
             self.finished_at = time.perf_counter()
@@ -157,6 +158,7 @@ class Life:
     # For the Runtime API's threads
 
     def next_work(self) -> Work | None:
+        """Say that the runtime is idle, and wait for the next invocation; None at the end."""
         with self.changed:
             self.idle = True
             self.restoring = False
@@ -170,6 +172,7 @@ class Life:
             return None
 
     def finish(self, request_id: str, error: bool, body: bytes) -> bool:
+        """Take the runtime's answer; False if it is not to the invocation that runs."""
         with self.changed:
             work = self._work
             if work is None or work.request_id != request_id or work.finished_at:
@@ -184,6 +187,7 @@ class Life:
             return True
 
     def wait_for_restore(self) -> bool:
+        """Say that the snapshot can be taken, and wait for its restore; False at the end."""
         with self.changed:
             self.at_snapshot = True
             self.changed.notify_all()
@@ -192,6 +196,7 @@ class Life:
             return self.restoring
 
     def fail(self, phase: str, error: dict[str, Any]) -> None:
+        """Take the error that the runtime reports of init, of a hook or of the restore."""
         with self.changed:
             self.failure, self.failed_phase = error, phase
             self.changed.notify_all()
@@ -208,6 +213,7 @@ class Life:
             return identifier
 
     def next_event(self, identifier: str) -> dict[str, Any] | None:
+        """Wait for the next event of an extension; None at the end."""
         with self.changed:
             extension = self.extensions[identifier]
             extension.waiting = not extension.pending
@@ -247,6 +253,7 @@ class RuntimeApi(Closing):
             _Request(connection, ("127.0.0.1", 0), self)  # type: ignore[arg-type]  # a server only by name
 
     def close(self) -> None:
+        """Listen no more, and wait for the requests that are being served."""
         self._closing = True
         with contextlib.suppress(OSError):  # wakes accept(), which closing the socket does not do everywhere
             socket.create_connection(self._listener.getsockname(), timeout=1).close()

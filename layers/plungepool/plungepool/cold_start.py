@@ -166,7 +166,7 @@ def _import_sqlalchemy() -> None:
 
 
 # As pyproject.toml asks for them: from this version on, and below that one.
-_MADE_FOR = {"sqlalchemy": ((2, 1), (2, 2)), "pg8000": ((1, 31, 5), (1, 32)), "scramp": ((1, 4, 5), (2,))}
+_MADE_FOR = {"sqlalchemy": ((2, 1), (2, 2)), "pg8000": ((1, 31, 5), (1, 32))}
 
 
 def _refuse_other_versions() -> None:

@@ -405,7 +405,7 @@ class Connection(_Transactions):
             parts.append(parse(statement, oids))
             describe = DESCRIBE
             for values in run:
-                parts += (bind(values), describe, EXECUTE)
+                parts += (bind(values, oids), describe, EXECUTE)
                 describe = b""
         parts.append(SYNC)
         reply = Reply(parts)
@@ -434,7 +434,8 @@ class Connection(_Transactions):
 
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> Reply:
         refuse_misuse(values)
-        declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", types_of(values)) + bind(values) + EXECUTE
+        oids = types_of(values)
+        declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", oids) + bind(values, oids) + EXECUTE
         return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
 
 

@@ -30,7 +30,7 @@ from .errors import (
     server_error,
     violation,
 )
-from .values import Column, UnknownType, parameter_oid, to_text
+from .values import BYTEA, Column, UnknownType, parameter_oid, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -140,13 +140,20 @@ def _encoded(statement: str) -> bytes:
         raise ProgrammingError("the statement cannot be encoded as utf-8") from error
 
 
-def bind(values: Sequence[Any]) -> bytes:
-    """Bind, of the unnamed statement to the unnamed portal, everything as text."""
+def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
+    """
+    Bind, of the unnamed statement to the unnamed portal: everything as text, but long bytes that were declared as such.
+
+    Args: oids: as the statement was parsed with. Binary is what a bytea holds, without a text of twice its length.
+    """
+    formats = bytearray()
     parts = [b"B", b"", b"\0\0\0\0", _SHORT.pack(len(values))]
     for position, value in enumerate(values, 1):
         try:
-            if type(value) is bytes and len(value) > _PIECE:  # without the three copies that text takes
-                parts += (_INT.pack(2 + 2 * len(value)), b"\\x", hexlify(value))
+            if type(value) is bytes and len(value) > _PIECE and len(oids) >= position and oids[position - 1] == BYTEA:
+                formats = formats or bytearray(2 * len(values))
+                formats[2 * position - 1] = 1
+                parts += (_INT.pack(len(value)), value)
                 continue
             text = to_text(value)
             if text is None:
@@ -163,6 +170,8 @@ def bind(values: Sequence[Any]) -> bytes:
         except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
             raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
     parts.append(b"\0\0")
+    if formats:
+        parts[2] = b"\0\0" + _SHORT.pack(len(values)) + formats
     # Joined once, and not as a body that is copied again behind its header: a parameter may be large.
     parts[1] = _INT.pack(4 + sum(map(len, parts)) - 1)
     return b"".join(parts)
@@ -198,14 +207,19 @@ def _parameters(sent: bytes) -> Iterator[str]:
             place = position + 5
             for _ in range(2):  # the names of portal and statement
                 place = sent.index(b"\0", place) + 1
-            place += 2 + 2 * _SHORT.unpack_from(sent, place)[0]  # formats
+            (given,) = _SHORT.unpack_from(sent, place)
+            binary = sent[place + 3 : place + 2 + 2 * given : 2]
+            place += 2 + 2 * given
             (count,) = _SHORT.unpack_from(sent, place)
             place += 2
-            for _ in range(count):
+            for number in range(count):
                 (size,) = _INT.unpack_from(sent, place)
                 place += 4
                 if size > 0:
-                    yield sent[place : place + size].decode("utf-8", "replace").strip()
+                    value = sent[place : place + size]
+                    # Errors show bytes as hexadecimal digits, however they were sent.
+                    text = b"\\x" + hexlify(value) if given and binary[number] else value
+                    yield text.decode("utf-8", "replace").strip()
                     place += size
         position += 1 + length
 

@@ -69,6 +69,7 @@ class Account:
         self._poll_s = poll_s
 
     def client(self, service: str, **config: Any) -> Any:
+        """Return boto3's client of a service; `config` is botocore's."""
         from botocore.config import Config
 
         return self._session.client(service, config=Config(**config))

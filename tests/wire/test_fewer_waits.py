@@ -298,12 +298,16 @@ def test_direct_tls_demands_the_protocols_name(server):
 @pytest.mark.parametrize("pipelined", ["accept", "refuse"])
 def test_stand_in_for_rds_proxy(postgres, direct, pipelined):
     """It takes both, or refuses what goes ahead as it is told."""
-    with RdsProxy(postgres, auth="password", users={"postgres": PASSWORD}, pipelined_startup=pipelined) as stand_in:
+    with RdsProxy(
+        postgres, auth="password", users={"postgres": postgres.password}, pipelined_startup=pipelined
+    ) as stand_in:
         if pipelined == "refuse":
             with pytest.raises(wire.PasswordAheadRefused):
-                connect(stand_in, "postgres", direct=direct)
+                connect(stand_in, "postgres", direct=direct, password=postgres.password)
         ahead = pipelined == "accept"
-        with connect(stand_in, "postgres", direct=direct, password_ahead=ahead) as connection:
+        with connect(
+            stand_in, "postgres", direct=direct, password=postgres.password, password_ahead=ahead
+        ) as connection:
             assert select(connection) == (7,)
             assert connection.authentication == "password"
 
@@ -323,7 +327,7 @@ def pgbouncer(postgres):
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             f"""[databases]
-* = host={postgres.host} port={postgres.port} user=postgres
+* = host={postgres.host} port={postgres.port} user=postgres password={postgres.password}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -378,9 +382,9 @@ def test_direct_tls_is_refused_by_pgbouncer(pgbouncer):
 
 def test_stand_in_without_direct_tls(postgres):
     """A proxy that knows TLS by request only, as RDS Proxy may."""
-    with RdsProxy(postgres, auth="password", users={"postgres": PASSWORD}, direct_tls=False) as stand_in:
+    with RdsProxy(postgres, auth="password", users={"postgres": postgres.password}, direct_tls=False) as stand_in:
         with pytest.raises(wire.OperationalError, match="PLUNGEPOOL_TLS_NEGOTIATION"):
-            connect(stand_in, "postgres", direct=True)
+            connect(stand_in, "postgres", direct=True, password=postgres.password)
 
 
 @pytest.mark.parametrize("direct", [False, True])

@@ -18,9 +18,6 @@ REASONS = {
         "the hot path of every statement: a call a message would cost a tenth"
     ),
     "plungepool.wire.session.Session": "flights and what becomes of a torn one: each method undoes what another began",
-    "plungepool.wire.session.Session.__init__": (
-        "fifteen options of a connect, each checked before anything is dialled"
-    ),
     "plungepool.wire.transport.Transport": "one socket from dialling to its end; a few lines over",
     "plungepool_toolkit.network.ChaosProxy": "one way to break a network a method; a few lines over",
 }

@@ -9,7 +9,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import errors
-from .errors import Error, InterfaceError, InternalError, ProgrammingError, Secret
+from .errors import EndOfStream, Error, InterfaceError, InternalError, ProgrammingError, Secret
 from .protocol import (
     BIND_NOTHING,
     DESCRIBE,
@@ -127,9 +127,32 @@ class _Transactions(Session):
         self._xid: str | None = None
         self._prepared = False
         # Before the session is opened: a strike behind that would leave a connection without its BEGIN.
-        self._readonly = None
+        self._readonly: bool | None = None
         self._plan_begin()
         super().__init__(**options)
+
+    @property
+    def backend_pid(self) -> int:
+        """The server's process that serves this session; 0 where it did not say."""
+        return self._protocol.backend_pid
+
+    @property
+    def used_password(self) -> bool:
+        """Whether the server asked for the password; where it trusts, nobody knows whether that is right."""
+        return self.authentication != "trust"
+
+    @property
+    def deadline(self) -> float | None:
+        """
+        The moment at which a flight is given up and the connection closed; None: never.
+
+        Units: seconds of wall clock since the epoch, as time.time() counts them.
+        """
+        return self._transport.deadline
+
+    @deadline.setter
+    def deadline(self, moment: float | None) -> None:
+        self._transport.deadline = moment
 
     @property
     def in_transaction(self) -> bool:
@@ -172,7 +195,7 @@ class _Transactions(Session):
     @readonly.setter
     def readonly(self, value: bool | None) -> None:
         self._refuse_inside_transaction("readonly")
-        self._readonly = value
+        self._readonly = self._writer.begun_read_only = value
         self._plan_begin()
 
     @property
@@ -240,10 +263,10 @@ class _Transactions(Session):
             # There is no time left to ask for it, and the server does it by itself when the session ends.
             self.close()
         elif self._protocol.status != IDLE or self.closed:
-            if not self._in_doubt:
+            if not self._writer.in_doubt:
                 self._query("ROLLBACK")
                 return
-            self._in_doubt = False
+            self._writer.in_doubt = False
             reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
             if reply.rows == [(True,)]:
                 self._discard("it reaches a server that may not write any more: has the writer moved?")
@@ -253,6 +276,38 @@ class _Transactions(Session):
             raise ProgrammingError(
                 f"{name} cannot be used within a two-phase transaction: use tpc_commit or tpc_rollback"
             )
+
+    # ---- is it alive
+
+    def check(self) -> None:
+        """
+        Look whether the server has hung up, without a round trip; blocks never.
+
+        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the reason
+            that it gave (for example 57P01).
+        """
+        transport = self._usable()
+        self._flying = True
+        try:
+            self._protocol.sort_out_leftovers()
+            if transport.is_readable():
+                ended = False
+                while not ended and (chunk := transport.take()) is not None:
+                    self._protocol.sort_out_leftovers(chunk)
+                    ended = not chunk
+                if ended:
+                    raise EndOfStream
+        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
+            self._give_up(error, None)
+        self._flying = False
+
+    def ping(self) -> None:
+        """
+        Ask the server whether it is there: one round trip.
+
+        Raises: OperationalError when it is not; InterfaceError when the connection is closed.
+        """
+        self._fly(Reply((SYNC,)), 0, 0)
 
 
 class Connection(_Transactions):

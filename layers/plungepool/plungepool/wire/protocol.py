@@ -341,14 +341,85 @@ class Reply:
         return error, None
 
 
-class Protocol:
-    """What the server has said in one session, and how what it says is read."""
+class _Input:
+    """What has come and was not read yet."""
 
     def __init__(self) -> None:
         #: what has come, for the generator that asked for it
         self.chunk = b""
         #: what came behind the last reply
         self.buffer = b""
+
+    def _gather(self, buffer: bytes, wanted: int) -> Generator[int, None, bytes]:
+        """Return `buffer` with so much more behind it that at least `wanted` bytes are there."""
+        parts, have = [buffer], len(buffer)
+        while have < wanted:
+            yield wanted - have
+            parts.append(self.chunk)
+            have += len(self.chunk)
+        self.chunk = b""
+        return b"".join(parts)
+
+    def _read_large_row(self, buffer: bytes, values: list[bytes | None], width: int) -> Generator[int, None, bytes]:
+        """Read a row value by value, so that none is held twice; return what came behind it."""
+        buffer = yield from self._gather(buffer, 7)
+        left = _INT.unpack_from(buffer, 1)[0] - 6
+        if _SHORT.unpack_from(buffer, 5)[0] != width:
+            raise violation("a row that was not described")
+        buffer = buffer[7:]
+        for _ in range(width):
+            if left < 4:
+                raise violation("a row that is too short")
+            buffer = yield from self._gather(buffer, 4)
+            (size,) = _INT.unpack_from(buffer)
+            left -= 4
+            if size < -1 or size > left:
+                raise violation("a value of a length that does not fit its row")
+            buffer = buffer[4:]
+            if size < 0:
+                values.append(None)
+                continue
+            left -= size
+            if size <= len(buffer):
+                values.append(buffer[:size])
+                buffer = buffer[size:]
+                continue
+            # Grows in place, and gives its bytes away without a copy.
+            value = BytesIO()
+            have = value.write(buffer)
+            buffer = b""
+            while have < size:
+                yield min(size - have, _PIECE)
+                have += value.write(self.chunk)
+            self.chunk = b""
+            if have > size:
+                value.seek(size)
+                buffer = value.read()
+                value.truncate(size)
+            values.append(value.getvalue())
+        if left:
+            raise violation("a row of another length than it says")
+        return buffer
+
+    def _read_message(self) -> Generator[int, None, tuple[int, bytes]]:
+        """One message of the start, where none is long."""
+        if len(self.buffer) < 5:
+            self.buffer = yield from self._gather(self.buffer, 5)
+        code, length = _HEADER.unpack_from(self.buffer)
+        if not 4 <= length <= _SHORT_AT_MOST:
+            raise violation(f"a message {chr(code)!r} of {length} bytes before the session started")
+        if len(self.buffer) < length + 1:
+            self.buffer = yield from self._gather(self.buffer, length + 1)
+        body = self.buffer[5 : length + 1]
+        self.buffer = self.buffer[length + 1 :]
+        return code, body
+
+
+class Protocol(_Input):
+    """What the server has said in one session, and how what it says is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
         #: IDLE, IN_TRANSACTION or FAILED
         self.status = IDLE
         self.parameter_statuses: dict[str, str] = {}
@@ -508,9 +579,9 @@ class Protocol:
             elif code == EMPTY_QUERY_RESPONSE:
                 executed += 1
             elif code == COPY_IN_RESPONSE:
-                yield from self._copy_in(reply, simple)
+                yield from _copy_in(reply, simple)
             elif code == COPY_DATA:
-                if reply.own is None and not self._copy_out(reply, body):
+                if reply.own is None and not _copy_out(reply, body):
                     yield None
             else:
                 self._read_more(code, body, reply)
@@ -529,57 +600,6 @@ class Protocol:
                 )
         elif code not in (COPY_DONE, PORTAL_SUSPENDED):
             self._read_aside(code, body)
-
-    def _gather(self, buffer: bytes, wanted: int) -> Generator[int, None, bytes]:
-        """Return `buffer` with so much more behind it that at least `wanted` bytes are there."""
-        parts, have = [buffer], len(buffer)
-        while have < wanted:
-            yield wanted - have
-            parts.append(self.chunk)
-            have += len(self.chunk)
-        self.chunk = b""
-        return b"".join(parts)
-
-    def _read_large_row(self, buffer: bytes, values: list[bytes | None], width: int) -> Generator[int, None, bytes]:
-        """Read a row value by value, so that none is held twice; return what came behind it."""
-        buffer = yield from self._gather(buffer, 7)
-        left = _INT.unpack_from(buffer, 1)[0] - 6
-        if _SHORT.unpack_from(buffer, 5)[0] != width:
-            raise violation("a row that was not described")
-        buffer = buffer[7:]
-        for _ in range(width):
-            if left < 4:
-                raise violation("a row that is too short")
-            buffer = yield from self._gather(buffer, 4)
-            (size,) = _INT.unpack_from(buffer)
-            left -= 4
-            if size < -1 or size > left:
-                raise violation("a value of a length that does not fit its row")
-            buffer = buffer[4:]
-            if size < 0:
-                values.append(None)
-                continue
-            left -= size
-            if size <= len(buffer):
-                values.append(buffer[:size])
-                buffer = buffer[size:]
-                continue
-            # Grows in place, and gives its bytes away without a copy.
-            value = BytesIO()
-            have = value.write(buffer)
-            buffer = b""
-            while have < size:
-                yield min(size - have, _PIECE)
-                have += value.write(self.chunk)
-            self.chunk = b""
-            if have > size:
-                value.seek(size)
-                buffer = value.read()
-                value.truncate(size)
-            values.append(value.getvalue())
-        if left:
-            raise violation("a row of another length than it says")
-        return buffer
 
     def _shape(self, body: bytes) -> tuple[list[tuple[Any, ...]], list[Column]]:
         """The description and the converters for a RowDescription; the same one comes again and again, so it is kept."""
@@ -667,56 +687,6 @@ class Protocol:
             position = stop
         return None
 
-    # ---- COPY
-
-    # What a stream raises is the user's, and known by where it is called. The server is told, and the connection lives.
-
-    def _copy_in(self, reply: Reply, simple: bool) -> Generator[bytes, None, None]:
-        if reply.stream is None:
-            reply.own = reply.own or ProgrammingError(
-                "COPY FROM STDIN needs a stream to read from: execute(…, stream=…)"
-            )
-        pieces = None
-        batch = bytearray()
-        while reply.own is None:
-            try:
-                pieces = pieces or _pieces(reply.stream)
-                piece = next(pieces, None)
-            except Exception as error:  # noqa: BLE001 - a stream may raise anything
-                reply.own = error
-                break
-            if piece is None:
-                break
-            try:
-                data = piece.encode() if isinstance(piece, str) else bytes(memoryview(piece))
-            except UnicodeEncodeError:
-                reply.own = DataError("COPY: the stream gave text that cannot be encoded as UTF-8")
-                break
-            except TypeError:
-                reply.own = ProgrammingError(f"COPY: the stream gave {type(piece).__name__}, neither text nor bytes")
-                break
-            batch += b"d" + _INT.pack(len(data) + 4) + data
-            if len(batch) >= _PIECE:
-                yield bytes(batch)
-                batch.clear()
-        last = bytes(batch) + _COPY_DONE if reply.own is None else _message(b"f", b"the client gave up\0")
-        # In the extended protocol the server has thrown the Sync of the flight away while it waited for data.
-        yield last if simple else last + SYNC
-
-    def _copy_out(self, reply: Reply, body: bytes) -> bool:
-        """Hand a piece to the user's stream; return whether that takes more."""
-        stream = reply.stream
-        try:
-            data = body.decode() if _is_text(stream) else body
-        except UnicodeDecodeError:
-            reply.own = DataError("COPY: what the server sent is no UTF-8: write to a stream of bytes")
-        else:
-            try:
-                stream.write(data)
-            except Exception as error:  # noqa: BLE001 - a stream may raise anything
-                reply.own = error
-        return reply.own is None
-
     # ---- the start of a session
 
     def authenticate(self, login: Authentication, reply: Reply) -> Generator[int | Secret, None, None]:
@@ -755,18 +725,56 @@ class Protocol:
             else:
                 self._read_aside(code, body)
 
-    def _read_message(self) -> Generator[int, None, tuple[int, bytes]]:
-        """One message of the start, where none is long."""
-        if len(self.buffer) < 5:
-            self.buffer = yield from self._gather(self.buffer, 5)
-        code, length = _HEADER.unpack_from(self.buffer)
-        if not 4 <= length <= _SHORT_AT_MOST:
-            raise violation(f"a message {chr(code)!r} of {length} bytes before the session started")
-        if len(self.buffer) < length + 1:
-            self.buffer = yield from self._gather(self.buffer, length + 1)
-        body = self.buffer[5 : length + 1]
-        self.buffer = self.buffer[length + 1 :]
-        return code, body
+
+# ---- COPY -----------------------------------------------------------------------------------------------------------
+
+# What a stream raises is the user's, and known by where it is called. The server is told, and the connection lives.
+
+
+def _copy_in(reply: Reply, simple: bool) -> Generator[bytes, None, None]:
+    if reply.stream is None:
+        reply.own = reply.own or ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")
+    pieces = None
+    batch = bytearray()
+    while reply.own is None:
+        try:
+            pieces = pieces or _pieces(reply.stream)
+            piece = next(pieces, None)
+        except Exception as error:  # noqa: BLE001 - a stream may raise anything
+            reply.own = error
+            break
+        if piece is None:
+            break
+        try:
+            data = piece.encode() if isinstance(piece, str) else bytes(memoryview(piece))
+        except UnicodeEncodeError:
+            reply.own = DataError("COPY: the stream gave text that cannot be encoded as UTF-8")
+            break
+        except TypeError:
+            reply.own = ProgrammingError(f"COPY: the stream gave {type(piece).__name__}, neither text nor bytes")
+            break
+        batch += b"d" + _INT.pack(len(data) + 4) + data
+        if len(batch) >= _PIECE:
+            yield bytes(batch)
+            batch.clear()
+    last = bytes(batch) + _COPY_DONE if reply.own is None else _message(b"f", b"the client gave up\0")
+    # In the extended protocol the server has thrown the Sync of the flight away while it waited for data.
+    yield last if simple else last + SYNC
+
+
+def _copy_out(reply: Reply, body: bytes) -> bool:
+    """Hand a piece to the user's stream; return whether that takes more."""
+    stream = reply.stream
+    try:
+        data = body.decode() if _is_text(stream) else body
+    except UnicodeDecodeError:
+        reply.own = DataError("COPY: what the server sent is no UTF-8: write to a stream of bytes")
+    else:
+        try:
+            stream.write(data)
+        except Exception as error:  # noqa: BLE001 - a stream may raise anything
+            reply.own = error
+    return reply.own is None
 
 
 def _pieces(stream: Any) -> Iterator[bytes | str]:

@@ -20,7 +20,7 @@ from .errors import (
     Secret,
     TooLate,
 )
-from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
+from .protocol import IDLE, SEVERAL, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
 from .transport import DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
@@ -30,6 +30,49 @@ if TYPE_CHECKING:
 _READ_ONLY = "25006"
 # transaction_timeout, idle_in_transaction_session_timeout, statement_timeout
 _TIMED_OUT = frozenset(("25P04", "25P03", "57014"))
+_DEFAULT = "default_transaction_read_only"
+
+
+class _Writer:
+    """The evidence of who asked for READ ONLY: where nobody did, a write that is refused means that the writer has moved."""
+
+    def __init__(self, reported: Mapping[str, str]) -> None:
+        """Take what the server reports, which changes."""
+        self._reported = reported
+        #: what our BEGIN asks for: READ ONLY, READ WRITE, neither
+        self.begun_read_only: bool | None = None
+        #: a statement of the user's own that may have asked for READ ONLY was executed in the open transaction
+        self.may_have_asked = False
+        #: a write was refused, and who asked for READ ONLY is known at the rollback
+        self.in_doubt = False
+        # SET has turned default_transaction_read_only on, for the session.
+        self._for_session = False
+
+    def note(self, default_before: str | None) -> None:
+        """A statement that may have asked for READ ONLY was executed; with what was reported before it."""
+        self.may_have_asked = True
+        if self._reported.get(_DEFAULT) != default_before:
+            self._for_session = default_before == "off"
+
+    def judge(self, error: DatabaseError) -> None:
+        """
+        Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
+
+        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds a
+        statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback asks
+        the server whether it is a standby.
+        """
+        if error.sqlstate != _READ_ONLY or self.begun_read_only is True:
+            return
+        reported = self._reported
+        standby = reported.get("in_hot_standby") == "on"
+        if not standby and (self._for_session or reported.get(_DEFAULT) != "on"):
+            self.in_doubt = self.may_have_asked
+            if self._for_session or self.may_have_asked:
+                return
+        error.disconnected = True
+        error.__class__ = OperationalError
+        error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
 
 
 class Session:
@@ -64,18 +107,7 @@ class Session:
         cancel_on_abandon: bool,
     ) -> None:
         """Open it; as `connect` says."""
-        if not connect_timeout_s > 0:
-            raise ProgrammingError("connect_timeout_s must be more than 0 seconds")
-        if not 0 < dead_peer_timeout_s <= DEAD_PEER_AT_MOST_S:
-            raise ProgrammingError(f"dead_peer_timeout_s must be more than 0 and at most {DEAD_PEER_AT_MOST_S} seconds")
-        if tls_negotiation not in ("postgres", "direct"):
-            raise ProgrammingError('tls_negotiation must be "postgres" or "direct"')
-        if tls_negotiation == "direct" and ssl_context is None:
-            raise ProgrammingError("tls_negotiation: there is nothing to negotiate without ssl_context")
-        if password_ahead and (secret.value is None or not _verifies(ssl_context)):
-            raise ProgrammingError(
-                "password_ahead needs a password, and an ssl_context that verifies the server's certificate and name"
-            )
+        _refuse_misuse(secret, ssl_context, tls_negotiation, password_ahead, connect_timeout_s, dead_peer_timeout_s)
         self.host, self.port, self.user = host, port, user
         try:
             dialled = split_address(address, port) if address else (host, port)
@@ -109,26 +141,13 @@ class Session:
         # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
         self._flying = False
         self._lost = ""
-        self._readonly: bool | None = None  # what our BEGIN asks for
-        # A statement of the user's own that may have asked for READ ONLY was executed in the open transaction.
-        self._may_have_asked = False
-        # SET has turned default_transaction_read_only on, for the session.
-        self._session_read_only = False
-        self._in_doubt = False  # a write was refused, and who asked for READ ONLY is known at the rollback
-        parameters = {
-            "user": user,
-            "database": database,
-            "application_name": application_name,
-            "client_encoding": "UTF8",
-            "DateStyle": "ISO",
-        }
+        self._writer = _Writer(protocol.parameter_statuses)
+        packet = _first_packet(user, database, application_name, startup_params)
         login = Authentication(user, secret, self._transport.peer_certificate)
-        packet = Secret()
-        packet.value = startup(parameters, startup_params)
         self._open(login, packet, connect_timeout_s, secured=ssl_context is not None, ahead=password_ahead)
 
     def __repr__(self) -> str:
-        state = "closed" if "_lost" not in vars(self) or self.closed else f"process {self.backend_pid}"
+        state = "closed" if "_lost" not in vars(self) or self.closed else f"process {self._protocol.backend_pid}"
         return f"<plungepool.wire.Connection to {self._place}, {state}>"
 
     # ---- state
@@ -143,29 +162,6 @@ class Session:
         """True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it."""
         return self._transport.sock is None
 
-    @property
-    def backend_pid(self) -> int:
-        """The server's process that serves this session; 0 where it did not say."""
-        return self._protocol.backend_pid
-
-    @property
-    def used_password(self) -> bool:
-        """Whether the server asked for the password; where it trusts, nobody knows whether that is right."""
-        return self.authentication != "trust"
-
-    @property
-    def deadline(self) -> float | None:
-        """
-        The moment at which a flight is given up and the connection closed; None: never.
-
-        Units: seconds of wall clock since the epoch, as time.time() counts them.
-        """
-        return self._transport.deadline
-
-    @deadline.setter
-    def deadline(self, moment: float | None) -> None:
-        self._transport.deadline = moment
-
     # ---- the start and the end
 
     def _open(
@@ -178,7 +174,7 @@ class Session:
                 login.go_ahead(packet)
             else:
                 _load(*login.modules)  # now, and not when the socket has taken the last descriptor
-            self.deadline = clock.time() + connect_timeout_s
+            transport.deadline = clock.time() + connect_timeout_s
             stage = "TCP"
             try:
                 transport.dial()
@@ -187,13 +183,13 @@ class Session:
                     transport.secure()
                 stage = "authentication"
                 self._authenticate(login, packet, reply)
-                self.deadline = None
+                transport.deadline = None
             except TooLate:
                 raise OperationalError(
                     f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
                 ) from None
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
-            self.deadline = None
+            transport.deadline = None
             try:
                 self._give_up(error, reply)
             finally:
@@ -244,38 +240,6 @@ class Session:
         except Exception:  # noqa: BLE001, S110 - at the interpreter's end the modules that it needs may be gone
             pass
 
-    # ---- is it alive
-
-    def check(self) -> None:
-        """
-        Look whether the server has hung up, without a round trip; blocks never.
-
-        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the reason
-            that it gave (for example 57P01).
-        """
-        transport = self._usable()
-        self._flying = True
-        try:
-            self._protocol.sort_out_leftovers()
-            if transport.is_readable():
-                ended = False
-                while not ended and (chunk := transport.take()) is not None:
-                    self._protocol.sort_out_leftovers(chunk)
-                    ended = not chunk
-                if ended:
-                    raise EndOfStream
-        except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
-            self._give_up(error, None)
-        self._flying = False
-
-    def ping(self) -> None:
-        """
-        Ask the server whether it is there: one round trip.
-
-        Raises: OperationalError when it is not; InterfaceError when the connection is closed.
-        """
-        self._fly(Reply((SYNC,)), 0, 0)
-
     # ---- flights
 
     def _query(self, statement: str, stream: Any = None, shift: int = 0, *, kept: bool = False) -> Reply:
@@ -315,7 +279,7 @@ class Session:
         transport, protocol = self._usable(), self._protocol
         if transport.deadline is not None and transport.deadline <= clock.time():
             raise DeadlineExceeded("the deadline has passed: nothing was sent")
-        read_only_before = protocol.parameter_statuses.get("default_transaction_read_only")
+        default_before = protocol.parameter_statuses.get(_DEFAULT)
         self._flying = True
         self.flights += 1
         try:
@@ -334,15 +298,13 @@ class Session:
             self._give_up(error, reply)
         self._flying = False
         if reply.may_have_asked:
-            self._may_have_asked = True
-            if protocol.parameter_statuses.get("default_transaction_read_only") != read_only_before:
-                self._session_read_only = read_only_before == "off"
+            self._writer.note(default_before)
         # 57014 is the server's echo when a COPY was called off on this side: the reason is the better error.
         if reply.error is not None and (reply.own is None or reply.error.sqlstate != "57014"):
-            self._judge(reply.error)
+            self._writer.judge(reply.error)
             reply.own = self._as_deadline(reply.error)
         if protocol.status == IDLE:
-            self._may_have_asked, protocol.declared = False, []
+            self._writer.may_have_asked, protocol.declared = False, []
         if reply.own is not None:
             raise reply.own
         if reply.refused is not None:
@@ -355,29 +317,13 @@ class Session:
                 f"a value that the server sent cannot be converted: column {column[0]!r}, whose type has the oid {column[1]}"
             )
 
-    def _judge(self, error: DatabaseError) -> None:
-        """
-        Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
-
-        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds a
-        statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback asks
-        the server whether it is a standby.
-        """
-        if error.sqlstate != _READ_ONLY or self._readonly is True:
-            return
-        reported = self.parameter_statuses
-        standby = reported.get("in_hot_standby") == "on"
-        if not standby and (self._session_read_only or reported.get("default_transaction_read_only") != "on"):
-            self._in_doubt = self._may_have_asked
-            if self._session_read_only or self._may_have_asked:
-                return
-        error.disconnected = True
-        error.__class__ = OperationalError
-        error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
-
     def _as_deadline(self, error: Error) -> Error:
         """Return the error that a time-out of the server's is when this side's deadline has passed as well: the server was told it."""
-        if error.sqlstate not in _TIMED_OUT or self.deadline is None or clock.time() < self.deadline:
+        if (
+            error.sqlstate not in _TIMED_OUT
+            or self._transport.deadline is None
+            or clock.time() < self._transport.deadline
+        ):
             return error
         passed = DeadlineExceeded(f"the deadline has passed, and the server ended what it did for us: {error}")
         passed.sqlstate, passed.message, passed._fields = error.sqlstate, error.message, error._fields
@@ -446,6 +392,37 @@ class Session:
     def _cancel(self) -> bool:
         """Ask the server to stop what it does for us, so that its locks go; return whether it was heard."""
         return self._transport.cancel(self._protocol.cancel_request())
+
+
+def _refuse_misuse(
+    secret: Secret,
+    ssl_context: ssl.SSLContext | None,
+    tls_negotiation: str,
+    password_ahead: bool,
+    connect_timeout_s: float,
+    dead_peer_timeout_s: float,
+) -> None:
+    """Raise ProgrammingError for arguments of `connect` that cannot be."""
+    if not connect_timeout_s > 0:
+        raise ProgrammingError("connect_timeout_s must be more than 0 seconds")
+    if not 0 < dead_peer_timeout_s <= DEAD_PEER_AT_MOST_S:
+        raise ProgrammingError(f"dead_peer_timeout_s must be more than 0 and at most {DEAD_PEER_AT_MOST_S} seconds")
+    if tls_negotiation not in ("postgres", "direct"):
+        raise ProgrammingError('tls_negotiation must be "postgres" or "direct"')
+    if tls_negotiation == "direct" and ssl_context is None:
+        raise ProgrammingError("tls_negotiation: there is nothing to negotiate without ssl_context")
+    if password_ahead and (secret.value is None or not _verifies(ssl_context)):
+        raise ProgrammingError(
+            "password_ahead needs a password, and an ssl_context that verifies the server's certificate and name"
+        )
+
+
+def _first_packet(user: str, database: str | None, application_name: str | None, more: Mapping[str, str]) -> Secret:
+    """Return the start-up packet, as what may get a password behind it."""
+    packet = Secret()
+    parameters = {"user": user, "database": database, "application_name": application_name}
+    packet.value = startup({**parameters, "client_encoding": "UTF8", "DateStyle": "ISO"}, more)
+    return packet
 
 
 def _verifies(context: ssl.SSLContext | None) -> bool:

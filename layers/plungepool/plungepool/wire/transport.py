@@ -26,6 +26,10 @@ DEAD_PEER_AT_MOST_S = 80_000  # TCP_KEEPIDLE has 15 bits
 ALPN = "postgresql"
 TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 
+_NO_TLS = {
+    b"N": "{} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent",
+    b"E": "{} refused the connection before TLS began (too many connections, or it is starting up)",
+}
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
 _CANCEL_TIMEOUT_S = 0.5
 
@@ -69,15 +73,7 @@ class Transport:
 
     def dial(self) -> None:
         """Try each address of the host, each with its share of the time that is left; `deadline` is set."""
-        try:
-            addresses = socket.getaddrinfo(*self.dialled, type=socket.SOCK_STREAM)
-        # ValueError: no name at all (my..host), OverflowError: no port
-        except (OSError, ValueError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno is None:  # as for `lost`
-                raise
-            where = "" if self.place == f"{self.dialled[0]}:{self.dialled[1]}" else f", to reach {self.place}"
-            reason = (error.strerror if isinstance(error, OSError) else "it is not a host's name with a port") or error
-            raise OperationalError(f"the host name {self.dialled[0]} cannot be resolved{where}: {reason}") from error
+        addresses = _resolve(*self.dialled, self.place)
         assert self.deadline is not None  # noqa: S101 - a connect has one
         failure: OSError | None = None
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
@@ -121,19 +117,13 @@ class Transport:
         if answer == b"S":
             self._shake_hands()
             return
-        raise OperationalError(
-            {
-                b"N": f"{self.place} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent",
-                b"E": f"{self.place} refused the connection before TLS began (too many connections, or it is starting up)",
-            }.get(answer, f"{self.place} did not answer the request for TLS")
-        )
+        raise OperationalError(_NO_TLS.get(answer, "{} did not answer the request for TLS").format(self.place))
 
     def _shake_hands(self) -> None:
         import ssl
 
         context, sock = self._ssl_context, self.sock
-        assert context is not None  # noqa: S101 - asked for by the caller
-        assert sock is not None  # noqa: S101 - it was dialled
+        assert context is not None and sock is not None  # noqa: S101, PT018 - asked for by the caller, and dialled
         try:
             try:
                 secured = context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
@@ -155,21 +145,15 @@ class Transport:
                     break
         except ssl.SSLError as error:
             if self._direct and not _is_of_tls(error):
-                raise self._not_at_once() from error
+                raise _not_at_once(self.place) from error
             raise OperationalError(explain(error, self.place, context)) from error
         except OSError as error:
             if self._direct and error.errno is not None:  # as for `lost`
-                raise self._not_at_once() from error.with_traceback(None)
+                raise _not_at_once(self.place) from error.with_traceback(None)
             raise lost(error) from None
         # As libpq demands it: a server of another protocol that speaks TLS must not take what follows for its own.
         if self._direct and secured.selected_alpn_protocol() != ALPN:
-            raise self._not_at_once()
-
-    def _not_at_once(self) -> OperationalError:
-        return OperationalError(
-            f"{self.place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and PLUNGEPOOL_TLS_NEGOTIATION=direct asks "
-            "for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked for first"
-        )
+            raise _not_at_once(self.place)
 
     def peer_certificate(self) -> bytes | None:
         """Return the server's certificate, as DER; None without TLS."""
@@ -354,6 +338,26 @@ class Transport:
         # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way already.
         except OSError:
             return False
+
+
+def _resolve(host: str, port: int, place: str) -> list[Any]:
+    """Return the addresses of a host, as getaddrinfo does."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # ValueError: no name at all (my..host), OverflowError: no port
+    except (OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # as for `lost`
+            raise
+        where = "" if place == f"{host}:{port}" else f", to reach {place}"
+        reason = (error.strerror if isinstance(error, OSError) else "it is not a host's name with a port") or error
+        raise OperationalError(f"the host name {host} cannot be resolved{where}: {reason}") from error
+
+
+def _not_at_once(place: str) -> OperationalError:
+    return OperationalError(
+        f"{place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and PLUNGEPOOL_TLS_NEGOTIATION=direct asks "
+        "for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked for first"
+    )
 
 
 def _is_of_tls(error: ssl.SSLError) -> bool:

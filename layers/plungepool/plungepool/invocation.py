@@ -5,7 +5,8 @@ The one owner of the deadline of every connection: what has a limit of its own (
 deadline as well, and a connection that is handed out has that deadline and no other, whatever was waited for before.
 
 Which invocation runs is seen by evidence: by the guard whose block has not been left. A guard that nothing refers to any more, or that
-belongs to another request, ended without having said so, as after an exception at a bad moment, and holds nothing of the next one.
+belongs to another request, ended without having said so, as after an exception at a bad moment, and holds nothing of the next one;
+what its pools had handed out is had back when the next one begins.
 
 Units: moments are seconds since the epoch, by the wall clock, so that the time an environment is frozen counts.
 Threads: Lambda runs one invocation at a time in a process, so the deadline is the process's, background threads included.
@@ -18,6 +19,7 @@ import gc
 import logging
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .errors import ConnectionLeak
@@ -64,6 +66,7 @@ class _Guard:
         self.margin_at_most_s = (left_s or 0.0) / 2
         self.handed_out: list[HandedOut] = []
         self.outer: _Guard | None = None
+        self.is_left = False
 
     def __enter__(self) -> None:
         global _current
@@ -79,10 +82,14 @@ class _Guard:
             self.handed_out = outer.handed_out
             if outer.ends_at is not None and (self.ends_at is None or outer.ends_at < self.ends_at):
                 self.ends_at, self.margin_at_most_s = outer.ends_at, outer.margin_at_most_s
+        else:
+            _take_back_what_is_left()
+            _noted.append((weakref.ref(self), self.handed_out))
         _current = weakref.ref(self)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         global _current
+        self.is_left = True
         outer, self.outer = self.outer, None
         if outer is not None:
             _current = weakref.ref(outer)
@@ -91,6 +98,7 @@ class _Guard:
             leaks = _take_back(self.handed_out)
         finally:
             _current = _nobody
+        _forget(self.handed_out)
         if leaks and kind is None:
             raise ConnectionLeak(leaks)
 
@@ -100,6 +108,8 @@ def _nobody() -> None:
 
 
 _current: Callable[[], _Guard | None] = _nobody
+# What was handed out in the invocations that have not ended, or whose end was cut short: with whose guard.
+_noted: list[tuple[Callable[[], _Guard | None], list[HandedOut]]] = []
 # Set by hand, for who knows the moment without an invocation.
 _end: float | None = None
 
@@ -138,7 +148,8 @@ def guard_invocation(handler: Any = None) -> Any:
     Units: seconds of wall clock.        Threads: one invocation at a time in a process, as Lambda has it.
     Source: Lambda developer guide, "Using the Lambda context object to retrieve Python function information".
     """
-    if not callable(handler):
+    # The context of a test may be a mock, which can be called.
+    if not callable(handler) or hasattr(handler, "get_remaining_time_in_millis"):
         return _Guard(handler)
     if _is_async(handler):
 
@@ -202,7 +213,10 @@ def note(handed_out: HandedOut) -> None:
     if guard is not None:
         noted = guard.handed_out
         if len(noted) >= _NOTED_AT_MOST:
-            noted[:] = [one for one in noted if one.is_out()]
+            # One by one: another thread may be adding its own.
+            for one in [one for one in noted if not one.is_out()]:
+                with suppress(ValueError):
+                    noted.remove(one)
         noted.append(handed_out)
 
 
@@ -217,6 +231,19 @@ def _is_async(handler: Any) -> bool:
     return bool(getattr(getattr(handler, "__code__", None), "co_flags", 0) & _CO_COROUTINE)
 
 
+def _take_back_what_is_left() -> None:
+    """Have back what an earlier invocation kept that an exception struck at its end."""
+    for of, handed_out in _noted.copy():
+        guard = of()
+        if guard is None or guard.is_left:
+            _take_back(handed_out)
+            _forget(handed_out)
+
+
+def _forget(handed_out: list[HandedOut]) -> None:
+    _noted[:] = [one for one in _noted if one[1] is not handed_out]
+
+
 def _take_back(handed_out: list[HandedOut]) -> list[str]:
     """
     Have back what is still out, and log it; return where that was taken whose owner wants an error.
@@ -225,7 +252,8 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
     yet not returned until the collector sees it.
     """
     out = [one for one in handed_out if one.is_out()]
-    handed_out.clear()
+    # What is struck before its turn stays in the list, for the next invocation to have it back.
+    handed_out[:] = out
     if not out:
         return []
     for generation in (1, 2):
@@ -240,6 +268,7 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
             what = "it was closed, since something still refers to it"
         else:
             what = "it was returned, since nothing refers to it any more"
+        handed_out.remove(one)
         if one.raises():
             leaks.append(where)
         _logger.warning(

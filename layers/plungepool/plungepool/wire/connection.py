@@ -19,6 +19,7 @@ from .protocol import (
     SYNC,
     Reply,
     bind,
+    first_words,
     limit_transaction,
     parse,
     refuse_misuse,
@@ -90,6 +91,9 @@ def connect(
 _LIMITS = ("transaction_timeout",)
 _LIMITS_BEFORE_17 = ("statement_timeout", "idle_in_transaction_session_timeout")
 _TELL_AGAIN_S = 0.5
+# What may have to stand before a transaction's snapshot, which the limit, a SELECT, takes: SET TRANSACTION and its siblings fail
+# behind it, and behind a LOCK a transaction above READ COMMITTED is to see what those have done that it has waited for.
+_BEFORE_THE_SNAPSHOT = ("SET", "LOCK")
 # What a statement in AUTOCOMMIT begins with that may stand in a transaction with another one.
 _PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE")
 
@@ -436,9 +440,17 @@ class Connection(_Transactions):
     def _execute(self, statement: str, values: Sequence[Any], stream: Any) -> Reply:
         if not values and (stream is not None or ";" in statement):
             # The simple protocol: the only one that takes several statements, and the one for COPY.
-            if self._autocommit or self._protocol.status != IDLE:
-                return self._query(statement, stream, kept=self._protocol.status == IDLE)
-            return self._query(f"{self._begin};{statement}", stream, len(self._begin) + 1)
+            idle = self._protocol.status == IDLE
+            limit = self._limit(statement)
+            first = [limit] if limit else []
+            if idle and self._autocommit:
+                # It may be one that stands in no transaction with another one, or a text that begins a transaction.
+                first, limit = [], ""
+            elif idle:
+                first = [self._begin, *first]
+            reply = self._query(statement, stream, first, kept=idle and self._autocommit)
+            self._note_limit(limit)
+            return reply
         return self._run(statement, (values,))
 
     def _run(self, statement: str, rows: Sequence[Sequence[Any]], first: tuple[bytes, ...] = ()) -> Reply:
@@ -447,9 +459,9 @@ class Connection(_Transactions):
 
         The statement is parsed anew where the types of the parameters change, and stays one flight.
         """
-        deadline = self.deadline if self.tells_deadline else None
-        if deadline is not None and (limit := self._limit(statement, deadline)):
-            first = (limit, *first)
+        limit = self._limit(statement)
+        if limit:
+            first = (parse(limit) + BIND_NOTHING + EXECUTE, *first)
         if not self._autocommit and self._protocol.status == IDLE:
             first = (self._begin_messages, *first)
         for values in rows:
@@ -467,25 +479,35 @@ class Connection(_Transactions):
         reply.kept = self._autocommit and self._protocol.status == IDLE
         reply.runs = [len(run) for _, run in runs]
         self._fly(reply, len(first), len(rows))
+        self._note_limit(limit)
         return reply
 
-    def _limit(self, statement: str, deadline: float) -> bytes:
-        """Return the messages by which this flight tells the server the deadline; none where it knows, or may not be told."""
-        now, status = clock.time(), self._protocol.status
+    def _limit(self, statement: str) -> str:
+        """Return the statement by which this flight tells the server the deadline; none where it knows, or may not be told."""
+        deadline, status = self.deadline, self._protocol.status
+        if status == IDLE:
+            self._told_at = 0.0  # that was in a transaction that is over
+        if deadline is None or not self.tells_deadline:
+            return ""
+        now = clock.time()
         version = self._protocol.parameter_statuses.get("server_version", "")[:2]
         names = _LIMITS if version.isdigit() and int(version) >= 17 else _LIMITS_BEFORE_17
         if status == IDLE:
             # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would fail.
             if self._autocommit and not statement.lstrip()[:8].upper().startswith(_PLAIN):
-                return b""
-        elif status == FAILED or names is _LIMITS or now - self._told_at < _TELL_AGAIN_S:
+                return ""
+        elif status == FAILED or (self._told_at and (names is _LIMITS or now - self._told_at < _TELL_AGAIN_S)):
             # Each statement has a limit of its own before PostgreSQL 17, and a later one less time left.
-            return b""
+            return ""
+        if not self._told_at and first_words(statement).startswith(_BEFORE_THE_SNAPSHOT):
+            return ""  # the next statement tells it
         left_ms = math.ceil((deadline - now) * 1000)
-        if left_ms <= 0:
-            return b""
-        self._told_at = now
-        return limit_transaction(names, min(left_ms, 2_000_000_000))
+        return limit_transaction(names, min(left_ms, 2_000_000_000)) if left_ms > 0 else ""
+
+    def _note_limit(self, limit: str) -> None:
+        """Note that the server has been told: only what was carried out was heard."""
+        if limit:
+            self._told_at = clock.time()
 
     def _declare(self, name: str, statement: str, values: Sequence[Any]) -> Reply:
         refuse_misuse(values)

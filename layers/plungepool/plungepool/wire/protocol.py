@@ -98,9 +98,8 @@ def _row_shape(sizes: tuple[int, ...]) -> tuple[Callable[[bytes, int], tuple[Any
 # ---- messages out ---------------------------------------------------------------------------------------------------
 
 
-_FLOAT8 = 701
 # How the statements begin that end a transaction and keep what it did, or part of it.
-_KEEP = (b"COMMIT", b"END", b"PREPARE TRANSACTION")
+_KEEP = ("COMMIT", "END", "PREPARE TRANSACTION")
 
 
 def _message(code: bytes, body: bytes) -> bytes:
@@ -177,21 +176,21 @@ def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
     return b"".join(parts)
 
 
-def limit_transaction(names: Sequence[str], milliseconds: int) -> bytes:
+def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
     """
-    Return the messages of a statement that gives these time-outs of the server at most so long, until the transaction ends.
+    Return a statement that gives these time-outs of the server at most so long, until the transaction ends.
 
-    It returns no row, and takes nothing back: a time-out that is shorter already, of the role or of the user's own, stays.
+    It has no parameter: it may stand in a text of several statements. It returns no row, and takes nothing back: a time-out that is shorter already, of the role or of the user's own, stays.
     """
     conditions = []
     for name in names:
         now = f"pg_catalog.date_part('epoch', pg_catalog.current_setting('{name}')::pg_catalog.interval) OPERATOR(pg_catalog.*) 1000"
-        least = f"LEAST(CASE WHEN {now} OPERATOR(pg_catalog.=) 0 THEN $1 ELSE {now} END, $1)"
+        least = f"LEAST(CASE WHEN {now} OPERATOR(pg_catalog.=) 0 THEN {milliseconds} ELSE {now} END, {milliseconds})"
         # In whole milliseconds: 0 would take the limit away.
         conditions.append(
             f"pg_catalog.set_config('{name}', GREATEST({least}, 1)::pg_catalog.int4::pg_catalog.text, true) IS NULL"
         )
-    return parse(f"SELECT WHERE {' OR '.join(conditions)}", (_FLOAT8,)) + bind((milliseconds,)) + EXECUTE
+    return f"SELECT WHERE {' OR '.join(conditions)}"
 
 
 def parameters_in(sent: Iterable[bytes]) -> Iterator[str]:
@@ -230,16 +229,16 @@ def may_keep(sent: Iterable[bytes]) -> bool:
         code, body = bytes(message[:1]), bytes(message[5:])
         # Parse has the name of the statement first; ours have none.
         statements = body.split(b";") if code == b"Q" else [body[1:]] if code == b"P" else []
-        if any(_first_words(one).startswith(_KEEP) for one in statements):
+        if any(first_words(one.decode("utf-8", "replace")).startswith(_KEEP) for one in statements):
             return True
     return False
 
 
-def _first_words(statement: bytes) -> bytes:
-    """Return the beginning of a statement in capitals, without the comments that stand before it."""
+def first_words(statement: str) -> str:
+    """Return the beginning of a statement in capitals, without the comments that stand before it. Pure."""
     statement = statement.lstrip()
-    while statement.startswith((b"--", b"/*")):
-        statement = statement.partition(b"\n" if statement.startswith(b"--") else b"*/")[2].lstrip()
+    while statement.startswith(("--", "/*")):
+        statement = statement.partition("\n" if statement.startswith("--") else "*/")[2].lstrip()
     return statement[:20].upper()
 
 
@@ -454,7 +453,7 @@ class Protocol(_Input):
         """
         Read a reply to ReadyForQuery: of `before` statements without rows, and of one that was executed `times`.
 
-        By the simple protocol (`SEVERAL`) `before` is 1 where our BEGIN stands in front. Errors are kept in `reply`.
+        By the simple protocol (`SEVERAL`) those stand in the same text, in front. Errors are kept in `reply`.
         Yields how many bytes are lacking; what is to be sent; None when nobody wants the rest of what the server sends.
         Raises: OperationalError when the server does not follow the protocol; EndOfStream behind a FATAL error.
         """
@@ -545,6 +544,8 @@ class Protocol(_Input):
                     if values:
                         reply.convert(values)
                     described = False
+                    if executed <= before:
+                        reply.description, reply.rowcount = None, -1
             elif code == BIND_COMPLETE:
                 bound += 1
             elif code == PARSE_COMPLETE:

@@ -25,7 +25,7 @@ from .transport import DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _READ_ONLY = "25006"
 # transaction_timeout, idle_in_transaction_session_timeout, statement_timeout
@@ -242,15 +242,16 @@ class Session:
 
     # ---- flights
 
-    def _query(self, statement: str, stream: Any = None, shift: int = 0, *, kept: bool = False) -> Reply:
-        """One flight by the simple protocol; `shift` characters at the front are not the user's."""
-        reply = Reply((query(statement),), stream)
+    def _query(self, statement: str, stream: Any = None, first: Sequence[str] = (), *, kept: bool = False) -> Reply:
+        """One flight by the simple protocol; the statements `first` go before the user's own."""
+        prefix = "".join(f"{one};" for one in first)
+        reply = Reply((query(prefix + statement),), stream)
         reply.kept = kept
         try:
-            self._fly(reply, 1 if shift else 0, SEVERAL)
+            self._fly(reply, len(first), SEVERAL)
         except Error as error:
             if error.position is not None:
-                error.position -= shift
+                error.position -= len(prefix)
             raise
         return reply
 
@@ -274,7 +275,7 @@ class Session:
         """
         Send the flight `reply.sent` and read its reply: of `before` statements without rows, and of one executed `times`.
 
-        By the simple protocol (`SEVERAL`) `before` is 1 where our BEGIN stands in front.
+        By the simple protocol (`SEVERAL`) those stand in the same text, in front.
         """
         transport, protocol = self._usable(), self._protocol
         if transport.deadline is not None and transport.deadline <= clock.time():

@@ -128,6 +128,21 @@ def test_stepwise_sends_nothing_before_it_is_asked(changes: dict[str, Any]) -> N
     assert server.came == [STEPWISE] * 3
 
 
+def test_what_a_listener_has_led_elsewhere_shows_nothing() -> None:
+    """A server for readers that asks for clear text: the login's own may prove a password, and never sees it."""
+    passwords, server = connector(**PASSWORD), Server()
+
+    def led(login: Login, way: Way) -> Opened:
+        opened: Any = server(login, way)
+        opened.host, opened.port, opened.user = "reader.example", login.port, login.user
+        return opened  # type: ignore[no-any-return]
+
+    for _ in range(2):
+        passwords.connect(led)
+    passwords.connect(server)
+    assert server.came == [STEPWISE] * 3
+
+
 def test_server_that_takes_none_ahead_gets_the_same_login_step_by_step() -> None:
     """In the same connect, and from the next one on at once, however often it asks for the password in clear text."""
     tokens, server = connector(), Server(refuses_ahead=wire.PasswordAheadRefused("one message at a time"))

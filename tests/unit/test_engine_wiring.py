@@ -123,14 +123,20 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
     assert context.verify_mode.name == "CERT_REQUIRED"
 
 
-def test_nothing_goes_ahead_where_a_listener_has_chosen_another_context(given: list[dict[str, Any]]) -> None:
-    """What that one verifies nobody knows; a listener that leaves it alone changes nothing."""
+@pytest.mark.parametrize(
+    "change",
+    [{"ssl_context": None}, {"host": "reader"}, {"port": 5433}, {"address": "a:1"}, {"user": "v"}, {"password": "q"}],
+)
+def test_nothing_goes_ahead_where_a_listener_has_chosen_another_server(
+    given: list[dict[str, Any]], change: dict[str, Any]
+) -> None:
+    """Or another context: what that verifies, or that one asks for, nobody knows; a listener that leaves both alone changes nothing."""
     built = engine.build_engine(settings())
     driver = connect.Driver(settings(), "test")
     driver.dialect = built.dialect
     login, way = Login("u", "p", "h", 5432, "d"), connect.Way(object(), 1.0, True)  # type: ignore[arg-type]
-    for change in ({}, {"ssl_context": None}):
-        event.listen(built, "do_connect", lambda *arguments, change=change: arguments[3].update(change))
+    for changed in ({"application_name": "other"}, change):
+        event.listen(built, "do_connect", lambda *arguments, changed=changed: arguments[3].update(changed))
         with pytest.raises(Reached):
             driver(None, login, way)
     assert [one["password_ahead"] for one in given] == [True, False]

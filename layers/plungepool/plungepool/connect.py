@@ -261,8 +261,10 @@ def _seen_of(login: Login, *, ahead: bool, proven: bool) -> _Seen:
     return _Seen(_place(login), ahead, proven, time.time() + _SEEN_FOR_S)
 
 
-def _see(login: Login, plan: _Plan, connection: Any) -> _Seen:
+def _see(login: Login, plan: _Plan, connection: Any) -> _Seen | None:
     """Return what a good connect has shown, with what was seen before it."""
+    if any(getattr(connection, name, None) not in (None, getattr(login, name)) for name in ("host", "port", "user")):
+        return plan.seen  # a listener for `do_connect` has led it elsewhere
     if plan.password_ahead:
         return _seen_of(login, ahead=True, proven=True)
     if plan.seen is not None and plan.seen.proven:
@@ -334,6 +336,7 @@ class Driver:
             # RDS Proxy does not forward a request to cancel.
             cancel_on_abandon=self._settings.endpoint != "proxy",
         )
+        chosen = _Parameters(**parameters.values)
         connection: wire.Connection | None = None
         # A listener changes the parameters, or connects by itself.
         for listener in self.dialect.dispatch.do_connect if self.dialect is not None else ():
@@ -341,8 +344,9 @@ class Driver:
             if connection is not None:
                 break
         if connection is None:
-            if parameters.values.get("ssl_context") is not way.context:
-                # Another context may verify less, or a listener may have chosen plain text: nothing goes ahead there.
+            if not chosen.lead_to_the_same(parameters):
+                # Another context may verify less, or a listener may have chosen plain text; and what was seen of one server tells
+                # nothing of another: nothing goes ahead there.
                 parameters.values["password_ahead"] = False
             connection = wire.connect(**parameters.values)
         connection.deadline = invocation.deadline(margin_s(self._settings))
@@ -350,8 +354,16 @@ class Driver:
         return connection
 
 
+# The parameters of a connect that say who proves what to whom.
+_WHOM = ("host", "port", "address", "database", "user", "password", "ssl_context")
+
+
 class _Parameters:
     """Holds the parameters of a connect: a crash reporter that goes through a dictionary would show the password."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
+
+    def lead_to_the_same(self, others: _Parameters) -> bool:
+        """Say whether these go to the same server, as the same user with the same password, and verify it by the same context."""
+        return all(self.values.get(name) == others.values.get(name) for name in _WHOM)

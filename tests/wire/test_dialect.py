@@ -1,5 +1,8 @@
 """The dialect's own doings: options of a URL, the default isolation level, names of cursors on the server."""
 
+import subprocess
+import sys
+
 import pytest
 import sqlalchemy
 from sqlalchemy import create_engine, text
@@ -57,6 +60,14 @@ def test_other_options_of_a_url_are_refused_by_name(query, says):
     with pytest.raises(sqlalchemy.exc.ArgumentError, match=says) as raised:
         create_engine(f"postgresql+plungepool://app@localhost/db?{query}").connect()
     assert "secret" not in str(raised.value)
+
+
+def test_errors_do_without_docstrings():
+    """PYTHONOPTIMIZE=2, as a function may have it, takes them away."""
+    code = "from plungepool.dialect import dialect; from sqlalchemy import make_url; import sys; dialect().create_connect_args(make_url(sys.argv[1]))"
+    url = "postgresql+plungepool://u@h/d?connect_timeout_s=soon"
+    done = subprocess.run([sys.executable, "-OO", "-c", code, url], check=False, capture_output=True, text=True)
+    assert "connect_timeout_s must be a number of seconds" in done.stderr
 
 
 def test_unknown_connect_args_are_refused_by_name(url):

@@ -179,30 +179,19 @@ SELECT reset_val, session_user::pg_catalog.text, ARRAY(
 """
 
 
-def _seconds(text: str) -> float:
-    """a number of seconds"""
-    return float(text)
-
-
 def _boolean(text: str) -> bool:
-    """true or false"""
     if text not in ("true", "false"):
         raise ValueError(text)
     return text == "true"
 
 
-def _text(text: str) -> str:
-    """text"""
-    return text
-
-
-# What may stand behind the `?` of a URL.
-_URL_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "address": _text,
-    "application_name": _text,
-    "cancel_on_abandon": _boolean,
-    "connect_timeout_s": _seconds,
-    "dead_peer_timeout_s": _seconds,
+# What may stand behind the `?` of a URL: what reads it, and what it has to be.
+_URL_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "address": (str, "text"),
+    "application_name": (str, "text"),
+    "cancel_on_abandon": (_boolean, "true or false"),
+    "connect_timeout_s": (float, "a number of seconds"),
+    "dead_peer_timeout_s": (float, "a number of seconds"),
 }
 _CONNECT_OPTIONS = frozenset(wire.connect.__kwdefaults__ or ()) | {"user"}
 _INSTEAD = {
@@ -301,10 +290,11 @@ class PlungepoolDialect(PGDialect_pg8000):
                 raise exc.ArgumentError(_unknown_option(name))
             if not isinstance(text, str):
                 raise exc.ArgumentError(f"{name} stands in the URL more than once")
+            read, what = _URL_OPTIONS[name]
             try:
-                options[name] = _URL_OPTIONS[name](text)
+                options[name] = read(text)
             except ValueError:
-                raise exc.ArgumentError(f"{name} must be {_URL_OPTIONS[name].__doc__}") from None
+                raise exc.ArgumentError(f"{name} must be {what}") from None
         return [], options
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, exc, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Connection, Text, exc, text
+from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, sessionmaker
 
 from plungepool import OutcomeUnknown, Settings, build_engine, once, run_transaction
 from plungepool_toolkit.network import ChaosProxy
@@ -232,6 +232,35 @@ def test_a_source_that_cannot_begin_anew_is_refused(engine: Engine) -> None:
         run_transaction(session, withdraw)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="at least 1"):
         run_transaction(engine, withdraw, attempts=0)
+
+
+def test_a_session_of_several_engines_is_refused(prepared: Database) -> None:
+    """They commit one after the other: what the first has kept the conflict of the second would do twice. Two-phase commit does not."""
+    first, second = build_engine(settings(prepared)), build_engine(settings(prepared))
+    calls = []
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Effect(Base):
+        __tablename__ = "effect"
+        key = mapped_column(Text, primary_key=True)
+
+    def work(session: Session) -> None:
+        calls.append(session)
+        session.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 1"))
+        with session.begin_nested():
+            session.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 1"))
+        session.add(Effect(key="a"))
+
+    with pytest.raises(ValueError, match="several engines"):
+        run_transaction(sessionmaker(first, binds={Effect: second}), work)
+    assert len(calls) == 1
+    assert prepared.execute("SELECT balance FROM account WHERE id = 1") == [[100]]
+    run_transaction(sessionmaker(first, binds={Effect: first}), work)
+    assert prepared.execute("SELECT balance FROM account WHERE id = 1") == [[98]]
+    first.dispose()
+    second.dispose()
 
 
 def effect(connection: Any, key: str) -> bool:

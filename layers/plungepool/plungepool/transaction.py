@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from sqlalchemy import Connection, Engine, exc, text
+from sqlalchemy import Connection, Engine, event, exc, text
 
 from . import invocation
 from .errors import OutcomeUnknown
@@ -21,7 +21,7 @@ from .errors import OutcomeUnknown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
 _Result = TypeVar("_Result")
 
@@ -91,8 +91,8 @@ def run_transaction(
         for example "SERIALIZABLE"; None leaves the engine's.
     Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised: whatever
         the function raises, at once, unless it is the database's word that the transaction was undone by a conflict (40001,
-        40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for AUTOCOMMIT
-        and for fewer than one attempt, TypeError for a source that is neither.
+        40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for AUTOCOMMIT,
+        for a session that uses several engines (without two-phase commit) and for fewer than one attempt, TypeError for a source that is neither.
     Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the deadline.
     Threads: safe, as the engine is.
     Source: PostgreSQL, "Serialization Failure Handling"; AWS Architecture Blog, "Exponential Backoff And Jitter".
@@ -161,7 +161,18 @@ def _attempt(
             with connection.begin():
                 return function(connection)
     with source() as session, session.begin():
-        _refuse_autocommit("run_transaction", session.connection(execution_options=options))
+        first = session.connection(execution_options=options)
+        _refuse_autocommit("run_transaction", first)
+        if not session.twophase:
+
+            def refuse_another(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+                if connection is not first:
+                    raise ValueError(
+                        "run_transaction: this session uses several engines, which commit one after the other: what one has kept "
+                        "would be done again after the other's conflict. Use one engine, or sessionmaker(..., twophase=True)"
+                    )
+
+            event.listen(session, "after_begin", refuse_another)
         return function(session)
 
 

@@ -99,6 +99,7 @@ def test_the_drivers_own_is_one_of_the_drivers(postgres: Postgres) -> None:
         connection.cursor().execute("SELECT pg_sleep(9)")
     assert isinstance(caught.value, (DeadlineExceeded, TimeoutError))
     assert type(caught.value) is wire.DeadlinePassed
+    assert isinstance(caught.value, Unavailable)
     assert caught.value.sqlstate is None
 
 

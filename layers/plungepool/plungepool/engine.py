@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, create_engine, exc
 
 from . import connect, dialect, lifecycle
-from .errors import CredentialsError, SettingsError
+from .errors import CredentialsError, DeadlineExceeded, SettingsError
 from .pool import PoolExhausted, build_pool
 from .settings import Settings, variable
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Unavailable: tuple[type[Exception], ...] = (
     PoolExhausted,
     CredentialsError,
+    # Also the driver's own, where SQLAlchemy is not in between: a COPY by the driver's cursor.
+    DeadlineExceeded,
     exc.OperationalError,
     exc.InterfaceError,
 )

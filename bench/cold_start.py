@@ -7,8 +7,9 @@ Process start to first row, with IAM, over verified TLS, from a read-only folder
 Every variant is one handler that makes what it needs outside, and answers one row of `SELECT 1`. They take turns, round
 by round, against one server (the RDS Proxy stand-in before an embedded PostgreSQL); ratios are of medians in this one
 run. `as built` is what `sam build` leaves: pip installs without bytecode, our layer brings its own. `compiled` gives
-every variant its bytecode. Three ways: a plain process, whole; the instructions that it executes, which hardly differ from run to
-run; and the real runtime client, INIT and first invocation. `--before COMMIT` has Plungepool of that commit among the variants.
+every variant its bytecode. Three ways: a plain process, whole; the instructions that it executes, which hardly differ
+from run to run; and the real runtime client, INIT and first invocation. `--before COMMIT` has Plungepool of that commit
+among the variants.
 """
 
 from __future__ import annotations
@@ -264,7 +265,9 @@ def served() -> Iterator[tuple[dict[str, str], str]]:
 def take_turns(
     python: str, folders: Mapping[tuple[str, str], Path], variables: dict[str, str], rounds: int
 ) -> dict[tuple[str, str], list[tuple[float, ...]]]:
-    """Return for each variant its process's wall and CPU seconds, its INIT's and its first invocation's, round by round."""
+    """
+    Return for each variant its process's wall and CPU seconds, its INIT's and its first invocation's, round by round.
+    """
     measured: dict[tuple[str, str], list[tuple[float, ...]]] = {key: [] for key in folders}
     for round_ in range(rounds + 1):
         for key, folder in folders.items():
@@ -281,7 +284,10 @@ def table(
     measured: Mapping[tuple[str, str], list[tuple[float, ...]]],
     counts: Mapping[tuple[str, str], int],
 ) -> list[str]:
-    """Return the lines of a table: ratios are medians of the rounds' ratios, of CPU time, which other processes change least."""
+    """
+    Return the lines of a table: ratios are medians of the rounds' ratios, of CPU time, which other processes change
+    least.
+    """
     lines = [
         "", f"## {state.capitalize()}", "",
         "| | instructions, millions | ÷ raw pg8000 | CPU, ms | ÷ raw pg8000 | ÷ plungepool | process, ms | INIT, ms | first invocation, ms |",
@@ -321,7 +327,8 @@ def main() -> None:
         if options.before:
             variants[f"plungepool of {options.before}"] = OURS, check_out(options.before, Path(scratch) / "before")
         folders = build(Path(scratch), python, variants)
-        # The peers have the times; under valgrind, and compiling their source there, they would take longer than all the rest.
+        # The peers have the times; under valgrind, and compiling their source there, they would take longer than all
+        # the rest.
         counts = {
             (name, state): count(python, folder, variables)
             for (name, state), folder in folders.items()

@@ -1,11 +1,13 @@
 """
-What the client computes for a warm statement and for a row, through SQLAlchemy: Plungepool, stock pg8000, psycopg 3 (C).
+What the client computes for a warm statement and for a row, through SQLAlchemy: Plungepool, stock pg8000, psycopg 3
+(C).
 
     .venv/bin/python bench/instructions.py                                  measures and prints
     .venv/bin/python bench/instructions.py --write docs/instructions.md     writes the page, too
 
-Each contender (bench/contender) does a thing a few and then many times under valgrind's callgrind, in a process of its own; the
-difference divided by the number is the cost of one. Beside it: CPU time, the contenders in turns. Needs Debian's package valgrind.
+Each contender (bench/contender) does a thing a few and then many times under valgrind's callgrind, in a process of its
+own; the difference divided by the number is the cost of one. Beside it: CPU time, the contenders in turns. Needs
+Debian's package valgrind.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ COUNTED = {name: title for name, title in CONTENDERS.items() if name != "asyncpg
 CASES: dict[str, tuple[dict[str, Any], int, int, int]] = {
     "`SELECT :x`, one integer": ({"case": "select"}, 100, 300, 1),
     "`SELECT` of six parameters of six types": ({"case": "six"}, 100, 300, 1),
-    "one of many rows of int, text, float8, timestamptz, numeric": ({"case": "rows", "arguments": {"count": 1000}}, 2, 6, 1000),
+    "one of many rows of int, text, float8, timestamptz, numeric": (
+        {"case": "rows", "arguments": {"count": 1000}}, 2, 6, 1000
+    ),
 }  # fmt: skip
 TIMED = {name: event | {"cpu": True} for name, (event, *_) in CASES.items()}
 PROGRAM = "import app, json, os, sys; app.handler(json.loads(sys.argv[1]), None); os._exit(0)"
@@ -45,7 +49,10 @@ def cost(case: str, environ: Mapping[str, str]) -> int:
 
 
 def environment(contender: str, server: Postgres, *python_path: Path) -> dict[str, str]:
-    """Return the variables of a process that runs a contender's function; what is on the path comes before what is installed."""
+    """
+    Return the variables of a process that runs a contender's function; what is on the path comes before what is
+    installed.
+    """
     path = ":".join(map(str, (*python_path, Path(__file__).with_name("contender"))))
     # Under valgrind a connect takes fifty times as long.
     return variables(contender, server, server.port, tls=False) | {
@@ -77,9 +84,10 @@ def main() -> None:
         [
             "# What the client computes",
             (
-                "Instructions that the process executes for one warm statement in `engine.connect()`, with its rollback, and for one row of a "
-                "thousand, all through SQLAlchemy; in brackets the ratio to Plungepool. They hardly differ from run to run, whatever else the "
-                "machine does. The milliseconds are of the client's CPU, the contenders in turns."
+                "Instructions that the process executes for one warm statement in `engine.connect()`, with its "
+                "rollback, and for one row of a thousand, all through SQLAlchemy; in brackets the ratio to "
+                "Plungepool. They hardly differ from run to run, whatever else the machine does. The milliseconds are "
+                "of the client's CPU, the contenders in turns."
             ),
             (
                 f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "

@@ -1,8 +1,8 @@
 """
 How the benches measure: instructions by valgrind's callgrind, times in turns, and what they were measured with.
 
-Time on a shared machine is noise, so times are compared only within a round in which the contenders took turns. Instructions
-are the same from run to run within a thousandth, whatever else the machine does.
+Time on a shared machine is noise, so times are compared only within a round in which the contenders took turns.
+Instructions are the same from run to run within a thousandth, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def variables(contender: str, server: Postgres, port: int, *, tls: bool) -> dict
     found |= {"PLUNGEPOOL_URL": f"postgresql://app@{host}:{port}/postgres"}
     if tls:
         found |= {"BENCH_CA_FILE": str(server.ca_file), "PLUNGEPOOL_CA_FILE": str(server.ca_file)}
-        # A token, as behind RDS: it is sent as the others send the role's password, and bench/contender makes it be that.
+        # A token, as behind RDS: it is sent as the others send the role's password, and bench/contender makes it be
+        # that.
         keys = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "example"}
         return found | keys | {"PLUNGEPOOL_AUTH": "iam", "PLUNGEPOOL_REGION": "eu-west-1"}
     return found | {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_PASSWORD": "secret"}

@@ -4,9 +4,10 @@ Round trips and times of one statement, side by side: Plungepool, stock pg8000, 
     .venv/bin/python bench/round_trips.py                                   measures and prints
     .venv/bin/python bench/round_trips.py --write docs/round-trips.md       writes the page, too
 
-Every contender is a function in the real runtime client (bench/contender), Plungepool's engine the one that `get_engine()`
-returns. Counts are exact: a proxy counts each wait for the server, TLS on. For times the contenders take turns, round by round;
-a ratio is the median of the rounds' ratios. The latency of a network is added by the same proxy in a process of its own.
+Every contender is a function in the real runtime client (bench/contender), Plungepool's engine the one that
+`get_engine()` returns. Counts are exact: a proxy counts each wait for the server, TLS on. For times the contenders take
+turns, round by round; a ratio is the median of the rounds' ratios. The latency of a network is added by the same proxy
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -115,14 +116,15 @@ def main() -> None:
     parts = [
         "# Round trips and times, side by side",
         (
-            "A round trip is one wait for the server. Counts are exact: a proxy between client and server counts them, the TCP "
-            "handshake of a connect included. Times are medians of rounds in which the contenders took turns, each a function in the "
-            "real runtime client; in brackets the median of the rounds' ratios to Plungepool, which is what can be trusted on a shared "
-            "machine. asyncpg runs without SQLAlchemy, whose own cost it does not carry."
+            "A round trip is one wait for the server. Counts are exact: a proxy between client and server counts them, "
+            "the TCP handshake of a connect included. Times are medians of rounds in which the contenders took turns, "
+            "each a function in the real runtime client; in brackets the median of the rounds' ratios to Plungepool, "
+            "which is what can be trusted on a shared machine. asyncpg runs without SQLAlchemy, whose own cost it "
+            "does not carry."
         ),
         (
-            f"{conditions('sqlalchemy', 'pg8000', 'psycopg', 'asyncpg', server=server_version)}; {options.rounds} rounds; "
-            "measured again by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`."
+            f"{conditions('sqlalchemy', 'pg8000', 'psycopg', 'asyncpg', server=server_version)}; {options.rounds} "
+            "rounds; measured again by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`."
         ),
         "## Round trips, TLS",
         as_markdown("case", counts),
@@ -131,7 +133,10 @@ def main() -> None:
             for latency_ms, table in times.items()
             for text in (f"## Milliseconds, TLS, latency of {latency_ms} ms a round trip", as_markdown("case", table))
         ),
-        "## Milliseconds of the client's CPU for rows of int, text, float8, timestamptz and numeric (plain text, loopback)",
+        (
+            "## Milliseconds of the client's CPU for rows of int, text, float8, timestamptz and numeric (plain text, "
+            "loopback)"
+        ),
         as_markdown("rows", rows),
     ]
     text = "\n\n".join(parts) + "\n"

@@ -1,4 +1,7 @@
-"""What the whole run has in common: everything that its tests write is kept, so that the last test can look for secrets in it."""
+"""
+What the whole run has in common: everything that its tests write is kept, so that the last test can look for secrets in
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ _OUTPUT = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker of what must run after everything else; let Ctrl-C interrupt wherever the run was started."""
-    # A shell starts what it puts in the background with SIGINT ignored, and every process that a test starts would inherit it.
+    # A shell starts what it puts in the background with SIGINT ignored, and every process that a test starts would
+    # inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "at_the_end: run after all other tests")

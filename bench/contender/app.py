@@ -1,8 +1,9 @@
 """
 One contender as a Lambda function: what it keeps is made outside the handler, and the event says what to do how often.
 
-BENCH_CONTENDER names it: `plungepool` (its PLUNGEPOOL_ variables are a user's), or a driver with BENCH_HOST, BENCH_PORT and, for
-TLS, BENCH_CA_FILE. All are SQLAlchemy engines but `asyncpg`, which SQLAlchemy offers to asyncio only: it runs bare.
+BENCH_CONTENDER names it: `plungepool` (its PLUNGEPOOL_ variables are a user's), or a driver with BENCH_HOST, BENCH_PORT
+and, for TLS, BENCH_CA_FILE. All are SQLAlchemy engines but `asyncpg`, which SQLAlchemy offers to asyncio only: it runs
+bare.
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ MANY = [{"label": f"label {number}"} for number in range(100)]
 SIX = sa.text("SELECT :a, CAST(:b AS text), :c, :d, :e, :f")
 SIX_VALUES = {"a": 1, "b": "text", "c": 2.5, "d": MOMENT, "e": True, "f": AMOUNT}
 ROWS = (
-    "SELECT g AS number, 'label ' || g AS label, g / 7.0::float8 AS share, "
-    "timestamptz '2026-01-01 00:00:00+00' + g * interval '1 second 1 microsecond' AS moment, (g * 1.01)::numeric AS price "
-    "FROM generate_series(1, {}) g"
+    "SELECT g AS number, 'label ' || g AS label, g / 7.0::float8 AS share, timestamptz '2026-01-01 00:00:00+00' + g * "
+    "interval '1 second 1 microsecond' AS moment, (g * 1.01)::numeric AS price FROM generate_series(1, {}) g"
 )
 
 
@@ -182,7 +182,8 @@ def handler(event: dict[str, Any], context: object) -> list[float]:
     """
     Run a case some times, or for some seconds, and return how long each took.
 
-    Args: event: `case` and its `arguments`; `times`, or `seconds`; `cpu`: in this process's own computing time; `forget`: close
+    Args: event: `case` and its `arguments`; `times`, or `seconds`; `cpu`: in this process's own computing time;
+    `forget`: close
         everything first, untimed.
     """
     del context

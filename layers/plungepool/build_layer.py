@@ -71,7 +71,9 @@ def run(command: list[str], **variables: str) -> None:
 
 
 def interpreters() -> dict[str, str]:
-    """Every Python of COMPILE_FOR here, by version; each is asked, since version managers leave shims that do not run."""
+    """
+    Every Python of COMPILE_FOR here, by version; each is asked, since version managers leave shims that do not run.
+    """
     found = {}
     home = Path.home()
     for version in COMPILE_FOR:
@@ -107,7 +109,8 @@ def with_pip(scratch: Path) -> str:
     environment = scratch / "venv"
     if subprocess.run([sys.executable, "-m", "venv", str(environment)], check=False, capture_output=True).returncode:
         sys.exit(
-            "build_layer: no Python here has pip or venv; install one of them, or build with `sam build --use-container`"
+            "build_layer: no Python here has pip or venv; install one of them, or build with `sam build "
+            "--use-container`"
         )
     return str(environment / "bin" / "python")
 
@@ -185,7 +188,8 @@ for path in sorted(folder.rglob("*.py")):
     source = path.read_bytes()
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, False) is not None:
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node, False) is not None:
             text = node.body.pop(0)
             if not node.body and not isinstance(node, ast.Module):
                 node.body.append(ast.copy_location(ast.Pass(), text))
@@ -219,8 +223,8 @@ def without_bytecode(name: str, compiled: list[str]) -> list[str]:
     if not missing:
         return []
     return [
-        f"{name}: no bytecode for Python {', '.join(missing)}, not found here: functions on it work, and compile the layer anew at "
-        "each cold start, several times as slow. To have it, build where `python"
+        f"{name}: no bytecode for Python {', '.join(missing)}, not found here: functions on it work, and compile the "
+        "layer anew at each cold start, several times as slow. To have it, build where `python"
         + "` and `python".join(missing)
         + "` can be run from PATH"
     ]

@@ -167,7 +167,9 @@ def test_copy() -> None:
 
 
 def test_row_level_security(database: Postgres) -> None:
-    """Each tenant reads its own rows; without a tenant there is none, before and after one was set on the connection."""
+    """
+    Each tenant reads its own rows; without a tenant there is none, before and after one was set on the connection.
+    """
     database.execute(BLOCKS["policy"])
     tenants = run("tenants")
 

@@ -496,7 +496,8 @@ def test_a_function_inherits_no_descriptor_of_the_toolkit(function):
     environment = function("""
         import os
         inherited = [name for name in os.listdir("/proc/self/fd") if int(name) > 2]
-        inherited = [os.readlink(f"/proc/self/fd/{name}") for name in inherited if os.path.exists(f"/proc/self/fd/{name}")]
+        links = [f"/proc/self/fd/{name}" for name in inherited]
+        inherited = [os.readlink(link) for link in links if os.path.exists(link)]
         def handler(event, context):
             return [target for target in inherited if target.startswith("pipe:")]
     """)

@@ -139,7 +139,8 @@ def test_nothing_that_others_planted_runs_as_the_administrator(
     # Nor has any of it become a part of the shop: of a check, a default or a column. Asked with a path of its own, too.
     parts = """
         SET search_path = pg_catalog;
-        SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace)
+        SELECT pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace)
         UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
         UNION ALL SELECT format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
         WHERE relnamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace)

@@ -31,7 +31,10 @@ def engine(shop: Shop) -> Any:
 
 
 def build(engine: Any, function: Callable[[dict], Any], **config: Any) -> Callable[[dict], Any]:
-    """Return a handler that is idempotent by the event's id, with a persistence layer of its own as another environment has."""
+    """
+    Return a handler that is idempotent by the event's id, with a persistence layer of its own as another environment
+    has.
+    """
 
     @idempotent(
         persistence_store=PostgreSQLPersistenceLayer(engine),

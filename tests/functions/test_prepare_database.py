@@ -1,4 +1,6 @@
-"""prepare_database: any number of times, all or nothing, the limits and no right too many; CloudFormation is answered."""
+"""
+prepare_database: any number of times, all or nothing, the limits and no right too many; CloudFormation is answered.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +205,10 @@ def test_colons_and_percent_signs_in_a_script_stay(empty_shop: Any, prepare: Any
 def test_the_role_has_its_limits(empty_shop: Any, prepare: Any) -> None:
     """The server enforces the number of connections and four time-outs, and a change of the number is made."""
     prepare(connection_limit=7)
-    ask = "SELECT rolconnlimit, rolconfig, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = $1"
+    ask = (
+        "SELECT rolconnlimit, rolconfig, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname "
+        "= $1"
+    )
     time_outs = [
         "statement_timeout=10s",
         "lock_timeout=3s",
@@ -328,7 +333,9 @@ def test_any_password_is_the_one_to_log_in_with(load: Any) -> None:
 def test_no_repr_and_no_frame_of_an_error_shows_the_password(
     empty_shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a crash reporter prints, the locals of every frame that an error passes, holds no password; nor does a repr."""
+    """
+    What a crash reporter prints, the locals of every frame that an error passes, holds no password; nor does a repr.
+    """
     preparation = load("prepare_database", empty_shop.url("postgres")).module.preparation
     password = "never to be seen"
     monkeypatch.setenv("APP_ROLE_PASSWORD", password)
@@ -664,7 +671,9 @@ OTHER_ADDRESSES = [
 
 
 def test_only_cloudformation_s_own_addresses_are_answered(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 over https in every partition; nothing else is opened, and nothing is done for who asked. An emulator's is known."""
+    """
+    S3 over https in every partition; nothing else is opened, and nothing is done for who asked. An emulator's is known.
+    """
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     function = load("prepare_database", "postgresql://nobody@nowhere")
     module = function.module.cloudformation

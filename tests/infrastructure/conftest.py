@@ -62,8 +62,8 @@ def build_layer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str,
     """
     Build a layer as `sam build` does, in a copy of its folder: build_layer("plungepool", "PlungepoolLayer", to).
 
-    On a worse machine, though: the Python that builds has no pip, and a version manager's shim that does not run is first
-    on PATH under every name.
+    On a worse machine, though: the Python that builds has no pip, and a version manager's shim that does not run is
+    first on PATH under every name.
     """
     shims = tmp_path_factory.mktemp("shims")
     for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):

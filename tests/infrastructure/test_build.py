@@ -61,7 +61,9 @@ def test_layer_is_small(built: Path, layer: str) -> None:
 
 
 def test_bytecode_leaves_out_docstrings_and_nothing_else(built: Path) -> None:
-    """Docstrings are a third of the bytecode and nobody reads them in Lambda; code and line numbers are the source's."""
+    """
+    Docstrings are a third of the bytecode and nobody reads them in Lambda; code and line numbers are the source's.
+    """
     folder = built / "PlungepoolLayer" / "python" / "plungepool"
     (path,) = folder.glob(f"__pycache__/errors.{sys.implementation.cache_tag}.pyc")
     ours = marshal.loads(path.read_bytes()[16:])
@@ -121,7 +123,10 @@ def test_layers_share_no_module(built: Path) -> None:
 
 
 def test_imports_from_a_read_only_layer_without_compiling(built: Path, pythons: dict[str, str]) -> None:
-    """On Python 3.13 with nothing else on its path engine and doctor do their work, and all the bytecode was there already."""
+    """
+    On Python 3.13 with nothing else on its path engine and doctor do their work, and all the bytecode was there
+    already.
+    """
     layer = built / "PlungepoolLayer" / "python"
     before = contents(layer)
     program = """
@@ -131,7 +136,8 @@ from plungepool import Settings, build_engine, checks
 assert {check.state for check in checks.check_environment({"PLUNGEPOOL_HSOT": "db"})} == {"failed"}
 engine = build_engine(Settings(host="localhost", user="app", password="none"))
 assert engine.dialect.name == "postgresql", engine.dialect
-loaded = [module for module in sys.modules.values() if (getattr(module, "__file__", None) or "").startswith(sys.argv[1])]
+files = [(module, getattr(module, "__file__", None) or "") for module in sys.modules.values()]
+loaded = [module for module, file in files if file.startswith(sys.argv[1])]
 assert len(loaded) > 50, loaded
 """
     command = [pythons["3.13"], "-I", "-S", "-c", program, str(layer)]

@@ -203,7 +203,8 @@ def shop(request: pytest.FixtureRequest, cloud: Cloud, built: Path) -> Iterator[
     yield Shop(cloud, mode, lambda: cloud.sam(*arguments))
     cloud.sam("delete", "--stack-name", f"shop-{mode}", "--no-prompts")
     assert [name for name in cloud.stacks() if name.startswith("shop")] == []
-    # The layer's version is meant to stay, for other stacks. (The emulator takes no final snapshot of a nested database.)
+    # The layer's version is meant to stay, for other stacks. (The emulator takes no final snapshot of a nested
+    # database.)
     kept = {"layers": sorted([*before["layers"], f"shop-{mode}-plungepool"])}
     assert inventory(cloud) == before | kept
 

@@ -1,4 +1,7 @@
-"""How often a server is waited for until the first row is there, on the engine that get_engine() returns: counted, and exact."""
+"""
+How often a server is waited for until the first row is there, on the engine that get_engine() returns: counted, and
+exact.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOKEN = "an unmistakable token"
-# So that what a server sends unasked (the session tickets of TLS 1.3) does not reach a client before it has said all that it can.
+# So that what a server sends unasked (the session tickets of TLS 1.3) does not reach a client before it has said all
+# that it can.
 DISTANCE_MS = 20
 
 

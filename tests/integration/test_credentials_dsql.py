@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Cluster:
-    """Shakes hands at once, asks for the password in clear text and refuses it; remembers what each client asked for and showed."""
+    """
+    Shakes hands at once, asks for the password in clear text and refuses it; remembers what each client asked for and
+    showed.
+    """
 
     def __init__(self, authority: Authority) -> None:
         self.names: list[str | None] = []

@@ -38,7 +38,9 @@ def settings(postgres: Postgres) -> Iterator[Settings]:
 
 
 def test_options_reach_the_engine(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """JSON by functions of one's own, AUTOCOMMIT, execution options, the cache's size and echo work as SQLAlchemy says."""
+    """
+    JSON by functions of one's own, AUTOCOMMIT, execution options, the cache's size and echo work as SQLAlchemy says.
+    """
     engine = get_engine(
         settings,
         json_serializer=lambda value: json.dumps({"wrapped": value}),
@@ -101,7 +103,9 @@ def test_option_that_nobody_knows_is_sqlalchemys_error(settings: Settings) -> No
 
 
 def test_two_calls_that_differ_are_an_error(settings: Settings) -> None:
-    """The same options give the same engine; others, or none, an error that names what differs, and no second engine."""
+    """
+    The same options give the same engine; others, or none, an error that names what differs, and no second engine.
+    """
     engine = get_engine(settings, echo=False, query_cache_size=9)
     assert get_engine(settings, query_cache_size=9, echo=False) is engine
     for other in (

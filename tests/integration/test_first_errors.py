@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def test_no_error_is_the_first_to_import_a_module(postgres: Postgres) -> None:
-    """An import takes its time with the transaction open, and one that is struck breaks whatever needs it afterwards."""
+    """
+    An import takes its time with the transaction open, and one that is struck breaks whatever needs it afterwards.
+    """
     done = subprocess.run(
         [
             sys.executable,

@@ -231,7 +231,10 @@ def lock(connection: Any) -> None:
 def test_whatever_a_transaction_begins_with(
     make_engine: Callable[..., Engine], server: Postgres, begin: Callable[[Any], None]
 ) -> None:
-    """It works as without a guard, and costs nothing more; the server knows the deadline before the transaction idles for long."""
+    """
+    It works as without a guard, and costs nothing more; the server knows the deadline before the transaction idles for
+    long.
+    """
     server.execute("DROP TABLE IF EXISTS pairs")
     server.execute("CREATE TABLE pairs AS SELECT 0 AS a, 0 AS b")
     engine = make_engine(port=server.port, password=server.password or "unused")
@@ -258,7 +261,9 @@ def test_an_error_of_a_text_of_several_points_into_it(make_engine: Callable[...,
 
 
 def test_a_lock_comes_before_the_snapshot(make_engine: Callable[..., Engine], server: Postgres) -> None:
-    """Who has waited for a lock sees what he has waited for, also above READ COMMITTED (PostgreSQL, "Explicit Locking")."""
+    """
+    Who has waited for a lock sees what he has waited for, also above READ COMMITTED (PostgreSQL, "Explicit Locking").
+    """
     server.execute("DROP TABLE IF EXISTS pairs")
     server.execute("CREATE TABLE pairs AS SELECT 0 AS a, 0 AS b")
     engine = make_engine(port=server.port, password=server.password or "unused", pool_size=2)
@@ -322,7 +327,8 @@ class Context:
     def get_remaining_time_in_millis(self): return 2000
 
 port, what = int(sys.argv[1]), sys.argv[2]
-engine = build_engine(Settings(host="127.0.0.1", port=port, user="postgres", password=os.environ["PGPASSWORD"], tls="disable"))
+password = os.environ["PGPASSWORD"]
+engine = build_engine(Settings(host="127.0.0.1", port=port, user="postgres", password=password, tls="disable"))
 with guard_invocation(Context()), engine.connect() as connection:
     if what == "autocommit":
         connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -341,7 +347,9 @@ with guard_invocation(Context()), engine.connect() as connection:
 def test_an_environment_that_ended_leaves_no_lock_and_no_statement(
     server: Postgres, what: str, end: signal.Signals
 ) -> None:
-    """Killed or frozen for ever: a second after its deadline the server has no backend, no lock and no statement of it."""
+    """
+    Killed or frozen for ever: a second after its deadline the server has no backend, no lock and no statement of it.
+    """
     server.execute("DROP TABLE IF EXISTS locked")
     server.execute("CREATE TABLE locked AS SELECT 1 AS n")
     with subprocess.Popen(
@@ -359,7 +367,8 @@ def test_an_environment_that_ended_leaves_no_lock_and_no_statement(
             os.kill(child.pid, end)
             while time.time() < deadline + 1 and backends(server, pid):
                 time.sleep(0.05)
-            # Before PostgreSQL 17 the end of the statement leaves a session whose transaction is over, and which holds nothing.
+            # Before PostgreSQL 17 the end of the statement leaves a session whose transaction is over, and which holds
+            # nothing.
             over = {"idle", "idle in transaction (aborted)"} if server_before_17(server) else {"idle"}
             assert [state for state in backends(server, pid) if state not in over] == []
             assert server.execute("SELECT count(*) FROM pg_locks WHERE pid = $1", pid) == [[0]]
@@ -405,7 +414,9 @@ def test_a_connection_that_was_dropped_is_returned(
 def test_a_connection_that_is_still_held_is_closed(
     engine: Engine, postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A global that keeps one: the server rolls back, the next invocation has its own, and the old one works no more."""
+    """
+    A global that keeps one: the server rolls back, the next invocation has its own, and the old one works no more.
+    """
     kept = []
 
     @guard_invocation

@@ -179,7 +179,9 @@ def test_kept_connection_is_asked_only_after_a_long_idle_time(
 def test_kept_connection_whose_network_died_in_silence_is_replaced(
     make_engine: Callable[..., Engine], postgres: Postgres
 ) -> None:
-    """A thawed environment whose connection is swallowed by the network has its row all the same, in this invocation."""
+    """
+    A thawed environment whose connection is swallowed by the network has its row all the same, in this invocation.
+    """
     with ChaosProxy(postgres.host, postgres.port) as lost, ChaosProxy(postgres.host, postgres.port) as found:
         engine = make_engine(port=lost.port, ping_after_idle_s=0, connect_timeout_s=1)
         with engine.connect() as connection:
@@ -217,7 +219,10 @@ def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: st
 def test_stop_of_the_server_is_unavailable_and_nothing_else(
     make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture, pool_mode: str, stop: signal.Signals
 ) -> None:
-    """In the middle of statements and of connects: each error says "later", the first try after the start works, nothing is logged."""
+    """
+    In the middle of statements and of connects: each error says "later", the first try after the start works, nothing
+    is logged.
+    """
     attempts: list[tuple[float, BaseException | None]] = []
     over = threading.Event()
     with Postgres({"max_connections": 10}) as server:
@@ -436,7 +441,10 @@ def test_fork_during_the_first_connect_does_not_deadlock(make_engine: Callable[.
 
 
 def test_looking_at_stacks_keeps_nothing_alive(make_engine: Callable[..., Engine]) -> None:
-    """Whoever waits for a connection looks at every thread's stack, and leaves no variable of another thread to the collector."""
+    """
+    Whoever waits for a connection looks at every thread's stack, and leaves no variable of another thread to the
+    collector.
+    """
     engine = make_engine(pool_size=1, checkout_timeout_s=30)
     held, over = threading.Event(), threading.Event()
     variables: list[weakref.ref[threading.Event]] = []

@@ -122,7 +122,9 @@ def test_pool_follows_its_model(postgres: Postgres, mode: str) -> None:
 
         @rule()
         def dispose(self) -> None:
-            """Engine.dispose() closes what is kept; what is held goes on, and is closed at its return to the old pool."""
+            """
+            Engine.dispose() closes what is kept; what is held goes on, and is closed at its return to the old pool.
+            """
             self.engine.dispose()
             while self.held:
                 self.held.pop()[0].close()

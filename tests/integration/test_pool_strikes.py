@@ -73,8 +73,8 @@ def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
     """
     Run a test in a thread of its own.
 
-    A trace function can raise where the interpreter itself never would, within its own tidying up after an `except`; that
-    leaves the thread with an exception "being handled" for ever, which the next tests must not see.
+    A trace function can raise where the interpreter itself never would, within its own tidying up after an `except`;
+    that leaves the thread with an exception "being handled" for ever, which the next tests must not see.
     """
 
     @functools.wraps(test)
@@ -162,7 +162,9 @@ def assert_unbroken(engine: Engine, postgres: Postgres, wrong: list[tuple[int, A
 def test_strike_at_each_line_costs_no_place(
     make_engine: Callable[..., Engine], postgres: Postgres, pool_mode: str, instructions: bool
 ) -> None:
-    """One thread, one connection: after a strike at line 1, 2, 3 and so on of a use, the very next use works at once."""
+    """
+    One thread, one connection: after a strike at line 1, 2, 3 and so on of a use, the very next use works at once.
+    """
     engine, wrong = make_engine(pool=pool_mode, pool_size=1, checkout_timeout_s=0.5), list[tuple[int, Any]]()
     one_use(engine, 1, wrong)
     at = 0
@@ -306,7 +308,9 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
 @in_a_thread
 @pytest.mark.parametrize("leave", ["snapshot", "dispose"])
 def test_strike_at_each_line_of_a_shutdown(make_engine: Callable[..., Engine], postgres: Postgres, leave: str) -> None:
-    """However far closing everything came: the engine works as before, keeps what it should, and can be closed again."""
+    """
+    However far closing everything came: the engine works as before, keeps what it should, and can be closed again.
+    """
     engine, wrong = make_engine(pool_size=2), list[tuple[int, Any]]()
     close_all = lifecycle._close_all if leave == "snapshot" else engine.dispose
     at = 0
@@ -357,7 +361,10 @@ def test_holder_that_died_with_its_thread_frees_the_place(make_engine: Callable[
 def test_strike_leaves_no_backend_whoever_holds_the_record(
     make_engine: Callable[..., Engine], postgres: Postgres
 ) -> None:
-    """Something else may refer to the record, a listener or a finalizer that was struck itself: its connection ends all the same."""
+    """
+    Something else may refer to the record, a listener or a finalizer that was struck itself: its connection ends all
+    the same.
+    """
     engine, wrong = make_engine(pool_size=1, checkout_timeout_s=0.5), list[tuple[int, Any]]()
     holders: list[Any] = []
     event.listen(engine, "checkout", lambda connection, record, fairy: holders.append(record))
@@ -384,7 +391,9 @@ def test_strike_leaves_no_backend_whoever_holds_the_record(
 
 @in_a_thread
 def test_checkout_by_a_signal_handler_in_the_middle_of_one(make_engine: Callable[..., Engine]) -> None:
-    """A handler that uses the engine between any two lines of a checkout gets a connection of its own, and so does that."""
+    """
+    A handler that uses the engine between any two lines of a checkout gets a connection of its own, and so does that.
+    """
     engine, wrong = make_engine(pool_size=2, checkout_timeout_s=0.5), list[tuple[int, Any]]()
 
     class Reenter(Injector):

@@ -235,7 +235,10 @@ def test_a_source_that_cannot_begin_anew_is_refused(engine: Engine) -> None:
 
 
 def test_a_session_of_several_engines_is_refused(prepared: Database) -> None:
-    """They commit one after the other: what the first has kept the conflict of the second would do twice. Two-phase commit does not."""
+    """
+    They commit one after the other: what the first has kept the conflict of the second would do twice. Two-phase commit
+    does not.
+    """
     first, second = build_engine(settings(prepared)), build_engine(settings(prepared))
     calls = []
 

@@ -1,6 +1,6 @@
 """
-`plungepool verify-aws` as far as it goes without an account: its probes against the stand-ins, over real sockets and a real
-PostgreSQL, and its deployment and deletion against moto, whose CloudFormation makes and deletes real entries.
+`plungepool verify-aws` as far as it goes without an account: its probes against the stand-ins, over real sockets and a
+real PostgreSQL, and its deployment and deletion against moto, whose CloudFormation makes and deletes real entries.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def test_probe_tells_what_pins(cloud: tuple[Postgres, RdsProxy], suspect: str) -
 
 @pytest.mark.usefixtures("variables")
 def test_probe_sees_statements_split_over_connections() -> None:
-    """Parse and Bind in two flights without a transaction reach different connections of the stand-in: wrong answers."""
+    """
+    Parse and Bind in two flights without a transaction reach different connections of the stand-in: wrong answers.
+    """
     found = look("split", rounds=10)
     assert found["right"] + found["wrong"] + sum(found["refused"].values()) == 40
     assert found["wrong"] or found["refused"]
@@ -124,7 +126,9 @@ def test_probe_sees_how_connects_are_refused() -> None:
 
 
 def shows(value: object) -> bool:
-    """Say whether a crash reporter would show a key, a token or a password: by the repr, or by going through a mapping."""
+    """
+    Say whether a crash reporter would show a key, a token or a password: by the repr, or by going through a mapping.
+    """
     shown = repr(value) + (repr(dict(value)) if isinstance(value, Mapping) else "")
     marks = (SIGNER.secret_access_key, SIGNER.session_token or "-", "X-Amz-Signature=", "unmistakable")
     return any(mark in shown for mark in marks)
@@ -356,7 +360,10 @@ UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/pro
 
 
 def test_a_whole_run(account: LocalAccount, tmp_path: Path) -> None:
-    """Deployed, looked at through the stand-ins, shown, written down, deleted; nobody else's things are touched, nothing secret is told."""
+    """
+    Deployed, looked at through the stand-ins, shown, written down, deleted; nobody else's things are touched, nothing
+    secret is told.
+    """
     run, console = run_of(account)
     network = account.network(None, ())
     code = carry_out(run, network, "arm64", tmp_path / "findings.json", patience_s=0.1)
@@ -441,7 +448,10 @@ def test_second_interrupt_ends_the_deletion(account: LocalAccount, monkeypatch: 
 
 
 def test_says_what_is_left(account: LocalAccount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stacks that do not go are named with the command that deletes them, the rest is deleted all the same, and again is enough."""
+    """
+    Stacks that do not go are named with the command that deletes them, the rest is deleted all the same, and again is
+    enough.
+    """
     run, console = run_of(account)
     run.deploy(account.network(None, ()))
     with monkeypatch.context() as patched:

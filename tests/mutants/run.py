@@ -1,26 +1,29 @@
 """
-What the tests would not notice: each line of a module is changed in one way at a time, and the tests that run it are run against it.
+What the tests would not notice: each line of a module is changed in one way at a time, and the tests that run it are
+run against it.
 
-    .venv/bin/python tests/mutants/run.py engine tls              these topics: modules, or packages with all that is in them
-    .venv/bin/python tests/mutants/run.py                         every topic of TOPICS
-    .venv/bin/python tests/mutants/run.py rds_proxy --sample 300  as many mutants of each, always the same ones
-    .venv/bin/python tests/mutants/run.py --write                 and put the results into docs/mutants.md
+    .venv/bin/python tests/mutants/run.py engine tls              these topics: modules, or packages with all that is in
+    them .venv/bin/python tests/mutants/run.py                         every topic of TOPICS .venv/bin/python
+    tests/mutants/run.py rds_proxy --sample 300  as many mutants of each, always the same ones .venv/bin/python
+    tests/mutants/run.py --write                 and put the results into docs/mutants.md
 
-A mutant is killed where a test fails; it is timed out where a test takes many times as long as without it, twice, the second time
-with nothing beside it; no test may run its line at all; or it survives: a test is missing, or the change makes no difference
-(equivalent.txt names those, with the reason). Ends with 1 where a mutant is left that is neither killed nor named.
+A mutant is killed where a test fails; it is timed out where a test takes many times as long as without it, twice, the
+second time with nothing beside it; no test may run its line at all; or it survives: a test is missing, or the change
+makes no difference (equivalent.txt names those, with the reason). Ends with 1 where a mutant is left that is neither
+killed nor named.
 
-First, the tests of a topic are run once and each line that they run is recorded, also in the processes that they start. Then each
-mutant is given to the tests that run its statement, the quickest file first, up to the budget, in a
-fork of a process that has imported what does not change, in a copy of the tree with a virtual environment of its own; servers are
-copied, not made by initdb. What was found is kept in build/mutants/TOPIC.json by the text of the mutant and of its tests, so that a run
-that was stopped goes on where it was; build/mutants/report.md says all of it, also which test killed what.
+First, the tests of a topic are run once and each line that they run is recorded, also in the processes that they start.
+Then each mutant is given to the tests that run its statement, the quickest file first, up to the budget, in a fork of a
+process that has imported what does not change, in a copy of the tree with a virtual environment of its own; servers are
+copied, not made by initdb. What was found is kept in build/mutants/TOPIC.json by the text of the mutant and of its
+tests, so that a run that was stopped goes on where it was; build/mutants/report.md says all of it, also which test
+killed what.
 
-Two tools of others were tried. mutmut 3.8 forks too and chooses tests by the function that they run, but changes neither code that
-the import runs nor decorated functions, finds no package outside of ./, src/ and source/, and imports itself into the package, whose
-imports tests here hold to a list. cosmic-ray 8 changes anything, in place, but starts the whole command of the tests for each mutant.
-(coverage.py would record the lines as well, but stops where a test sets a tracer of its own, as the tests of strikes do, and knows no
-test in the processes that tests start.)
+Two tools of others were tried. mutmut 3.8 forks too and chooses tests by the function that they run, but changes
+neither code that the import runs nor decorated functions, finds no package outside of ./, src/ and source/, and imports
+itself into the package, whose imports tests here hold to a list. cosmic-ray 8 changes anything, in place, but starts
+the whole command of the tests for each mutant. (coverage.py would record the lines as well, but stops where a test sets
+a tracer of its own, as the tests of strikes do, and knows no test in the processes that tests start.)
 """
 
 from __future__ import annotations
@@ -59,13 +62,16 @@ EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 PAGE = ROOT / "docs" / "mutants.md"
 SEED = 8
 AT_ONCE = 2
-# Of the tests that run a place, so many seconds are asked, the quickest ones: a mutant that only the others kill counts as survived.
+# Of the tests that run a place, so many seconds are asked, the quickest ones: a mutant that only the others kill counts
+# as survived.
 BUDGET_S = 20.0
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Modules that belong together, and the tests that are asked about them. Patterns: what is new is found by itself."""
+    """
+    Modules that belong together, and the tests that are asked about them. Patterns: what is new is found by itself.
+    """
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
@@ -339,7 +345,10 @@ class Examination:
         }
 
     def chosen(self, path: str, mutant: Mutant) -> list[str]:
-        """Return the tests that ran the mutant's statement, in the order in which they are asked; all for what the import ran."""
+        """
+        Return the tests that ran the mutant's statement, in the order in which they are asked; all for what the import
+        ran.
+        """
         rows: list[tuple[float, float, str]] = []
         for file, record in self.record.items():
             ran = {

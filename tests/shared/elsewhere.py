@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def wait_until(reached: Callable[[], object], otherwise: str = "it did not come true", within_s: float = 60.0) -> None:
-    """Wait for what others do in their own time; the bound ends only a test that waits in vain, on a busy machine too."""
+    """
+    Wait for what others do in their own time; the bound ends only a test that waits in vain, on a busy machine too.
+    """
     end = time.monotonic() + within_s
     while not reached():
         assert time.monotonic() < end, otherwise
@@ -20,7 +22,9 @@ def wait_until(reached: Callable[[], object], otherwise: str = "it did not come 
 
 
 def in_a_child(deed: Callable[[], object]) -> str:
-    """Fork; return the repr of what the deed returns in the child, or of what it raises. The child ends as it stands."""
+    """
+    Fork; return the repr of what the deed returns in the child, or of what it raises. The child ends as it stands.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -102,7 +102,9 @@ def test_roles_prove_who_they_are(server: Any) -> None:
 
 
 def test_beyond_loopback_everybody_proves_who_they_are() -> None:
-    """At an address for containers, roles of its network sign in by password, the superuser too, and others not at all."""
+    """
+    At an address for containers, roles of its network sign in by password, the superuser too, and others not at all.
+    """
     container, stranger = "127.0.0.2", "127.0.0.3"  # nothing but loopback is sure to exist here
 
     def sign_in(source: Any, **parameters: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The stand-in for RDS Proxy, by psycopg, stock pg8000 and raw messages before a real PostgreSQL; tokens by botocore."""
+"""
+The stand-in for RDS Proxy, by psycopg, stock pg8000 and raw messages before a real PostgreSQL; tokens by botocore.
+"""
 
 from __future__ import annotations
 
@@ -404,7 +406,9 @@ def test_a_connection_that_died_in_the_pool_is_not_handed_out(rds_proxy: Start, 
 
 
 def test_nothing_is_left_at_the_end(postgres: Postgres) -> None:
-    """No thread, no socket, no file, no database session: with clients connected, waiting and in the middle of things."""
+    """
+    No thread, no socket, no file, no database session: with clients connected, waiting and in the middle of things.
+    """
     proxy = RdsProxy(postgres, auth="scram", users={"proxied": "hush"}, max_database_connections=2).start()
     ca_file = proxy.ca_file
     with contextlib.ExitStack() as stack:
@@ -463,8 +467,8 @@ def test_the_documented_test_passes(machine: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_what_pinned(machine: Any, read_until: Callable[..., str], number: signal.Signals) -> None:
     """
-    `plungepool proxy`, started in the background as a shell does it: prints what a function needs, as a shell takes it, and
-    where the database itself is; each of the two signals ends it with a report, in which one is one.
+    `plungepool proxy`, started in the background as a shell does it: prints what a function needs, as a shell takes it,
+    and where the database itself is; each of the two signals ends it with a report, in which one is one.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,4 +1,7 @@
-"""The message layer of the stand-in for RDS Proxy, without a socket: each case whole, byte by byte, and with trailing data."""
+"""
+The message layer of the stand-in for RDS Proxy, without a socket: each case whole, byte by byte, and with trailing
+data.
+"""
 
 from __future__ import annotations
 
@@ -246,7 +249,10 @@ def test_no_body_whatever_breaks_a_reader(body: bytes) -> None:
 
 
 class Server:
-    """As much of a PostgreSQL as it takes to answer: whole batches, errors, transactions, COPY; after the manual's "Message Flow"."""
+    """
+    As much of a PostgreSQL as it takes to answer: whole batches, errors, transactions, COPY; after the manual's
+    "Message Flow".
+    """
 
     def __init__(self) -> None:
         self.replies: list[bytes] = []
@@ -401,8 +407,8 @@ def test_a_conversation_that_waits_its_turn_has_the_answers_of_one_that_does_not
     batches: list[list[bytes]], random: object
 ) -> None:
     """
-    In whatever order both sides are heard: nobody waits for ever, nothing is said that a server by itself would not say, and the
-    database connection could be lent between the batches and not within one.
+    In whatever order both sides are heard: nobody waits for ever, nothing is said that a server by itself would not
+    say, and the database connection could be lent between the batches and not within one.
     """
     flight = [one for sent in batches for one in sent]
     alone = Server()

@@ -1,4 +1,7 @@
-"""What the stand-in for RDS Proxy takes to pin, by itself; tests/unit/test_pinning.py holds it against the package's own reader."""
+"""
+What the stand-in for RDS Proxy takes to pin, by itself; tests/unit/test_pinning.py holds it against the package's own
+reader.
+"""
 
 from __future__ import annotations
 

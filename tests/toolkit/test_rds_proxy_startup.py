@@ -274,7 +274,8 @@ def test_a_new_client_is_told_what_the_session_is_like_now(rds_proxy: Start) -> 
     proxy = scram(rds_proxy, max_database_connections=1)
     with client(proxy) as connection:
         connection.execute(
-            "CREATE FUNCTION unseen() RETURNS text LANGUAGE sql AS $$ SELECT set_config('DateStyle', 'German', false) $$"
+            "CREATE FUNCTION unseen() RETURNS text LANGUAGE sql AS $$ SELECT set_config('DateStyle', 'German', "
+            "false) $$"
         )
         connection.execute("SELECT unseen()")
         connection.execute("DROP FUNCTION unseen()")

@@ -44,7 +44,9 @@ LENGTHS = [-(2**31), -5, -4, -2, -1, 0, 3, 2**30, 2**31 - 1]
 
 @pytest.mark.parametrize("kind", ["Q", "P", "B", "D", "E", "S", "X", "d", "c", "f", "p", "F", "H", "C", "?", "\0"])
 def test_a_message_of_no_possible_length_ends_its_client_alone(raw: tuple[RdsProxy, Raw], kind: str) -> None:
-    """Negative, shorter than itself or longer than PostgreSQL takes: 08P01 and good-bye, in and out of a transaction."""
+    """
+    Negative, shorter than itself or longer than PostgreSQL takes: 08P01 and good-bye, in and out of a transaction.
+    """
     proxy, one = raw
     for length in LENGTHS:
         for first in (b"", query("BEGIN")):
@@ -378,7 +380,10 @@ def test_a_copy_that_is_refused_leaves_the_conversation_in_step(raw: tuple[RdsPr
 
 @pytest.mark.parametrize("first", ["SELECT 1", "SET application_name = 'x'"], ids=["multiplexed", "pinned"])
 def test_a_copy_after_one_that_was_refused(raw: tuple[RdsProxy, Raw], first: str) -> None:
-    """The data of the first, which nobody wants, is not taken for the end of the second; also where one connection is kept."""
+    """
+    The data of the first, which nobody wants, is not taken for the end of the second; also where one connection is
+    kept.
+    """
     _proxy, one = raw
     one.sock.sendall(query(first))
     one.until_ready()

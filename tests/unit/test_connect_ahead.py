@@ -1,4 +1,6 @@
-"""How a connect begins, what an attempt that failed leads to, and for how long what was seen of a server holds; offline."""
+"""
+How a connect begins, what an attempt that failed leads to, and for how long what was seen of a server holds; offline.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Opened:
 
 
 class Server:
-    """Asks for the password in one way, and takes it ahead or not; notes how each attempt came, and with how much time."""
+    """
+    Asks for the password in one way, and takes it ahead or not; notes how each attempt came, and with how much time.
+    """
 
     def __init__(self, asks: str = "password", *, refuses_ahead: Exception | None = None) -> None:
         self.asks, self.refuses_ahead = asks, refuses_ahead
@@ -153,7 +157,9 @@ def test_server_that_takes_none_ahead_gets_the_same_login_step_by_step() -> None
 
 
 def test_what_was_refused_is_tried_again_after_an_hour(pass_time: Callable[[float], None]) -> None:
-    """By the wall clock: a frozen environment's hour counts. A proxy that has learnt it meanwhile is sent it ahead again."""
+    """
+    By the wall clock: a frozen environment's hour counts. A proxy that has learnt it meanwhile is sent it ahead again.
+    """
     tokens, server = connector(), Server(refuses_ahead=wire.PasswordAheadRefused("one message at a time"))
     tokens.connect(server)
     pass_time(3500)
@@ -230,7 +236,10 @@ def test_refused_token_is_a_matter_of_tokens_and_not_of_the_way() -> None:
 def test_a_proxy_that_may_throw_away_what_goes_ahead_has_half_the_time(
     pass_time: Callable[[float], None], seconds: float
 ) -> None:
-    """It waits for a password and the client for it: half the time for a connect later the client begins again, step by step."""
+    """
+    It waits for a password and the client for it: half the time for a connect later the client begins again, step by
+    step.
+    """
     tokens = connector(endpoint="proxy", connect_timeout_s=seconds)
     server = Server()
 

@@ -1,4 +1,6 @@
-"""What the settings say is what the driver, the pool and SQLAlchemy are given: seen at the seam between them, offline."""
+"""
+What the settings say is what the driver, the pool and SQLAlchemy are given: seen at the seam between them, offline.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,10 @@ def test_tls_hands_a_context_that_verifies(given: list[dict[str, Any]]) -> None:
 def test_nothing_goes_ahead_where_a_listener_has_chosen_another_server(
     given: list[dict[str, Any]], change: dict[str, Any]
 ) -> None:
-    """Or another context: what that verifies, or that one asks for, nobody knows; a listener that leaves both alone changes nothing."""
+    """
+    Or another context: what that verifies, or that one asks for, nobody knows; a listener that leaves both alone
+    changes nothing.
+    """
     built = engine.build_engine(settings())
     driver = connect.Driver(settings(), "test")
     driver.dialect = built.dialect
@@ -149,7 +154,9 @@ def test_tls_at_once_reaches_the_driver(given: list[dict[str, Any]]) -> None:
 
 
 def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash reporter prints the locals of frames, and goes through dictionaries: what holds the parameters is none."""
+    """
+    A crash reporter prints the locals of frames, and goes through dictionaries: what holds the parameters is none.
+    """
     held: list[Any] = []
     original = connect._Parameters.__init__
 
@@ -165,7 +172,10 @@ def test_parameters_show_no_password(given: list[dict[str, Any]], monkeypatch: p
 
 @pytest.mark.parametrize(("endpoint", "rows"), [("proxy", 100), ("direct", 1000)])
 def test_rows_of_one_insert_stay_below_what_pins(endpoint: Any, rows: int) -> None:
-    """Behind RDS Proxy a statement of more than 16 KB pins, so there SQLAlchemy puts fewer rows into one; an option overrides."""
+    """
+    Behind RDS Proxy a statement of more than 16 KB pins, so there SQLAlchemy puts fewer rows into one; an option
+    overrides.
+    """
     assert engine.build_engine(settings(endpoint=endpoint)).dialect.insertmanyvalues_page_size == rows
     assert engine.build_engine(settings(), insertmanyvalues_page_size=7).dialect.insertmanyvalues_page_size == 7
 

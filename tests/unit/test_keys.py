@@ -40,7 +40,10 @@ def test_keys_of_a_container_are_read_with_their_end() -> None:
 
 @pytest.mark.parametrize("missing", ["AccessKeyId", "SecretAccessKey", "Expiration"])
 def test_half_of_the_keys_is_none(missing: str) -> None:
-    """Without either key, or without a moment at which they end, there are no credentials; nothing of the answer is quoted."""
+    """
+    Without either key, or without a moment at which they end, there are no credentials; nothing of the answer is
+    quoted.
+    """
     answer = json.dumps({name: value for name, value in KEYS.items() if name != missing})
     with pytest.raises(CredentialsError, match=r"'localhost' gave no credentials \(HTTP status 200\)"):
         iam._container_keys(Document(lambda: answer), "localhost", 200)
@@ -72,7 +75,10 @@ def test_error_of_aws_is_named_by_its_code_and_not_quoted() -> None:
 
 
 def test_secret_may_change_while_it_is_tried() -> None:
-    """In a rotation the server's password and the secret's differ for some seconds; a password of the settings never changes."""
+    """
+    In a rotation the server's password and the secret's differ for some seconds; a password of the settings never
+    changes.
+    """
     settings = Settings(host="db.example.com", auth="secret", secret_arn="orders", region="eu-west-1")
     assert secret.SecretSource(settings).may_change
 

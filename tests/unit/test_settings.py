@@ -202,7 +202,9 @@ def test_what_the_endpoint_cannot_do_is_refused(environ: dict[str, str], named: 
     ],
 )
 def test_what_no_resolver_takes_is_refused(host: str, words: str) -> None:
-    """A port, brackets, an empty part, a part too long: said with the setting, and not by a DNS error at the connect."""
+    """
+    A port, brackets, an empty part, a part too long: said with the setting, and not by a DNS error at the connect.
+    """
     (problem,) = problems(MINIMUM | {"PLUNGEPOOL_HOST": host})
     assert problem.startswith("PLUNGEPOOL_HOST")
     assert words in problem

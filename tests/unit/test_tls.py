@@ -134,7 +134,9 @@ def test_ca_file_replaces_what_is_shipped() -> None:
     assert trusted_by(context) == digests(SHIPPED["eu-west-2"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"]
+)
 def test_useless_ca_file_names_its_setting(tmp_path: Path, content: bytes | None) -> None:
     """A file that is missing, empty or no PEM gives a SettingsError with PLUNGEPOOL_CA_FILE and the path."""
     path = tmp_path / "ca.pem"
@@ -243,7 +245,10 @@ def test_other_failures_teach_nothing() -> None:
 
 
 def test_lost_network_does_not_unlearn_the_curve(caplog: pytest.LogCaptureFixture) -> None:
-    """What was learnt of a server holds while nothing speaks against it; and where there is TLS nothing is said of plain text."""
+    """
+    What was learnt of a server holds while nothing speaks against it; and where there is TLS nothing is said of plain
+    text.
+    """
     handshakes, server = connector(make_settings()), Server(usual=False, every=True)
     tries(handshakes, server)
     server.every, server.failure = False, RuntimeError("lost")
@@ -272,7 +277,9 @@ def test_plain_text_to_this_machine_is_quiet(host: str, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost.example", "2001:db8::1"])
 def test_plain_text_elsewhere_is_loud_once(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An engine's first connect in plain text over a network logs one warning with the setting, the host and no password."""
+    """
+    An engine's first connect in plain text over a network logs one warning with the setting, the host and no password.
+    """
     handshakes = connector(make_settings(tls="disable", host=host, password="unmistakable"))
     for _ in range(3):
         assert handshakes.connect(lambda context: context) is None

@@ -33,8 +33,8 @@ class HardStrike(BaseException):
 KINDS = [KeyboardInterrupt, SystemExit, MemoryError, TimeoutError, Strike, HardStrike]
 
 WIRE = os.path.dirname(wire.__file__) + os.sep
-# SQLAlchemy's pool and Python's locks are not made for an exception between two of their own lines, and what the garbage
-# collector calls cannot raise one; ours is the wire.
+# SQLAlchemy's pool and Python's locks are not made for an exception between two of their own lines, and what the
+# garbage collector calls cannot raise one; ours is the wire.
 NOT_OURS = (
     "_pytest/unraisableexception",
     "sqlalchemy/pool/",
@@ -46,8 +46,8 @@ NOT_OURS = (
 )
 
 
-# What is struck on the garbage collector's way (a pool's finalizer, a socket that nobody held yet) cannot be raised, and
-# Python says so.
+# What is struck on the garbage collector's way (a pool's finalizer, a socket that nobody held yet) cannot be raised,
+# and Python says so.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -80,7 +80,9 @@ def engine(postgres):
 
 
 class Struck:
-    """Queries that know their own answers; `wrong` collects what was another's, `committed` what must be in the table."""
+    """
+    Queries that know their own answers; `wrong` collects what was another's, `committed` what must be in the table.
+    """
 
     def __init__(self, engine):
         self.engine, self.wrong, self.committed = engine, [], []
@@ -272,7 +274,9 @@ def short_switches():
 
 
 def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches):
-    """Exceptions that another thread sets, on a bare connection: it still answers rightly, or says that it is closed."""
+    """
+    Exceptions that another thread sets, on a bare connection: it still answers rightly, or says that it is closed.
+    """
     random_ = random.Random(21)
     connections, wrong = [], []
 

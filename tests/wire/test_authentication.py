@@ -68,7 +68,9 @@ def address(server, tls=True):
     ids=ascii,
 )
 def test_every_password_that_libpq_logs_in_with(server, password):
-    """What SASLprep changes, what it refuses, and what it leaves: as psycopg, with TLS (channel binding) and without."""
+    """
+    What SASLprep changes, what it refuses, and what it leaves: as psycopg, with TLS (channel binding) and without.
+    """
     name = f"role_{os.urandom(4).hex()}"
     server.execute(f"CREATE ROLE {name} LOGIN PASSWORD {_literal(password)}")
     with psycopg.connect(host="localhost", port=server.port, dbname="postgres", user=name, password=password):
@@ -178,7 +180,9 @@ def test_connect_without_descriptors_left_is_an_operational_error(spare):
 
 
 class Liar:
-    """A server that speaks SCRAM to its end, as a dialogue in a thread; `script` gets ask(kind, body) and is to answer."""
+    """
+    A server that speaks SCRAM to its end, as a dialogue in a thread; `script` gets ask(kind, body) and is to answer.
+    """
 
     def __init__(self, script):
         self.script, self.asked, self.received = script, [], []
@@ -383,7 +387,9 @@ def secrets_of(password):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("method", ["clear text", "ahead", "md5", "SCRAM"])
 def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatch, method):
-    """An exception at each line that runs while a password is on its way, those of Python's `ssl` and `hmac` included."""
+    """
+    An exception at each line that runs while a password is on its way, those of Python's `ssl` and `hmac` included.
+    """
     server.execute(f"DROP ROLE IF EXISTS app; CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
     keys = []
     if method == "SCRAM":

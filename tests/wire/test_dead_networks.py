@@ -18,7 +18,10 @@ from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
 DEAD_AFTER_S = 2.0
-SLEEPS = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
+SLEEPS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(60)%' AND pid <> "
+    "pg_backend_pid()"
+)
 
 
 @pytest.fixture
@@ -127,7 +130,8 @@ def test_cancel_reaches_the_server_and_only_where_asked(postgres, address):
             if cancel:
                 assert slept(postgres) == 0
     postgres.execute(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> "
+        "pg_backend_pid()"
     )
 
 
@@ -206,8 +210,8 @@ class BlackHole:
     """
     A network of its own, one virtual cable away, whose answers can be made to vanish.
 
-    A listener in a network namespace passes on to the server outside; the namespace's route back is what vanishes. Names and
-    addresses follow from the process's number, so that two runs at a time do not meet.
+    A listener in a network namespace passes on to the server outside; the namespace's route back is what vanishes.
+    Names and addresses follow from the process's number, so that two runs at a time do not meet.
     """
 
     port = 5432

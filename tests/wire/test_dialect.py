@@ -64,7 +64,10 @@ def test_other_options_of_a_url_are_refused_by_name(query, says):
 
 def test_errors_do_without_docstrings():
     """PYTHONOPTIMIZE=2, as a function may have it, takes them away."""
-    code = "from plungepool.dialect import dialect; from sqlalchemy import make_url; import sys; dialect().create_connect_args(make_url(sys.argv[1]))"
+    code = (
+        "from plungepool.dialect import dialect; from sqlalchemy import make_url; import sys; "
+        "dialect().create_connect_args(make_url(sys.argv[1]))"
+    )
     url = "postgresql+plungepool://u@h/d?connect_timeout_s=soon"
     done = subprocess.run([sys.executable, "-OO", "-c", code, url], check=False, capture_output=True, text=True)
     assert "connect_timeout_s must be a number of seconds" in done.stderr
@@ -90,7 +93,9 @@ def test_default_isolation_level_is_the_roles(database, url):
 
 
 def test_half_read_streams_live_side_by_side(url):
-    """A dozen streams of one transaction that are not read to their end, while the garbage collector reuses addresses."""
+    """
+    A dozen streams of one transaction that are not read to their end, while the garbage collector reuses addresses.
+    """
     engine = create_engine(url)
     with engine.connect() as connection:
         query = text("SELECT generate_series(1, 1000)")

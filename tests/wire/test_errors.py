@@ -1,4 +1,6 @@
-"""Errors: classed by SQLSTATE, with the server's fields, without values, and right about whether the connection is lost."""
+"""
+Errors: classed by SQLSTATE, with the server's fields, without values, and right about whether the connection is lost.
+"""
 
 import gc
 import os
@@ -42,7 +44,10 @@ def failing(connection, sql, *values):
 
 
 def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
-    """A program that was written for psycopg catches the same errors in the same `except` clauses; but for two ends of a session."""
+    """
+    A program that was written for psycopg catches the same errors in the same `except` clauses; but for two ends of a
+    session.
+    """
     states = sorted(code for code in psycopg.errors._sqlcodes if len(code) == 5)
     assert len(states) > 200
     for state in states:
@@ -183,7 +188,8 @@ def test_texts_hold_no_value(connection, sql, values):
 def test_no_parameter_is_shown_whatever_the_code(connection, sql, values, secrets, sqlstate):
     """Whole, in part, folded, cut off, as numbers, outside quotes: what was sent as a parameter is not in the text."""
     connection.cursor().execute(
-        "CREATE FUNCTION plain(text) RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no user % here', $1; END$$"
+        "CREATE FUNCTION plain(text) RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no user % here', $1; "
+        "END$$"
     )
     error = failing(connection, sql, *values)
     shown = "".join(traceback.format_exception_only(error)) + repr(error)

@@ -1,4 +1,7 @@
-"""A password that goes ahead of the question, and TLS without one: what they save, and what becomes of them where they are not taken."""
+"""
+A password that goes ahead of the question, and TLS without one: what they save, and what becomes of them where they are
+not taken.
+"""
 
 import contextlib
 import os
@@ -171,7 +174,10 @@ def test_negotiation_that_cannot_be_is_refused(options):
 
 
 class Scripted:
-    """A server with TLS under an authority of its own, that does to each client as it is told; `heard`: what came through TLS."""
+    """
+    A server with TLS under an authority of its own, that does to each client as it is told; `heard`: what came through
+    TLS.
+    """
 
     def __init__(self, script=lambda client: None, alpn="postgresql"):
         self._script, self.heard = script, b""
@@ -217,7 +223,9 @@ class Scripted:
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_certificate_is_verified_before_the_password_goes(direct):
-    """A server under an unknown authority gets no byte of it; and what is wrong is said, not laid on the negotiation."""
+    """
+    A server under an unknown authority gets no byte of it; and what is wrong is said, not laid on the negotiation.
+    """
     with Scripted() as scripted:
         with pytest.raises(wire.OperationalError, match="authority") as raised:
             scripted.connect(trusted=False, direct=direct)

@@ -72,7 +72,9 @@ def ask(connection, number):
 @PROFILE
 @given(fault=FAULT, flight=st.integers(0, 3), autocommit=st.booleans(), first=st.integers(0, 2))
 def test_spoilt_reply_costs_its_connection_and_nothing_else(server, fault, flight, autocommit, first):
-    """After any damage to one reply, no query gets another one's row, errors are classed, and the engine works again."""
+    """
+    After any damage to one reply, no query gets another one's row, errors are classed, and the engine works again.
+    """
     server.plan(query_faults={flight: fault})
     engine = engine_for(server, **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}))
     try:

@@ -70,7 +70,8 @@ def test_hook_of_sqlalchemy_is_there(owner: Any, name: Any) -> None:
     """Each hook that the dialect replaces or reads is still called so."""
     engine = sqlalchemy.create_engine("postgresql+pg8000://")
     assert hasattr(owner, name) or hasattr(engine.dialect, name), (
-        f"SQLAlchemy {sqlalchemy.__version__} has no {owner.__name__}.{name} any more: plungepool/dialect.py relies on it"
+        f"SQLAlchemy {sqlalchemy.__version__} has no {owner.__name__}.{name} any more: plungepool/dialect.py relies "
+        "on it"
     )
 
 

@@ -1,4 +1,6 @@
-"""Whose exception it is: a user's own comes out as it is and costs no connection, the network's is always the DB-API's."""
+"""
+Whose exception it is: a user's own comes out as it is and costs no connection, the network's is always the DB-API's.
+"""
 
 import errno
 import io
@@ -61,7 +63,9 @@ def test_what_a_stream_raises_is_the_users_own(connection, error):
 
 
 def test_files_that_are_written_in_c_are_the_users_own(connection, tmp_path):
-    """A full disk, a closed file, a file of the wrong kind: none has a Python frame, and none is taken for the network's."""
+    """
+    A full disk, a closed file, a file of the wrong kind: none has a Python frame, and none is taken for the network's.
+    """
     cursor = connection.cursor()
     closed = (tmp_path / "closed").open("wb")
     closed.close()

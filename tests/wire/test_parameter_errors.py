@@ -27,7 +27,10 @@ def engine(database):
     ],
 )
 def test_error_of_types_leads_to_the_cast(engine, statement, parameters, words):
-    """An error about types keeps the server's hint and says what to cast; one at a percent sign says what placeholders are."""
+    """
+    An error about types keeps the server's hint and says what to cast; one at a percent sign says what placeholders
+    are.
+    """
     with engine.connect() as connection, pytest.raises(sa.exc.ProgrammingError, match=words):
         connection.exec_driver_sql(statement, parameters)
 

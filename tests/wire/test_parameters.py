@@ -110,7 +110,9 @@ def test_parameter_means_what_its_literal_means(connection, statement, values, e
 
 
 def test_expressions_that_group_stay_equal(engines):
-    """The same expression in SELECT, GROUP BY and ORDER BY is one to the server, also in a subquery, by Core and by text."""
+    """
+    The same expression in SELECT, GROUP BY and ORDER BY is one to the server, also in a subquery, by Core and by text.
+    """
     for engine in engines:
         with engine.connect() as connection:
             numbers = func.generate_series(1, 6).table_valued("n").render_derived()
@@ -138,7 +140,9 @@ def test_expressions_that_group_stay_equal(engines):
     ],
 )
 def test_null_tests_are_of_the_whole_operand(engines, expression, values):
-    """IS NULL binds looser than other operators: only a name by itself is tested as text, and an index stays an index."""
+    """
+    IS NULL binds looser than other operators: only a name by itself is tested as text, and an index stays an index.
+    """
     found = []
     for engine in engines:
         with engine.connect() as connection:
@@ -204,7 +208,9 @@ def test_distinct_aggregates_and_prefixes_stay_equal(engines):
 
 @pytest.mark.parametrize("value", [{1, 2}, frozenset(), object(), (n for n in range(3)), [{1}], 1 + 2j])
 def test_unknown_objects_are_refused_by_name(connection, value):
-    """Nothing is sent for an object that stands for no value of PostgreSQL; the error names its type, never the object."""
+    """
+    Nothing is sent for an object that stands for no value of PostgreSQL; the error names its type, never the object.
+    """
     inner = value[0] if isinstance(value, list) else value
     with pytest.raises(exc.ProgrammingError, match=r"parameter 1 .*pass") as caught:
         connection.execute(text("SELECT :x"), {"x": value})
@@ -360,7 +366,10 @@ ARRAYS = {
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_come_as_lists_and_go_back(connection, kind):
-    """Arrays of the server's own types without a reader of their own are lists of their texts, and what was read can be written."""
+    """
+    Arrays of the server's own types without a reader of their own are lists of their texts, and what was read can be
+    written.
+    """
     values = ARRAYS[kind]
     if values is None:
         values = [
@@ -518,7 +527,9 @@ def kept(connection, statement, *executions) -> tuple[str, Any]:
 
 
 def test_each_row_of_executemany_means_what_it_means_alone(engines):
-    """1,500 generated lists of rows of all kinds: as row by row, the error included, and as by psycopg where that can."""
+    """
+    1,500 generated lists of rows of all kinds: as row by row, the error included, and as by psycopg where that can.
+    """
     random_ = random.Random(9)
     worked = mixed = 0
     with engines[0].connect() as ours, engines[1].connect() as psycopgs:
@@ -545,7 +556,10 @@ def test_each_row_of_executemany_means_what_it_means_alone(engines):
 
 
 def test_rows_of_all_types_are_one_flight(urls):
-    """Where the types change the statement is parsed anew in the same exchange, and each row comes back as of its own type."""
+    """
+    Where the types change the statement is parsed anew in the same exchange, and each row comes back as of its own
+    type.
+    """
     engine = sa.create_engine(urls[0])
     with engine.connect() as connection:
         driver = connection.connection.dbapi_connection

@@ -1,5 +1,6 @@
 """
-The protocol without a socket: each case whole, in pieces, byte by byte, and with more behind it; and damaged, at random.
+The protocol without a socket: each case whole, in pieces, byte by byte, and with more behind it; and damaged, at
+random.
 
 What needs a socket (hanging up, time-outs, memory) is held by the server that lies, in test_fuzzed_server.py.
 PLUNGEPOOL_EXAMPLES=20000 looks further than `make test`, and at random.
@@ -176,7 +177,9 @@ def test_reply_is_the_same_however_it_comes(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_comes_behind_a_reply_is_no_part_of_it(name: str) -> None:
-    """Asides are taken, the beginning of one waits for the rest, an error waits for the next use; nothing else may come."""
+    """
+    Asides are taken, the beginning of one waits for the rest, an error waits for the next use; nothing else may come.
+    """
     data, how, expected = CASES[name]
     aside = message(b"S", b"TimeZone\0UTC\0")
     reply, protocol, _, _ = read(data + NOTICE + aside + NOTICE[:6], **how)
@@ -425,7 +428,9 @@ def result(work: Callable[[], Any]) -> tuple[str, Any]:
 
 
 def agree(*results: tuple[str, Any]) -> bool:
-    """Whether it is the same: what comes behind a reply is found out at its end, or, in pieces, before the next flight."""
+    """
+    Whether it is the same: what comes behind a reply is found out at its end, or, in pieces, before the next flight.
+    """
     return len({repr(one) for one in results}) == 1 or any(
         text in repr(results) for text in ("broken", "client_encoding", "waits")
     )
@@ -445,7 +450,9 @@ START = [
 @PROFILE
 @given(changes=st.lists(CHANGE, max_size=4), simple=st.booleans(), size=st.integers(1, 40))
 def test_damaged_reply_is_an_error_or_a_reply_and_never_the_next_ones(changes: Any, simple: bool, size: int) -> None:
-    """Our errors or rows; the same in whatever pieces it comes; and the next reply's rows are its own, or nothing is."""
+    """
+    Our errors or rows; the same in whatever pieces it comes; and the next reply's rows are its own, or nothing is.
+    """
     data = b"".join(apply_changes(changes)(SIMPLE if simple else MESSAGES))
     how: dict[str, Any] = {"times": SEVERAL} if simple else {}
 

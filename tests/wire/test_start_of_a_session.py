@@ -264,7 +264,9 @@ def test_salt_and_iterations_of_scram_are_read_strictly(salt: bytes, count: byte
     "text", ["א\u00ad1", "1\u00adא", "א\u00adaא", "א\u00ad1א", "\u00adאa", "\u00adא", "a\u00adb", "\u00ad"]
 )
 def test_password_of_two_directions_is_prepared_as_by_a_library(text: str) -> None:
-    """Right to left at both ends and with nothing that runs left to right, or it stays as it is, soft hyphens included."""
+    """
+    Right to left at both ends and with nothing that runs left to right, or it stays as it is, soft hyphens included.
+    """
     try:
         expected = scramp.utils.saslprep(text) or text
     except scramp.ScramException:

@@ -44,7 +44,9 @@ def engine(address):
 
 
 def test_inner_names_of_pg8000_are_there():
-    """What is used of pg8000 beyond its public interface; when this fails, read its changes before widening the bound."""
+    """
+    What is used of pg8000 beyond its public interface; when this fails, read its changes before widening the bound.
+    """
     from pg8000 import converters, types
 
     missing = [
@@ -66,9 +68,17 @@ def test_every_type_of_pg8000_is_read():
 
 
 def test_import_costs_neither_pg8000_nor_scramp():
-    """A cold start pays for pg8000, scramp, dateutil and ssl only when one of their types or a password by SCRAM comes."""
-    program = "import sys, plungepool.wire; print([m for m in ('pg8000', 'scramp', 'dateutil', 'asn1crypto') if m in sys.modules])"
-    package = "import types, sys; p = types.ModuleType('plungepool'); p.__path__ = [sys.argv[1]]; sys.modules['plungepool'] = p;"
+    """
+    A cold start pays for pg8000, scramp, dateutil and ssl only when one of their types or a password by SCRAM comes.
+    """
+    program = (
+        "import sys, plungepool.wire; print([m for m in ('pg8000', 'scramp', 'dateutil', 'asn1crypto') if m in "
+        "sys.modules])"
+    )
+    package = (
+        "import types, sys; p = types.ModuleType('plungepool'); p.__path__ = [sys.argv[1]]; sys.modules['plungepool'] "
+        "= p;"
+    )
     folder = os.path.dirname(os.path.dirname(wire.__file__))
     done = subprocess.run([sys.executable, "-c", package + program, folder], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -160,7 +170,9 @@ def test_not_a_number_survives(cursor):
     ],
 )
 def test_what_python_cannot_hold_stays_text(cursor, literal):
-    """Infinity, BC and years beyond 9999 come as the server's text, alone and in a column of others: never as another day."""
+    """
+    Infinity, BC and years beyond 9999 come as the server's text, alone and in a column of others: never as another day.
+    """
     (expected,) = cursor.execute(f"SELECT ({literal})::text").fetchone()
     assert cursor.execute(f"SELECT {literal}").fetchone() == (expected,)
     kind = literal.split()[0]
@@ -189,8 +201,8 @@ def test_every_date_style_and_zone_is_read_right(cursor, zone, style):
     for moment in moments:
         expected = datetime.datetime.fromisoformat(moment)
         row = cursor.execute(
-            f"SELECT timestamptz '{moment} UTC', timestamp '{moment}', date '{moment}', ARRAY[timestamptz '{moment} UTC'],"
-            f" tstzrange('{moment} UTC', NULL)"
+            f"SELECT timestamptz '{moment} UTC', timestamp '{moment}', date '{moment}', ARRAY[timestamptz '{moment} "
+            f"UTC'], tstzrange('{moment} UTC', NULL)"
         ).fetchone()
         # Compared in UTC: in the hour that comes twice, times of two zones are never equal (PEP 495).
         zoned = [value.astimezone(UTC) for value in (row[0], row[3][0], row[4].lower)]
@@ -210,7 +222,8 @@ def test_every_interval_style_is_read_right(cursor, style):
             generator.choice([0, 1, -1, generator.randint(-limit, limit)]) for limit in (1000, 10_000, 10**12)
         )
         (value,) = cursor.execute(
-            f"SELECT make_interval(months => {months}, days => {days}) + {microseconds} * make_interval(secs => 0.000001)"
+            f"SELECT make_interval(months => {months}, days => {days}) + {microseconds} * make_interval(secs => "
+            "0.000001)"
         ).fetchone()
         if months:
             expected = PGInterval(months=months, days=days, seconds=microseconds / 1_000_000)
@@ -255,7 +268,10 @@ def test_records_bounds_and_vectors(cursor):
 
 
 def test_database_in_another_encoding(database, address):
-    """The session speaks UTF-8 whatever the database holds; who changes that hears of it at once, and loses the connection."""
+    """
+    The session speaks UTF-8 whatever the database holds; who changes that hears of it at once, and loses the
+    connection.
+    """
     database.execute(
         f"CREATE DATABASE {database.name}_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )
@@ -275,7 +291,9 @@ def test_database_in_another_encoding(database, address):
 
 
 def test_converter_that_fails_costs_no_connection(connection, cursor):
-    """A reader of the user's own that raises: the reply was read to its end, so the next statement is answered right."""
+    """
+    A reader of the user's own that raises: the reply was read to its end, so the next statement is answered right.
+    """
     connection.register_in_adapter(25, lambda value: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cursor.execute("SELECT 'x'::text FROM generate_series(1, 10000)")
@@ -385,7 +403,9 @@ def test_options_of_begin_cannot_change_inside_a_transaction(connection, cursor)
 
 
 def test_defaults_of_the_role_are_kept(database, address):
-    """Where no option asks for anything, BEGIN says nothing: the role's own defaults hold, before and after an option."""
+    """
+    Where no option asks for anything, BEGIN says nothing: the role's own defaults hold, before and after an option.
+    """
     database.execute(f"ALTER DATABASE {database.name} SET default_transaction_isolation = 'repeatable read'")
     database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
     engine = create_engine("postgresql+plungepool://", connect_args=address, pool_size=1)
@@ -594,7 +614,9 @@ def test_client_encoding_cannot_be_set():
 
 
 def test_torn_connection_is_replaced_by_any_pool(engine):
-    """A signal handler's ordinary exception in the middle of a query: the pool never hands the rest of the reply out."""
+    """
+    A signal handler's ordinary exception in the middle of a query: the pool never hands the rest of the reply out.
+    """
 
     class Rang(Exception):
         pass

@@ -1,10 +1,10 @@
 """
 Lambda environments on this machine: the real runtime client (`awslambdaric`) against a small Runtime API.
 
-What AWS does with an environment is done here to a process group: init, one invocation at a time, SIGSTOP in between,
-a reset after a time-out, shutdown, and SnapStart's snapshot and restore. No Docker, no account, about 0.1 s to start one.
-Not imitated: memory and CPU limits, a read-only file system (see `layers`), throttling, and the snapshot's copy of memory
-(the one process that was frozen is the one that is restored).
+What AWS does with an environment is done here to a process group: init, one invocation at a time, SIGSTOP in between, a
+reset after a time-out, shutdown, and SnapStart's snapshot and restore. No Docker, no account, about 0.1 s to start one.
+Not imitated: memory and CPU limits, a read-only file system (see `layers`), throttling, and the snapshot's copy of
+memory (the one process that was frozen is the one that is restored).
 
 Sources: Lambda developer guide, "Understanding the Lambda execution environment lifecycle", "Runtime API", "Extensions
 API", "Lambda SnapStart runtime hooks".
@@ -62,7 +62,10 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
-    """How an environment ended: its exit code (negative: by that signal), whether SIGTERM came first, after how many seconds."""
+    """
+    How an environment ended: its exit code (negative: by that signal), whether SIGTERM came first, after how many
+    seconds.
+    """
 
     exit_code: int
     signalled: bool
@@ -489,10 +492,12 @@ def _wait_for_state(process: GuardedProcess, states: str, timeout_s: float) -> N
 
 def _let_settle(process: GuardedProcess, timeout_s: float) -> None:
     """
-    Wait until the main thread of a process that was thawed sleeps, as it has done for minutes when Lambda shuts it down.
+    Wait until the main thread of a process that was thawed sleeps, as it has done for minutes when Lambda shuts it
+    down.
 
     Before that, the kernel may give a signal to another thread, and Python's handler would wait for the main thread to
-    wake; or the main thread is just about to wait for a lock, too late to notice the signal. A busy one is not waited for.
+    wake; or the main thread is just about to wait for a lock, too late to notice the signal. A busy one is not waited
+    for.
     """
     status, seen = Path(f"/proc/{process.pid}/status"), ""
     deadline = time.monotonic() + timeout_s

@@ -41,7 +41,9 @@ class Database:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server for the whole run: at most 40 connections; of its roles `postgres` alone needs its password."""
+    """
+    A PostgreSQL server for the whole run: at most 40 connections; of its roles `postgres` alone needs its password.
+    """
     with Postgres({"max_connections": 40}) as server:
         yield server
 
@@ -74,6 +76,8 @@ def lambda_environment() -> Iterator[Callable[..., Environment]]:
 
 @pytest.fixture
 def rds_proxy(postgres: Postgres) -> Iterator[Callable[..., RdsProxy]]:
-    """A factory: `rds_proxy(auth="scram", users={…}, …)` is a running stand-in before `postgres`, closed after the test."""
+    """
+    A factory: `rds_proxy(auth="scram", users={…}, …)` is a running stand-in before `postgres`, closed after the test.
+    """
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(RdsProxy(postgres, **options))

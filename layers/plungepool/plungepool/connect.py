@@ -1,9 +1,9 @@
 """
 One new connection: from which source of credentials, with whose login, by which handshake, how often and until when.
 
-The one place that tries again: `_judge` says of an attempt that failed whether another handshake may be the cure, or the next
-login, or nothing. (What the driver does within one attempt, an address of the host's name after the other, is its own.) What
-was seen of a server decides how the next connect to it begins, and holds no longer than it shows.
+The one place that tries again: `_judge` says of an attempt that failed whether another handshake may be the cure, or
+the next login, or nothing. (What the driver does within one attempt, an address of the host's name after the other, is
+its own.) What was seen of a server decides how the next connect to it begins, and holds no longer than it shows.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _logger = logging.getLogger("plungepool")
 
 # Between two rounds through the logins of a source that may change; doubled each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-# Another version, a failover, other rules in pg_hba.conf: each shows in the next answer, or in a connect that fails, and ends what was
-# seen before. Only a server that has learnt to take a password ahead shows it to nobody but who tries again.
+# Another version, a failover, other rules in pg_hba.conf: each shows in the next answer, or in a connect that fails,
+# and ends what was seen before. Only a server that has learnt to take a password ahead shows it to nobody but who tries
+# again.
 _SEEN_FOR_S = 3600.0
 # An attempt that is begun gets a moment at least: a time-out of 0 means "never block" to a socket.
 _SHORTEST_ATTEMPT_S = 0.05
@@ -42,7 +43,8 @@ def source(settings: Settings) -> Source:
     """
     Return the source of credentials that the settings name; no I/O yet.
 
-    Imports what this source needs and no other does, except for boto3: an engine is built at init, where nothing strikes.
+    Imports what this source needs and no other does, except for boto3: an engine is built at init, where nothing
+    strikes.
     """
     if settings.auth == "secret":
         from .secret import SecretSource
@@ -101,7 +103,8 @@ class Connector:
         """
         Take the settings of an engine; no I/O yet.
 
-        Args: attempt(record, login, way): opens a connection, or raises; what it raises tells the server's SQLSTATE, where there
+        Args: attempt(record, login, way): opens a connection, or raises; what it raises tells the server's SQLSTATE,
+        where there
             is one, as its attribute `sqlstate`: 28P01 and 28000 refuse the login.
         """
         self._settings, self._attempt = settings, attempt
@@ -115,7 +118,9 @@ class Connector:
         self._warned = False
 
     def forget(self) -> None:
-        """Drop what was fetched, and start as if nothing were known of the server: after a snapshot it may be another one."""
+        """
+        Drop what was fetched, and start as if nothing were known of the server: after a snapshot it may be another one.
+        """
         self._source.forget()
         self._learn_nothing()
 
@@ -123,10 +128,11 @@ class Connector:
         """
         Return a new connection.
 
-        Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S at most, and not beyond the invocation's deadline. What the first login takes (an
-        import of boto3, a call to AWS) and the look-up of the host's name come on top.
+        Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S at most, and not beyond the invocation's deadline. What the first login
+        takes (an import of boto3, a call to AWS) and the look-up of the host's name come on top.
         Args: record: handed to `attempt` as it is.
-        Raises: CredentialsError; SettingsError when the settings contradict what a secret holds, or name no usable CA file;
+        Raises: CredentialsError; SettingsError when the settings contradict what a secret holds, or name no usable CA
+        file;
             wire.DeadlineExceeded where the invocation was over first; what `attempt` raises.
         """
         if invocation.is_over(margin_s(self._settings)):
@@ -178,8 +184,9 @@ class Connector:
         """
         Say whether a kept connection may be handed out again, and give it the deadline of the invocation.
 
-        At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a long idle time
-        the way to the server may have gone without a word, and only a question finds that. It has the time of a connect.
+        At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a long
+        idle time the way to the server may have gone without a word, and only a question finds that. It has the time of
+        a connect.
         """
         try:
             if idle_s >= self._settings.ping_after_idle_s:
@@ -195,8 +202,9 @@ class Connector:
         """
         Return how a connect begins, by what was seen of this server.
 
-        A token is good for this server and for minutes, and goes ahead until the server is seen not to take it. A password goes
-        ahead only where the server has asked for it in clear text before, so that one that proves it by SCRAM never sees it.
+        A token is good for this server and for minutes, and goes ahead until the server is seen not to take it. A
+        password goes ahead only where the server has asked for it in clear text before, so that one that proves it by
+        SCRAM never sees it.
         """
         every_curve, seen = self._needs_every_curve is not False, self._seen
         if seen is None or seen.place != _place(login) or time.time() >= seen.until:
@@ -207,10 +215,11 @@ class Connector:
 
     def _end_of_attempt(self, plan: _Plan, deadline: float) -> float:
         """
-        Return when an attempt ends: at the deadline, or half way there where a proxy may have thrown away what went ahead.
+        Return when an attempt ends: at the deadline, or half way there where a proxy may have thrown away what went
+        ahead.
 
-        Nothing says that a proxy must keep what a client sends before it is asked; one that did not would wait for the password,
-        and this client for the proxy, until the end.
+        Nothing says that a proxy must keep what a client sends before it is asked; one that did not would wait for the
+        password, and this client for the proxy, until the end.
         """
         proven = plan.seen is not None and plan.seen.proven
         if plan.password_ahead and not proven and self._settings.endpoint == "proxy":
@@ -230,7 +239,8 @@ class Connector:
         self._warned = True
         _logger.warning(
             "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
-            "answers there. Remove the setting; a certificate of your own authority is trusted with PLUNGEPOOL_CA_FILE.",
+            "answers there. Remove the setting; a certificate of your own authority is trusted with "
+            "PLUNGEPOOL_CA_FILE.",
             host,
         )
 
@@ -241,9 +251,9 @@ def _judge(
     """
     Say what may be the cure of an attempt that failed. Pure.
 
-    A server that was told to know other curves only (P-384, as some rules ask for) answers the usual one with a plain "handshake
-    failure", as it answers much else; so the same login is tried with every curve. One that takes no password before it has
-    asked for it gets the same login step by step.
+    A server that was told to know other curves only (P-384, as some rules ask for) answers the usual one with a plain
+    "handshake failure", as it answers much else; so the same login is tried with every curve. One that takes no
+    password before it has asked for it gets the same login step by step.
     Args: late: the attempt had less than the whole time for the connect, and used it up.
     """
     if not plan.every_curve and tls.may_want_another_curve(failure):
@@ -277,8 +287,8 @@ def _curves(known: bool | None, every_curve: bool, failure: Exception | None) ->
     """
     Return what a connect has shown of the curves that the server wants, after what was known before it. Pure.
 
-    Where every curve failed, too, the next connect offers every curve at once, and the first success goes back to the usual one.
-    At worst, on a server that has changed meanwhile, a connect waits once more.
+    Where every curve failed, too, the next connect offers every curve at once, and the first success goes back to the
+    usual one. At worst, on a server that has changed meanwhile, a connect waits once more.
     """
     if failure is None or sqlstate_of(failure) is not None:
         # There was a handshake. Where the usual curve had just failed, every curve is what helped.
@@ -289,7 +299,9 @@ def _curves(known: bool | None, every_curve: bool, failure: Exception | None) ->
 
 
 def _worth_trying(source: Source, logins: Iterator[Login], deadline: float) -> Iterator[Login]:
-    """Yield the logins after the first, and all of them round after round where the source may change, until the deadline."""
+    """
+    Yield the logins after the first, and all of them round after round where the source may change, until the deadline.
+    """
     pause_s = _FIRST_PAUSE_S
     while True:
         for login in logins:
@@ -314,11 +326,15 @@ class Driver:
         self._startup = {}
         if settings.statement_timeout_s:
             self._startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
-        #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the pool
+        #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the
+        #: pool
         self.dialect: Dialect | None = None
 
     def __call__(self, record: Any, login: Login, way: Way) -> wire.Connection:
-        """Return a new connection, which has the deadline of the invocation. Raises: wire.OperationalError and other errors of the driver's; what a listener raises."""
+        """
+        Return a new connection, which has the deadline of the invocation. Raises: wire.OperationalError and other
+        errors of the driver's; what a listener raises.
+        """
         parameters = _Parameters(
             user=login.user,
             password=login.password,
@@ -345,8 +361,8 @@ class Driver:
                 break
         if connection is None:
             if not chosen.lead_to_the_same(parameters):
-                # Another context may verify less, or a listener may have chosen plain text; and what was seen of one server tells
-                # nothing of another: nothing goes ahead there.
+                # Another context may verify less, or a listener may have chosen plain text; and what was seen of one
+                # server tells nothing of another: nothing goes ahead there.
                 parameters.values["password_ahead"] = False
             connection = wire.connect(**parameters.values)
         connection.deadline = invocation.deadline(margin_s(self._settings))
@@ -365,5 +381,8 @@ class _Parameters:
         self.values = values
 
     def lead_to_the_same(self, others: _Parameters) -> bool:
-        """Say whether these go to the same server, as the same user with the same password, and verify it by the same context."""
+        """
+        Say whether these go to the same server, as the same user with the same password, and verify it by the same
+        context.
+        """
         return all(self.values.get(name) == others.values.get(name) for name in _WHOM)

@@ -17,8 +17,9 @@ from .settings import Settings, variable
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: What means "try again later" to whoever called: `except Unavailable:` and answer 503. No connection (unreachable, full,
-#: every checkout taken, no credentials or refused ones), or one that was lost, timed out, cancelled or in a conflict.
+#: What means "try again later" to whoever called: `except Unavailable:` and answer 503. No connection (unreachable,
+#: full, every checkout taken, no credentials or refused ones), or one that was lost, timed out, cancelled or in a
+#: conflict.
 Unavailable: tuple[type[Exception], ...] = (
     PoolExhausted,
     CredentialsError,
@@ -79,8 +80,8 @@ def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
     if options != first:
         differ = sorted(name for name in options.keys() | first.keys() if options.get(name) != first.get(name))
         problem = (
-            f"get_engine was first called with other options ({', '.join(differ)}): these settings have one engine; give "
-            "the same options in every call, or make an engine of its own by build_engine"
+            f"get_engine was first called with other options ({', '.join(differ)}): these settings have one engine; "
+            "give the same options in every call, or make an engine of its own by build_engine"
         )
         raise SettingsError([problem])
     return engine
@@ -92,7 +93,8 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
     Args: options: as get_engine takes them.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
-    Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know; at the
+    Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know;
+    at the
         first connect sqlalchemy.exc.OperationalError, CredentialsError.
     Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     """

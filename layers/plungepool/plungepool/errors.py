@@ -7,7 +7,8 @@ PlungepoolError
 ├── DeadlineExceeded (also TimeoutError)   the time was over before the database had answered
 ├── ConnectionLeak                         the handler kept a connection, and PLUNGEPOOL_LEAKS=raise
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
-├── OutcomeUnknown                         COMMIT was sent and its answer was lost: the transaction was kept, or it was not
+├── OutcomeUnknown                         COMMIT was sent and its answer was lost: the transaction was kept, or it was
+not
 └── PinningRefused                         a statement would pin the proxy, and PLUNGEPOOL_PINNING=refuse
 """
 
@@ -87,10 +88,11 @@ class ConnectionLeak(PlungepoolError):
 
 class OutcomeUnknown(PlungepoolError):
     """
-    COMMIT was sent and its answer was lost, so that nobody knows whether the transaction was kept; raised `from` what happened.
+    COMMIT was sent and its answer was lost, so that nobody knows whether the transaction was kept; raised `from` what
+    happened.
 
-    Not in `Unavailable`: whoever simply tries again may do everything twice. With `once(connection, key)` in the transaction it can
-    be run again with the same key, and has its effect once.
+    Not in `Unavailable`: whoever simply tries again may do everything twice. With `once(connection, key)` in the
+    transaction it can be run again with the same key, and has its effect once.
     """
 
     def __init__(self, what: str) -> None:
@@ -99,8 +101,8 @@ class OutcomeUnknown(PlungepoolError):
 
     def __str__(self) -> str:
         return (
-            f"COMMIT was sent and its answer was lost, so the transaction may have been kept or not: {self.what}. Look whether its "
-            "effect is there before it runs again, or have plungepool.once() in it"
+            f"COMMIT was sent and its answer was lost, so the transaction may have been kept or not: {self.what}. Look "
+            "whether its effect is there before it runs again, or have plungepool.once() in it"
         )
 
 

@@ -130,7 +130,8 @@ class TokenSource:
         """
         Yield a token, and another one: keys may run out, or be exchanged, between a signature and the server's check.
 
-        Blocks for two seconds at most where a container's endpoint has the keys, and for as long as botocore does where it is asked.
+        Blocks for two seconds at most where a container's endpoint has the keys, and for as long as botocore does where
+        it is asked.
         Raises: CredentialsError where there are no keys, or none that can sign.
         """
         for _ in range(2):
@@ -244,7 +245,8 @@ class TokenSource:
             )
             said = str(error)
             if proxy:
-                # Its texts (RDS User Guide, "Troubleshooting for RDS Proxy") tell which step it was at; all stay possible.
+                # Its texts (RDS User Guide, "Troubleshooting for RDS Proxy") tell which step it was at; all stay
+                # possible.
                 causes = (
                     [known, allowed, named, clock, asked]
                     if "no credentials" in said
@@ -285,13 +287,16 @@ def _checked(keys: Keys, where: str) -> Keys:
     for name in ("access_key", "secret_key", "session_token"):
         if any(not "!" <= character <= "~" for character in getattr(keys, name) or ""):
             raise CredentialsError(
-                f"the {name.replace('_', ' ')} of {where} holds a blank, a line break or a character that none has: copy it anew"
+                f"the {name.replace('_', ' ')} of {where} holds a blank, a line break or a character that none has: "
+                "copy it anew"
             )
     return keys
 
 
 def _explain_chain(error: BaseException) -> str:
-    """Say why botocore's providers gave nothing; of a program of the user's, which one of them may run, quote nothing."""
+    """
+    Say why botocore's providers gave nothing; of a program of the user's, which one of them may run, quote nothing.
+    """
     kind = type(error).__name__
     shown = kind if kind == "CredentialRetrievalError" or error_code(error) else f"{kind}: {error}"
     code = error_code(error)
@@ -309,8 +314,8 @@ def _fetch_container_keys() -> Keys:
     """
     Ask the container's credential endpoint.
 
-    Source: AWS SDKs and Tools Reference Guide, "Container credential provider": HTTPS, or these hosts only; the token of
-    the file comes before the token of the variable.
+    Source: AWS SDKs and Tools Reference Guide, "Container credential provider": HTTPS, or these hosts only; the token
+    of the file comes before the token of the variable.
     """
     import http.client
 

@@ -1,5 +1,6 @@
 """
-Powertools' Idempotency with its records in the database that the function uses anyway: one layer less to pay and to grant.
+Powertools' Idempotency with its records in the database that the function uses anyway: one layer less to pay and to
+grant.
 
     from aws_lambda_powertools.utilities.idempotency import idempotent
     from plungepool.idempotency import PostgreSQLPersistenceLayer
@@ -7,8 +8,8 @@ Powertools' Idempotency with its records in the database that the function uses 
     @idempotent(persistence_store=PostgreSQLPersistenceLayer(engine))
     def handler(event, context): ...
 
-What Idempotency promises is an answer that is given again, and no second run while the first is under way. An effect in the
-database and its record commit together only by `plungepool.once`: where the effect is rows, prefer it.
+What Idempotency promises is an answer that is given again, and no second run while the first is under way. An effect in
+the database and its record commit together only by `plungepool.once`: where the effect is rows, prefer it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = "id, status, expires_at, in_progress_until, response_data, payload_hash"
 _GET = text(f"SELECT {_COLUMNS} FROM plungepool.idempotency WHERE id = :id")  # noqa: S608 - names of ours
-# What may be taken over is what DynamoDBPersistenceLayer takes over: an expired record, and one whose invocation is over
-# without having said so. Whoever comes second waits for the first one's row, and then finds it taken.
+# What may be taken over is what DynamoDBPersistenceLayer takes over: an expired record, and one whose invocation is
+# over without having said so. Whoever comes second waits for the first one's row, and then finds it taken.
 _PUT = text(f"""
     WITH expired AS (
         DELETE FROM plungepool.idempotency WHERE id IN (
@@ -63,7 +64,8 @@ class PostgreSQLPersistenceLayer(BasePersistenceLayer):
     """
     Keep Powertools' idempotency records in PostgreSQL.
 
-    Args: engine: of `get_engine()`; its connection is used for a moment before and after the function, in AUTOCOMMIT, so
+    Args: engine: of `get_engine()`; its connection is used for a moment before and after the function, in AUTOCOMMIT,
+    so
         that a pool of one connection is enough, and no record depends on the function's own transaction.
     Raises: what a statement raises, which Powertools reports as IdempotencyPersistenceLayerError.
     Units: one round trip to begin, one to end; expiry in seconds, as IdempotencyConfig says, by the server's clock.

@@ -1,15 +1,17 @@
 """
 The invocation that runs now: when it has to be over, and what the pools have handed out in it.
 
-The one owner of the deadline of every connection: what has a limit of its own (a connect, a ping) is bounded by the invocation's
-deadline as well, and a connection that is handed out has that deadline and no other, whatever was waited for before.
+The one owner of the deadline of every connection: what has a limit of its own (a connect, a ping) is bounded by the
+invocation's deadline as well, and a connection that is handed out has that deadline and no other, whatever was waited
+for before.
 
-Which invocation runs is seen by evidence: by the guard whose block has not been left. A guard that nothing refers to any more, or that
-belongs to another request, ended without having said so, as after an exception at a bad moment, and holds nothing of the next one;
-what its pools had handed out is had back when the next one begins.
+Which invocation runs is seen by evidence: by the guard whose block has not been left. A guard that nothing refers to
+any more, or that belongs to another request, ended without having said so, as after an exception at a bad moment, and
+holds nothing of the next one; what its pools had handed out is had back when the next one begins.
 
 Units: moments are seconds since the epoch, by the wall clock, so that the time an environment is frozen counts.
-Threads: Lambda runs one invocation at a time in a process, so the deadline is the process's, background threads included.
+Threads: Lambda runs one invocation at a time in a process, so the deadline is the process's, background threads
+included.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class _Guard:
         self.request_id = getattr(context, "aws_request_id", None)
         left_s = _left_s(context)
         self.ends_at = None if left_s is None else time.time() + left_s
-        # A margin that is longer than the function's time-out would leave nothing: the database has half of it at least.
+        # A margin that is longer than the function's time-out would leave nothing: the database has half of it at
+        # least.
         self.margin_at_most_s = (left_s or 0.0) / 2
         self.handed_out: list[HandedOut] = []
         self.outer: _Guard | None = None
@@ -128,7 +131,8 @@ def guard_invocation(handler: Any = None) -> _Guard: ...
 
 def guard_invocation(handler: Any = None) -> Any:
     """
-    Bound what an invocation does with the database by the invocation's own end, and leave nothing of it to the next one.
+    Bound what an invocation does with the database by the invocation's own end, and leave nothing of it to the next
+    one.
 
         @guard_invocation
         def handler(event, context): ...
@@ -136,13 +140,14 @@ def guard_invocation(handler: Any = None) -> Any:
         with guard_invocation(context):        # where an adapter calls: the context may be None
             ...
 
-    The deadline is `context.get_remaining_time_in_millis()` from now, less PLUNGEPOOL_DEADLINE_MARGIN_S, which is left for the
-    handler to answer (half of the time at most). It bounds checkouts, connects, pings and statements, in every thread; what runs out
-    raises DeadlineExceeded. At the end a connection that is still checked out is closed, or returned where only the garbage
-    collector had to see that nobody holds it; the server rolls back. Either is logged, with the line that took it.
+    The deadline is `context.get_remaining_time_in_millis()` from now, less PLUNGEPOOL_DEADLINE_MARGIN_S, which is left
+    for the handler to answer (half of the time at most). It bounds checkouts, connects, pings and statements, in every
+    thread; what runs out raises DeadlineExceeded. At the end a connection that is still checked out is closed, or
+    returned where only the garbage collector had to see that nobody holds it; the server rolls back. Either is logged,
+    with the line that took it.
 
-    Decorators in any order; the guard that is entered first is the one that ends the invocation. A context without the remaining time,
-    or none, gives no deadline; one whose time is over lets nothing begin.
+    Decorators in any order; the guard that is entered first is the one that ends the invocation. A context without the
+    remaining time, or none, gives no deadline; one whose time is over lets nothing begin.
     Args: handler: the handler, also an async one; or the context, for `with`.
     Raises: what the handler raises; ConnectionLeak after a handler that returned, with PLUNGEPOOL_LEAKS=raise.
     Units: seconds of wall clock.        Threads: one invocation at a time in a process, as Lambda has it.
@@ -172,7 +177,8 @@ def deadline(margin_s: float | None = 0.0) -> float | None:
     """
     Return the moment at which the database's part has to be over; None where nobody has said.
 
-    Args: margin_s: what is left for the handler to answer, half of what the invocation had at most; None: there is no deadline for
+    Args: margin_s: what is left for the handler to answer, half of what the invocation had at most; None: there is no
+    deadline for
         whoever asks.
     """
     if margin_s is None:
@@ -185,7 +191,10 @@ def deadline(margin_s: float | None = 0.0) -> float | None:
 
 
 def until(limit_s: float, margin_s: float | None = 0.0) -> float:
-    """Return the moment at which something that starts now and may take `limit_s` has to be over, the deadline at the latest."""
+    """
+    Return the moment at which something that starts now and may take `limit_s` has to be over, the deadline at the
+    latest.
+    """
     own, end = time.time() + limit_s, deadline(margin_s)
     return own if end is None else min(own, end)
 
@@ -197,7 +206,9 @@ def is_over(margin_s: float | None = 0.0) -> bool:
 
 
 def end_at(moment: float | None) -> None:
-    """Set a deadline without an invocation; None: no limit but those of the settings and of the invocation that runs."""
+    """
+    Set a deadline without an invocation; None: no limit but those of the settings and of the invocation that runs.
+    """
     global _end
     _end = moment
 
@@ -248,8 +259,8 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
     """
     Have back what is still out, and log it; return where that was taken whose owner wants an error.
 
-    A SQLAlchemy connection and its transaction refer to each other: one that the handler has simply dropped is held by nobody, and
-    yet not returned until the collector sees it.
+    A SQLAlchemy connection and its transaction refer to each other: one that the handler has simply dropped is held by
+    nobody, and yet not returned until the collector sees it.
     """
     out = [one for one in handed_out if one.is_out()]
     # What is struck before its turn stays in the list, for the next invocation to have it back.
@@ -272,8 +283,8 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
         if one.raises():
             leaks.append(where)
         _logger.warning(
-            "a connection was still checked out at the end of the invocation, taken at %s: its transaction was rolled back and %s. "
-            "Use `with engine.begin() as connection:`.",
+            "a connection was still checked out at the end of the invocation, taken at %s: its transaction was rolled "
+            "back and %s. Use `with engine.begin() as connection:`.",
             where,
             what,
         )

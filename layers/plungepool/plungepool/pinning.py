@@ -6,7 +6,7 @@ the session. It says so afterwards and only as a metric; by then the fleet holds
 guard reads each statement before it is sent, as PostgreSQL would read it: a literal, a comment or an identifier that
 holds the word SET is no SET.
 
-A new reason to pin is one entry of CONDITIONS, and nothing else.
+A new reason to pin is one entry of CONDITIONS, and one line of docs/rds-proxy.md.
 
 Source: Aurora User Guide, "Avoiding pinning an RDS Proxy", conditions for PostgreSQL. State that a function of the
 database changes is seen neither by the proxy nor here.

@@ -5,13 +5,13 @@ A policy says at each return whether to keep the connection (`tiny`: always; `nu
 out LIFO, so that what was used last, which is the likeliest to live, is used next. Nothing runs in the background: an
 environment is frozen when it is idle, so every decision is taken at checkout or at return, by the wall clock.
 
-**State by evidence.** An exception can strike between any two lines: a signal handler's, another thread's, a time-out's.
-So no number is kept that somebody must remember to put back, and there is no lock that somebody must remember to release.
-The pool has a fixed tuple of places. Whoever has a place has it by a *checkout*, which ends once (returned or lost) and
-passes the place on once, to one heir; both are a single `dict.setdefault`, which no exception can cut in two. A checkout
-that did not end is over all the same when nobody holds it: no object refers to the connection that was handed out, and no
-frame on any thread's stack is at work with it. Looking at the stacks is for the one who would else have to wait.
-What is left of a lost checkout costs its connection, never its place.
+**State by evidence.** An exception can strike between any two lines: a signal handler's, another thread's, a
+time-out's. So no number is kept that somebody must remember to put back, and there is no lock that somebody must
+remember to release. The pool has a fixed tuple of places. Whoever has a place has it by a *checkout*, which ends once
+(returned or lost) and passes the place on once, to one heir; both are a single `dict.setdefault`, which no exception
+can cut in two. A checkout that did not end is over all the same when nobody holds it: no object refers to the
+connection that was handed out, and no frame on any thread's stack is at work with it. Looking at the stacks is for the
+one who would else have to wait. What is left of a lost checkout costs its connection, never its place.
 
 Waiting is first come, first served. Threads: safe; signal handlers and finalizers may use the pool while it is in use.
 """
@@ -81,7 +81,8 @@ class _Checkout:
         # "end": how it ended; "heir": the checkout that has its place now. Written by setdefault only: the first wins.
         self.fate: dict[str, Any] = {}
         self.record: Callable[[], Any] = _nothing
-        # Whose place it takes over, until it has a record of its own: what that one parked is not to be lost between the two.
+        # Whose place it takes over, until it has a record of its own: what that one parked is not to be lost between
+        # the two.
         self.before: _Checkout | None = None
         # True when the caller of `connect` has it, and not only SQLAlchemy's code on the way there.
         self.delivered = False
@@ -128,7 +129,10 @@ class _HandedOut:
         return self._pool.raise_leaks
 
     def close(self) -> None:
-        """Take the connection from whoever has it, in whichever thread: the server rolls back, and its statement is stopped."""
+        """
+        Take the connection from whoever has it, in whichever thread: the server rolls back, and its statement is
+        stopped.
+        """
         _abandon(self._checkout, stop=True)
         self._checkout.fate.setdefault("end", _LOST)
         self._pool._ring()
@@ -345,13 +349,17 @@ class BoundedPool(Pool):
         where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
         waiting = len(self._line) - 1
         if any(last.thread == me for last in held):
-            advice = "This thread holds one of them itself: return it before taking another (use `with engine.begin() as connection:`)"  # fmt: skip
+            advice = (
+                "This thread holds one of them itself: return it before taking another (use `with engine.begin() as "
+                "connection:`)"
+            )
         else:
             advice = "Other threads use them; make their transactions shorter"
         return PoolExhausted(
-            f"no connection became free within {min(self._timeout_s, round(waited_s, 2)):g} s ({variable('checkout_timeout_s')}): the pool has "
-            f"{self.size()} ({variable('pool_size')}), taken at {where}; {waiting} more "
-            f"{'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or raise {variable('pool_size')}"
+            f"no connection became free within {min(self._timeout_s, round(waited_s, 2)):g} s "
+            f"({variable('checkout_timeout_s')}): the pool has {self.size()} ({variable('pool_size')}), taken at "
+            f"{where}; {waiting} more {'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or "
+            f"raise {variable('pool_size')}"
         )
 
     # ---- return
@@ -420,7 +428,9 @@ def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:
 
 
 def _asking(frame: FrameType | None) -> _Checkout:
-    """Return the checkout that is being made: by the frame of `connect`, since a signal handler may be making another."""
+    """
+    Return the checkout that is being made: by the frame of `connect`, since a signal handler may be making another.
+    """
     while frame is not None:
         if frame.f_code is _CONNECT:
             checkout: _Checkout = frame.f_locals["checkout"]
@@ -467,7 +477,9 @@ _SQLALCHEMYS = vars(_sqlalchemys)
 
 
 def _abandon(checkout: _Checkout, *, stop: bool = False) -> None:
-    """End the connection of a lost checkout. Its finalizer may be about to run in another thread: that finds it closed."""
+    """
+    End the connection of a lost checkout. Its finalizer may be about to run in another thread: that finds it closed.
+    """
     record, before = checkout.record(), checkout.before
     if record is None and before is not None and before.fate.get("heir") is checkout:
         record = before.record()
@@ -482,7 +494,9 @@ def _abandon(checkout: _Checkout, *, stop: bool = False) -> None:
 
 
 def _trace(frame: FrameType | None) -> list[tuple[CodeType, int, str]]:
-    """Return code, line and module of the nearest frames outside SQLAlchemy and this package; cheap, no source is read."""
+    """
+    Return code, line and module of the nearest frames outside SQLAlchemy and this package; cheap, no source is read.
+    """
     trace: list[tuple[CodeType, int, str]] = []
     while frame is not None and len(trace) < _FRAMES_KEPT:
         module = frame.f_globals.get("__name__") or ""
@@ -503,7 +517,9 @@ _PYTHONS_OWN = os.path.dirname(os.__file__) + os.sep
 
 
 def _is_library(path: str, module: str) -> bool:
-    """Say whether a file belongs to Python, a layer or an installed distribution; sam build puts those beside the handler."""
+    """
+    Say whether a file belongs to Python, a layer or an installed distribution; sam build puts those beside the handler.
+    """
     if path.startswith((_PYTHONS_OWN, "/opt/python/", "/var/runtime/", "<")):
         return True
     if "/site-packages/" in path or "/dist-packages/" in path:

@@ -51,10 +51,12 @@ class SecretSource:
 
     def logins(self) -> Iterator[Login]:
         """
-        Yield what the server took last; then what the versions of the secret hold, each fetched as it is asked for, and once.
+        Yield what the server took last; then what the versions of the secret hold, each fetched as it is asked for, and
+        once.
 
         Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S and two seconds at most for each try to fetch one, and makes two tries.
-        Raises: CredentialsError where a version cannot be fetched or holds no login; SettingsError where it is another user's, or no
+        Raises: CredentialsError where a version cannot be fetched or holds no login; SettingsError where it is another
+        user's, or no
             host is known.
         """
         refused: set[Login] = set()
@@ -75,13 +77,13 @@ class SecretSource:
             cause = "its password begins or ends with a blank or a line break, as a copied value does"
         elif settings.endpoint == "proxy":
             cause = (
-                "the secret's password is not the one that the proxy has for this user, the proxy's own secret for it is missing "
-                "or wrong, or the proxy asks for IAM (IAMAuth: REQUIRED; then set PLUNGEPOOL_AUTH=iam)"
+                "the secret's password is not the one that the proxy has for this user, the proxy's own secret for it "
+                "is missing or wrong, or the proxy asks for IAM (IAMAuth: REQUIRED; then set PLUNGEPOOL_AUTH=iam)"
             )
         else:
             cause = (
-                "the user does not exist, has no LOGIN, or has another password; a user with the role rds_iam is refused every "
-                "password. If a rotation failed half way, run it again in Secrets Manager"
+                "the user does not exist, has no LOGIN, or has another password; a user with the role rds_iam is "
+                "refused every password. If a rotation failed half way, run it again in Secrets Manager"
             )
         raise CredentialsError(
             f"{settings.host or first.host or 'the database'} refused every version of the secret "
@@ -116,7 +118,10 @@ class SecretSource:
         if settings.user and settings.user != user:
             raise SettingsError(
                 [
-                    f"PLUNGEPOOL_USER is {settings.user!r} and the secret's username is {user!r}; leave PLUNGEPOOL_USER unset"
+                    (
+                        f"PLUNGEPOOL_USER is {settings.user!r} and the secret's username is {user!r}; leave "
+                        "PLUNGEPOOL_USER unset"
+                    )
                 ]
             )
         host, port = settings.host, settings.port
@@ -168,7 +173,8 @@ def _secret_reader(settings: Settings) -> Callable[[str], Document]:
     provider = parameters.SecretsProvider(boto_config=config)
 
     def read_by_powertools(stage: str) -> Document:
-        # Its cache knows a secret by name alone, and a login is kept until it is refused: neither goes in nor comes out.
+        # Its cache knows a secret by name alone, and a login is kept until it is refused: neither goes in nor comes
+        # out.
         options: dict[str, Any] = {} if stage == "AWSCURRENT" else {"VersionStage": stage}
         answer = Hidden()
         answer.text = provider.get(name, force_fetch=True, max_age=0, **options)
@@ -220,35 +226,42 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
     if isinstance(error, ImportError):
         return f"{what}{error.name} cannot be imported here; boto3 is part of Lambda's runtimes, elsewhere install it"
     if kinds.intersection(_NO_CREDENTIALS):
-        return f"{what}no AWS credentials; a function has those of its role, elsewhere set AWS_PROFILE or sign in again (aws sso login)"
+        return (
+            f"{what}no AWS credentials; a function has those of its role, elsewhere set AWS_PROFILE or sign in again "
+            "(aws sso login)"
+        )
     if kinds & {"NoRegionError", "InvalidRegionError"}:
         return f"{what}a secret given by name needs PLUNGEPOOL_REGION (or AWS_REGION), or give its whole ARN"
     if kinds.intersection(_NO_WAY):
         return (
-            f"{what}there is no way to Secrets Manager in {region} from here; a function in a VPC needs NAT, or an interface "
-            "endpoint for secretsmanager with private DNS whose security group lets the function's in on port 443"
+            f"{what}there is no way to Secrets Manager in {region} from here; a function in a VPC needs NAT, or an "
+            "interface endpoint for secretsmanager with private DNS whose security group lets the function's in on "
+            "port 443"
         )
     if code in _SIGNER:
         return f"{what}AWS does not take these credentials; renew them, and check this machine's clock"
     if code == "ResourceNotFoundException":
         return (
-            f"{what}there is no such secret, or no current version of it, in {region}: check PLUNGEPOOL_SECRET_ARN, its region and "
-            "its account"
+            f"{what}there is no such secret, or no current version of it, in {region}: check PLUNGEPOOL_SECRET_ARN, "
+            "its region and its account"
         )
     if code == "DecryptionFailure" or (code == "AccessDeniedException" and "KMS" in words):
-        return f"{what}it is encrypted with a KMS key of your own: the role needs kms:Decrypt on it, also in the key's policy"
+        return (
+            f"{what}it is encrypted with a KMS key of your own: the role needs kms:Decrypt on it, also in the key's "
+            "policy"
+        )
     if code == "AccessDeniedException":
         return (
-            f"{what}the role is not allowed secretsmanager:GetSecretValue on it; check the role's policy, the secret's own and, in a "
-            "VPC, the interface endpoint's"
+            f"{what}the role is not allowed secretsmanager:GetSecretValue on it; check the role's policy, the secret's "
+            "own and, in a VPC, the interface endpoint's"
         )
     if code == "InvalidRequestException":
         return f"{what}the secret is about to be deleted, or has no value yet: restore it, or store one"
     if code in ("ThrottlingException", "InternalServiceError", "InternalServiceErrorException", "ServiceUnavailable"):
         return f"{what}Secrets Manager is too busy or out of order: try again"
     return (
-        f"{what}check PLUNGEPOOL_SECRET_ARN and its region, and the role's secretsmanager:GetSecretValue (and kms:Decrypt with a "
-        "key of your own)"
+        f"{what}check PLUNGEPOOL_SECRET_ARN and its region, and the role's secretsmanager:GetSecretValue (and "
+        "kms:Decrypt with a key of your own)"
     )
 
 

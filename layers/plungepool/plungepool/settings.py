@@ -97,7 +97,8 @@ class Settings:
             # Aurora DSQL speaks TLS from the first byte; PostgreSQL before 17 has to be asked for it.
             self._set("tls_negotiation", "direct" if self.auth == "dsql" else "postgres")
         if self.deadline == "":
-            # What is set in a transaction pins RDS Proxy, and Aurora DSQL has no such settings: there the client's word has to do.
+            # What is set in a transaction pins RDS Proxy, and Aurora DSQL has no such settings: there the client's word
+            # has to do.
             self._set("deadline", "client" if self.endpoint == "proxy" or self.auth == "dsql" else "server")
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
@@ -171,7 +172,10 @@ class Settings:
             return [shape]
         problems = []
         if parts.query or parts.fragment:
-            problems.append(f"{here} must end after the database: options have settings of their own (a '?' or '#' in a name or password is percent-encoded)")  # fmt: skip
+            problems.append(
+                f"{here} must end after the database: options have settings of their own (a '?' or '#' in a name or "
+                "password is percent-encoded)"
+            )
         found = {
             "host": parts.hostname,
             "port": port,
@@ -260,7 +264,8 @@ class _Password(str):
     """
     A text that its repr does not show.
 
-    What goes through the fields of a Settings (dataclasses.replace, asdict, a crash reporter) has it in a local variable.
+    What goes through the fields of a Settings (dataclasses.replace, asdict, a crash reporter) has it in a local
+    variable.
     """
 
     __slots__ = ()
@@ -270,7 +275,10 @@ class _Password(str):
 
 
 def _without_values(init: Callable[..., None]) -> Callable[..., None]:
-    """Let what a constructor raises leave it without its frames: a crash reporter would show the values, password included."""
+    """
+    Let what a constructor raises leave it without its frames: a crash reporter would show the values, password
+    included.
+    """
 
     @functools.wraps(init)
     def __init__(self: Settings, **values: Any) -> None:  # noqa: N807
@@ -308,7 +316,9 @@ def split_address(address: str, port: int) -> tuple[str, int]:
 
 
 def host_problem(value: str) -> str | None:
-    """Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake."""
+    """
+    Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake.
+    """
     if value.startswith("["):
         return f"must be an IPv6 address without its brackets; a port has a setting of its own, {variable('port')}"
     if value.count(":") == 1 and value.rpartition(":")[2].isdigit():
@@ -330,7 +340,10 @@ def host_problem(value: str) -> str | None:
     # What getaddrinfo would answer with a raw UnicodeError.
     labels = value.removesuffix(".").split(".")
     if not encoded or not all(labels) or len(encoded) > 253:
-        return "cannot be a host name: each part between dots has 1 to 63 letters, digits or hyphens, all of it at most 253"
+        return (
+            "cannot be a host name: each part between dots has 1 to 63 letters, digits or hyphens, all of it at "
+            "most 253"
+        )
     return None
 
 

@@ -33,7 +33,8 @@ def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLC
     """
     Return the process-wide verifying context for these settings, made on first use; None where TLS is disabled.
 
-    Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL does; else the one curve that
+    Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL
+    does; else the one curve that
         saves a round trip with most servers.
     Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate; one that was
         written anew is read anew.
@@ -82,35 +83,39 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     """
     Return one sentence of cause and cure for a TLS handshake that failed, with the setting to change.
 
-    Args: error: what `ssl` raised. host: whom the client asked for. context: one of `client_context`'s, which knows what
+    Args: error: what `ssl` raised. host: whom the client asked for. context: one of `client_context`'s, which knows
+    what
         it trusts.
     """
     code = getattr(error, "verify_code", None)
     if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
         return (
-            f"the server shows a certificate for another name than {host}: PLUNGEPOOL_HOST must be the endpoint's own name "
-            "as AWS gives it, not an address or a name of your own; where a tunnel has another address, that is "
+            f"the server shows a certificate for another name than {host}: PLUNGEPOOL_HOST must be the endpoint's own "
+            "name as AWS gives it, not an address or a name of your own; where a tunnel has another address, that is "
             "PLUNGEPOOL_ADDRESS"
         )
     if code in (_EXPIRED, _NOT_YET_VALID):
         return (
-            f"the certificate of {host}, or of an authority above it, {'has expired' if code == _EXPIRED else 'is not valid yet'}: "
-            "renew it at the server, and check this machine's clock"
+            f"the certificate of {host}, or of an authority above it, "
+            f"{'has expired' if code == _EXPIRED else 'is not valid yet'}: renew it at the server, and check this "
+            "machine's clock"
         )
     if code is not None:
         own = getattr(context, "ca_file", None)
         cure = (
-            f"PLUNGEPOOL_CA_FILE names {own!r}, and nothing else is trusted: put the certificate of the authority that issued the "
-            "server's into that file, or leave the setting unset for a server of AWS's"
+            f"PLUNGEPOOL_CA_FILE names {own!r}, and nothing else is trusted: put the certificate of the authority that "
+            "issued the server's into that file, or leave the setting unset for a server of AWS's"
             if own
-            else "trusted are the authorities of Amazon RDS in PLUNGEPOOL_REGION, as far as this version ships them, unless "
-            "PLUNGEPOOL_CA_FILE names a PEM file with others"
+            else (
+                "trusted are the authorities of Amazon RDS in PLUNGEPOOL_REGION, as far as this version ships them, "
+                "unless PLUNGEPOOL_CA_FILE names a PEM file with others"
+            )
         )
         message = getattr(error, "verify_message", "")
         return f"the certificate of {host} comes from an authority that is not trusted here ({message}): {cure}"
     return (
-        f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS 1.2 or "
-        "newer; PLUNGEPOOL_TLS=disable is for a database on this machine only"
+        f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS "
+        "1.2 or newer; PLUNGEPOOL_TLS=disable is for a database on this machine only"
     )
 
 
@@ -138,8 +143,9 @@ def _make_context(ca_file: str | None, region: str | None, every_curve: bool, di
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not every_curve:
-        # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must know
-        # this one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip (HelloRetryRequest).
+        # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must
+        # know this one (RFC 8446, 9.1). A first guess that the server cannot use costs a round trip
+        # (HelloRetryRequest).
         context.set_ecdh_curve("prime256v1")
     if direct:
         # What starts TLS at once must say for which protocol (PostgreSQL, "SSL Session Encryption").

@@ -1,10 +1,10 @@
 """
 A transaction that runs again after what undid it, and an effect that happens once.
 
-Only what the server has certainly undone runs again: a conflict, or a connection that was lost before COMMIT was sent. Where
-COMMIT was sent and its answer was lost nobody knows what became of it, and running the transaction again could do everything
-twice: that is `OutcomeUnknown`. With `once` in the transaction it can be run again all the same, since the key was recorded
-together with the effect, or neither was.
+Only what the server has certainly undone runs again: a conflict, or a connection that was lost before COMMIT was sent.
+Where COMMIT was sent and its answer was lost nobody knows what became of it, and running the transaction again could do
+everything twice: that is `OutcomeUnknown`. With `once` in the transaction it can be run again all the same, since the
+key was recorded together with the effect, or neither was.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ _Result = TypeVar("_Result")
 # Pauses are drawn between nothing and this, doubled at each attempt (full jitter), so that those in conflict part.
 _FIRST_PAUSE_S = 0.02
 _PAUSE_AT_MOST_S = 1.0
-# The server undid the transaction, or never began it, and the next attempt may find it otherwise. 40001 and 40P01: conflicts;
-# OC000 and OC001: Aurora DSQL's; 25006: it was a writer that is none any more, and the next connection finds the new one.
+# The server undid the transaction, or never began it, and the next attempt may find it otherwise. 40001 and 40P01:
+# conflicts;
+# OC000 and OC001: Aurora DSQL's; 25006: it was a writer that is none any more, and the next connection finds the new
+# one.
 _UNDONE = frozenset(("40001", "40P01", "OC000", "OC001", "25006"))
-# How a session ends that nobody limited in time: a restart, a failover, an idle time-out, a pooler that lost its server.
+# How a session ends that nobody limited in time: a restart, a failover, an idle time-out, a pooler that lost its
+# server.
 _ENDED = frozenset(("57P01", "57P02", "57P03", "57P05"))
 
 # SQS keeps a message for 14 days at most.
 _KEEP_S = 14 * 24 * 3600.0
 _KEY_BYTES_AT_MOST = 1024
 
-# Two keys that have expired go with each that comes, so that the table does not grow for ever. Not above READ COMMITTED:
-# there a row that two transactions want to delete is a conflict.
+# Two keys that have expired go with each that comes, so that the table does not grow for ever. Not above READ
+# COMMITTED: there a row that two transactions want to delete is a conflict.
 _ONCE = text("""
     WITH expired AS (
         DELETE FROM plungepool.once_keys WHERE key IN (
@@ -81,19 +84,24 @@ def run_transaction(
     isolation_level: str | None = None,
 ) -> _Result:
     """
-    Run `function` in a transaction of its own, commit, and return what it returned; run all of it again after a conflict.
+    Run `function` in a transaction of its own, commit, and return what it returned; run all of it again after a
+    conflict.
 
     The function may run several times, so whatever it does besides the database must bear that. It neither commits nor
     rolls back, and what it returns must not need the connection any more (rows, not a result that reads them later).
 
-    Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets a
-        Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this transaction,
-        for example "SERIALIZABLE"; None leaves the engine's.
-    Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised: whatever
-        the function raises, at once, unless it is the database's word that the transaction was undone by a conflict (40001,
-        40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for AUTOCOMMIT,
-        for a session that uses several engines (without two-phase commit) and for fewer than one attempt, TypeError for a source that is neither.
-    Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the deadline.
+    Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets
+    a
+        Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this
+        transaction, for example "SERIALIZABLE"; None leaves the engine's.
+    Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised:
+    whatever
+        the function raises, at once, unless it is the database's word that the transaction was undone by a conflict
+        (40001, 40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for
+        AUTOCOMMIT, for a session that uses several engines (without two-phase commit) and for fewer than one attempt,
+        TypeError for a source that is neither.
+    Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the
+    deadline.
     Threads: safe, as the engine is.
     Source: PostgreSQL, "Serialization Failure Handling"; AWS Architecture Blog, "Exponential Backoff And Jitter".
     """
@@ -101,8 +109,8 @@ def run_transaction(
         raise ValueError("run_transaction: attempts must be at least 1")
     if isinstance(source, Connection) or not (isinstance(source, Engine) or callable(source)):
         raise TypeError(
-            "run_transaction needs the engine, or what makes sessions (a sessionmaker): it begins a transaction of its own, "
-            f"and a new one for each attempt; not {type(source).__name__}"
+            "run_transaction needs the engine, or what makes sessions (a sessionmaker): it begins a transaction of "
+            f"its own, and a new one for each attempt; not {type(source).__name__}"
         )
     for attempt in range(1, attempts + 1):
         try:
@@ -129,15 +137,17 @@ def once(connection: Connection | Session, key: str, *, keep_s: float = _KEEP_S)
             if once(connection, message_id):
                 ...                                 # the effect
 
-    A second transaction with the same key waits for the first to end, and then gets False where it committed, True where it
-    was rolled back. So after `OutcomeUnknown` the same call tells what became of it.
+    A second transaction with the same key waits for the first to end, and then gets False where it committed, True
+    where it was rolled back. So after `OutcomeUnknown` the same call tells what became of it.
 
     Args: key: what must not happen twice, for example a message's id with a word for what is done; at most 1,024 bytes.
-        keep_s: how long the key is known, at least as long as it may be delivered again; 14 days, as long as SQS keeps a
-        message.
+        keep_s: how long the key is known, at least as long as it may be delivered again; 14 days, as long as SQS keeps
+        a message.
     Returns: True where the key was not known, or had expired.
-    Raises: ValueError for an empty or too long key, and in AUTOCOMMIT, where the record would outlive an effect that fails;
-        what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction` expects it.
+    Raises: ValueError for an empty or too long key, and in AUTOCOMMIT, where the record would outlive an effect that
+    fails;
+        what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction` expects
+        it.
     Units: keep_s in seconds, by the server's clock. One round trip.
     Tables: plungepool.once_keys, which prepare_database makes (docs/exactly-once.md has the statements).
     """
@@ -168,8 +178,9 @@ def _attempt(
             def refuse_another(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
                 if connection is not first:
                     raise ValueError(
-                        "run_transaction: this session uses several engines, which commit one after the other: what one has kept "
-                        "would be done again after the other's conflict. Use one engine, or sessionmaker(..., twophase=True)"
+                        "run_transaction: this session uses several engines, which commit one after the other: what "
+                        "one has kept would be done again after the other's conflict. Use one engine, or "
+                        "sessionmaker(..., twophase=True)"
                     )
 
             event.listen(session, "after_begin", refuse_another)

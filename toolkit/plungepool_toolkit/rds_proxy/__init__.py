@@ -2,12 +2,12 @@
 A stand-in for Amazon RDS Proxy (PostgreSQL), strict enough that what passes it may be believed.
 
 It does what the documentation says of the real one: TLS only, IAM tokens or SCRAM, transactions multiplexed over a few
-database connections, a borrow time-out, an idle-client time-out, a client connection's life of 24 hours, pinning, start-up
-options refused, cancel requests ignored. Where the documentation leaves two answers open, it takes the one that is harder
-on the client. What it does not prove is in docs/rds-proxy.md.
+database connections, a borrow time-out, an idle-client time-out, a client connection's life of 24 hours, pinning,
+start-up options refused, cancel requests ignored. Where the documentation leaves two answers open, it takes the one
+that is harder on the client. What it does not prove is in docs/rds-proxy.md.
 
-    messages    the protocol, pure          tokens      is this IAM token good          pinning     does this statement pin
-    peer        a socket and its messages   upstream    the database, and who has it    startup     who a client is
+    messages    the protocol, pure          tokens      is this IAM token good          pinning     does this statement
+    pin peer        a socket and its messages   upstream    the database, and who has it    startup     who a client is
     service     what all sessions share     session     one client, start to end        RdsProxy    the service, running
 
 Nothing here imports the package under test, nor botocore: a mistake in the one is not repeated in the other.
@@ -55,9 +55,9 @@ class RdsProxy(Service, Closing):
         direct_tls: whether a client may start TLS at once (libpq's `sslnegotiation=direct`; it must offer ALPN), as
             PostgreSQL 17 and newer let it; without it such a client is cut off, as by older servers.
         pipelined_startup: what happens to what a client sends along with its start-up message, the password as a rule:
-            `accept` (it waits for its turn, as PostgreSQL lets it), `refuse` (08P01), or `discard` (the client waits for
-            an answer that never comes). Where a password comes that is no answer to what is asked for, as with `scram`,
-            it is refused as PostgreSQL does, by 08P01.
+            `accept` (it waits for its turn, as PostgreSQL lets it), `refuse` (08P01), or `discard` (the client waits
+            for an answer that never comes). Where a password comes that is no answer to what is asked for, as with
+            `scram`, it is refused as PostgreSQL does, by 08P01.
         max_database_connections: for all users together.
         clock: seconds since the epoch; `advance` moves it.
         host, port: where to listen; port 0 takes a free one.
@@ -102,7 +102,8 @@ class RdsProxy(Service, Closing):
         names = [name.rpartition(":")[0] if ":" in name else name for name in self.names]
         self._authority = Authority("Plungepool's stand-in for RDS Proxy")
         self.tls = self._authority.server_context(*dict.fromkeys(("localhost", "127.0.0.1", "::1", self.host, *names)))
-        # Like PostgreSQL, no session tickets: where the client is slow, they pass for an answer to whoever counts round trips.
+        # Like PostgreSQL, no session tickets: where the client is slow, they pass for an answer to whoever counts round
+        # trips.
         self.tls.num_tickets = 0
         if self.direct_tls:
             self.tls.set_alpn_protocols([messages.ALPN])

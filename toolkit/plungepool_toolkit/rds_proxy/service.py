@@ -1,4 +1,6 @@
-"""What all sessions of one stand-in share: what is asked of clients, the database connections, and what has been counted."""
+"""
+What all sessions of one stand-in share: what is asked of clients, the database connections, and what has been counted.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What a stand-in has seen and done since its start, at one moment; `clients` and `database_connections` are now."""
+    """
+    What a stand-in has seen and done since its start, at one moment; `clients` and `database_connections` are now.
+    """
 
     clients: int = 0
     accepted: int = 0

@@ -1,4 +1,7 @@
-"""One client of the stand-in, from its first byte to its last: its transactions, each over a database connection that is borrowed."""
+"""
+One client of the stand-in, from its first byte to its last: its transactions, each over a database connection that is
+borrowed.
+"""
 
 from __future__ import annotations
 

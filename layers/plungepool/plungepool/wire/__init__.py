@@ -1,13 +1,14 @@
 """
 A PostgreSQL driver after PEP 249: one round trip a statement, and never a wrong row.
 
-What one statement needs (BEGIN where a transaction has to start, Parse, Bind, Describe, Execute, Sync) leaves in one write,
-a *flight*, and its reply is read to ReadyForQuery. Whatever stops a flight before that closes the connection for good: a
-reply that is half read is never taken for the next one's. A flight is complete in itself, so that a transaction pooler
-(RDS Proxy, PgBouncer) may give each to another server: no named statement, no SET, no state unless the user asks for it.
+What one statement needs (BEGIN where a transaction has to start, Parse, Bind, Describe, Execute, Sync) leaves in one
+write, a *flight*, and its reply is read to ReadyForQuery. Whatever stops a flight before that closes the connection for
+good: a reply that is half read is never taken for the next one's. A flight is complete in itself, so that a transaction
+pooler (RDS Proxy, PgBouncer) may give each to another server: no named statement, no SET, no state unless the user asks
+for it.
 
-Two of pg8000's types, `PGInterval` and `Range`, are what a user gets and may send for what Python has no type for; pg8000 is
-imported when one comes, and not before. Nothing else of it is used.
+Two of pg8000's types, `PGInterval` and `Range`, are what a user gets and may send for what Python has no type for;
+pg8000 is imported when one comes, and not before. Nothing else of it is used.
 
 Times are seconds; moments are wall-clock (`time.time()`), so that the time an environment is frozen counts.
 

@@ -54,15 +54,17 @@ def connect(
     Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
 
     Args: address: what to dial in place of `host` and `port` (the end of a tunnel): a host, or host:port; TLS verifies
-        `host` all the same, and CancelRequests go there too. ssl_context: TLS with this context, or an error; None means
-        plain text. tls_negotiation: "direct" starts TLS at once, which PostgreSQL 17 and newer takes, for a round trip less
-        (libpq's sslnegotiation); the context must offer ALPN: context.set_alpn_protocols(["postgresql"]). password_ahead: send
-        the password, as it is, before the server asks for it, for a round trip less: for a token, or where the server is known
-        to ask for it in clear text; never before the server has shown a verified certificate. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
+        `host` all the same, and CancelRequests go there too. ssl_context: TLS with this context, or an error; None
+        means plain text. tls_negotiation: "direct" starts TLS at once, which PostgreSQL 17 and newer takes, for a round
+        trip less (libpq's sslnegotiation); the context must offer ALPN: context.set_alpn_protocols(["postgresql"]).
+        password_ahead: send the password, as it is, before the server asks for it, for a round trip less: for a token,
+        or where the server is known to ask for it in clear text; never before the server has shown a verified
+        certificate. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
         dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
         startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
         server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
-    Raises: OperationalError when the server cannot be reached, refuses, or is too slow; PasswordAheadRefused when it has to be
+    Raises: OperationalError when the server cannot be reached, refuses, or is too slow; PasswordAheadRefused when it
+    has to be
         asked again with password_ahead=False; NotSupportedError for a method of authentication that is not known here;
         ProgrammingError for an argument that cannot be, and for `password_ahead` with a context that does not verify.
     Units: every *_s is in seconds of wall clock.
@@ -91,8 +93,9 @@ def connect(
 _LIMITS = ("transaction_timeout",)
 _LIMITS_BEFORE_17 = ("statement_timeout", "idle_in_transaction_session_timeout")
 _TELL_AGAIN_S = 0.5
-# What may have to stand before a transaction's snapshot, which the limit, a SELECT, takes: SET TRANSACTION and its siblings fail
-# behind it, and behind a LOCK a transaction above READ COMMITTED is to see what those have done that it has waited for.
+# What may have to stand before a transaction's snapshot, which the limit, a SELECT, takes: SET TRANSACTION and its
+# siblings fail behind it, and behind a LOCK a transaction above READ COMMITTED is to see what those have done that it
+# has waited for.
 _BEFORE_THE_SNAPSHOT = ("SET", "LOCK")
 # What a statement in AUTOCOMMIT begins with that may stand in a transaction with another one.
 _PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE")
@@ -121,9 +124,9 @@ class _Transactions(Session):
 
     def __init__(self, **options: Any) -> None:
         self._autocommit = False
-        #: whether the server is told `deadline` as well, with what begins a transaction: it then ends what this side cannot end any
-        #: more. By transaction_timeout, which ends the session; before PostgreSQL 17 by statement_timeout and
-        #: idle_in_transaction_session_timeout
+        #: whether the server is told `deadline` as well, with what begins a transaction: it then ends what this side
+        #: cannot end any more. By transaction_timeout, which ends the session; before PostgreSQL 17 by
+        #: statement_timeout and idle_in_transaction_session_timeout
         self.tells_deadline = False
         self._told_at = 0.0
         self._isolation_level: str | None = None
@@ -226,8 +229,8 @@ class _Transactions(Session):
         if self._deferrable is not None:
             begin += " DEFERRABLE" if self._deferrable else " NOT DEFERRABLE"
         self._begin = begin
-        # As messages of the flight it rides with, and not as a query of its own: if BEGIN fails, the server skips the rest,
-        # and nothing runs outside the transaction it was meant for.
+        # As messages of the flight it rides with, and not as a query of its own: if BEGIN fails, the server skips the
+        # rest, and nothing runs outside the transaction it was meant for.
         self._begin_messages = parse(begin) + BIND_NOTHING + EXECUTE
 
     def commit(self) -> None:
@@ -242,8 +245,8 @@ class _Transactions(Session):
 
     def _commit(self) -> None:
         if self._protocol.status != IDLE or self.closed:
-            # A session that has ended already says so before COMMIT is sent, and not in place of its answer: that is the
-            # difference between a transaction that may run again and one of which nobody knows.
+            # A session that has ended already says so before COMMIT is sent, and not in place of its answer: that is
+            # the difference between a transaction that may run again and one of which nobody knows.
             self.check()
             reply = self._query("COMMIT")
             if reply.tag == b"ROLLBACK":
@@ -287,7 +290,8 @@ class _Transactions(Session):
         """
         Look whether the server has hung up, without a round trip; blocks never.
 
-        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the reason
+        Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the
+        reason
             that it gave (for example 57P01).
         """
         transport = self._usable()
@@ -326,7 +330,9 @@ class Connection(_Transactions):
         super().__init__(**options)
 
     def register_in_adapter(self, oid: int, reader: Callable[[str], Any]) -> None:
-        """Read values of the type `oid` with `reader`, which gets the server's text; what it raises, the statement raises."""
+        """
+        Read values of the type `oid` with `reader`, which gets the server's text; what it raises, the statement raises.
+        """
         self._protocol.adapt(oid, reader)
 
     # ---- PEP 249
@@ -361,7 +367,9 @@ class Connection(_Transactions):
     # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
 
     def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
-        """Return a name for `tpc_begin`, which takes any text, too. Raises: ProgrammingError for parts that are too long."""
+        """
+        Return a name for `tpc_begin`, which takes any text, too. Raises: ProgrammingError for parts that are too long.
+        """
         if not 0 <= format_id <= 0x7FFFFFFF:
             raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
         if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):
@@ -411,7 +419,9 @@ class Connection(_Transactions):
         self._tpc_end("ROLLBACK", xid)
 
     def leave_tpc(self) -> None:
-        """Forget the two-phase transaction; one that is prepared stays on the server until somebody ends it by its name."""
+        """
+        Forget the two-phase transaction; one that is prepared stays on the server until somebody ends it by its name.
+        """
         self._xid, self._prepared = None, False
 
     def tpc_recover(self) -> list[str]:
@@ -483,7 +493,10 @@ class Connection(_Transactions):
         return reply
 
     def _limit(self, statement: str) -> str:
-        """Return the statement by which this flight tells the server the deadline; none where it knows, or may not be told."""
+        """
+        Return the statement by which this flight tells the server the deadline; none where it knows, or may not be
+        told.
+        """
         deadline, status = self.deadline, self._protocol.status
         if status == IDLE:
             self._told_at = 0.0  # that was in a transaction that is over
@@ -493,7 +506,8 @@ class Connection(_Transactions):
         version = self._protocol.parameter_statuses.get("server_version", "")[:2]
         names = _LIMITS if version.isdigit() and int(version) >= 17 else _LIMITS_BEFORE_17
         if status == IDLE:
-            # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would fail.
+            # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would
+            # fail.
             if self._autocommit and not statement.lstrip()[:8].upper().startswith(_PLAIN):
                 return ""
         elif status == FAILED or (self._told_at and (names is _LIMITS or now - self._told_at < _TELL_AGAIN_S)):
@@ -535,8 +549,9 @@ class Cursor:
 
         Args: stream: what COPY reads from (a file, or any iterable of text or bytes) or writes to (a file).
         Raises: the server's error, classed by its SQLSTATE; DataError for a value that cannot be sent or read;
-            ProgrammingError for what is no statement, no parameters, or has no stream; InterfaceError when the connection or
-            the cursor is closed; OperationalError when it was lost; DeadlineExceeded; what the stream raises.
+            ProgrammingError for what is no statement, no parameters, or has no stream; InterfaceError when the
+            connection or the cursor is closed; OperationalError when it was lost; DeadlineExceeded; what the stream
+            raises.
         """
         self._start()
         self._take(self.connection._execute(operation, args, stream))

@@ -31,7 +31,8 @@ class Error(Exception):
     """
     What every error here derives from.
 
-    `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE class
+    `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE
+    class
     22) quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.
     """
 
@@ -52,8 +53,8 @@ class Error(Exception):
     constraint_name: str | None = None
     #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
     disconnected: bool = False
-    #: True when the connection was lost after something was sent that is kept as soon as it is done (COMMIT; in AUTOCOMMIT any
-    #: statement), and the server's answer to it was not read: it was carried out, or not
+    #: True when the connection was lost after something was sent that is kept as soon as it is done (COMMIT; in
+    #: AUTOCOMMIT any statement), and the server's answer to it was not read: it was carried out, or not
     outcome_unknown: bool = False
 
     # What the server said, by the names below.
@@ -150,14 +151,15 @@ DeadlinePassed = DeadlineExceeded  # as it was called before it was this package
 
 class PasswordAheadRefused(OperationalError):
     """
-    The server did not take the password that was sent before it asked for one: connect again with `password_ahead=False`.
+    The server did not take the password that was sent before it asked for one: connect again with
+    `password_ahead=False`.
 
-    Raised by a connect with `password_ahead=True` alone; nothing is said about the password. `sqlstate` is 08P01 where the server
-    complained that a message came that it had not asked for.
+    Raised by a connect with `password_ahead=True` alone; nothing is said about the password. `sqlstate` is 08P01 where
+    the server complained that a message came that it had not asked for.
     """
 
-    #: what it asked for in its place, in pg_hba.conf's words (`scram-sha-256`, `md5`, …; `trust` where it asked for nothing);
-    #: None where it complained, or hung up without a word
+    #: what it asked for in its place, in pg_hba.conf's words (`scram-sha-256`, `md5`, …; `trust` where it asked for
+    #: nothing); None where it complained, or hung up without a word
     authentication: str | None = None
 
 
@@ -179,8 +181,9 @@ CLASSES: tuple[type[Exception], ...] = (
 for _class in CLASSES:
     _class.__module__ = __package__ or ""
 
-# As psycopg 3 classes them, so that a program moved from it catches what it caught; but what ends a session from outside
-# (25P03, 25P04, and 25006 of a writer that has moved) is operational, whatever its class, and may succeed later.
+# As psycopg 3 classes them, so that a program moved from it catches what it caught; but what ends a session from
+# outside (25P03, 25P04, and 25006 of a writer that has moved) is operational, whatever its class, and may succeed
+# later.
 _ERROR_CLASSES: dict[str, type[DatabaseError]] = {
     **dict.fromkeys(("10", "20", "21", "26", "34", "3D", "3F", "42", "44", "P0"), ProgrammingError),
     **dict.fromkeys(
@@ -218,8 +221,8 @@ _INNER = frozenset(("internal_position", "internal_query", "source_file", "sourc
 # The server could not tell a parameter's type, or found no operator or function for the types.
 _OF_TYPES = frozenset(("42P18", "42P08", "42725", "42883"))
 _OF_TYPES_CURE = (
-    "A parameter has the type of its Python value, text and None have none: cast it where it stands, as in $1::integer or "
-    "CAST(:name AS integer), or send str(value) where it is compared with text"
+    "A parameter has the type of its Python value, text and None have none: cast it where it stands, as in $1::integer "
+    "or CAST(:name AS integer), or send str(value) where it is compared with text"
 )
 _RETRYABLE = frozenset(("40001", "40P01", "OC000", "OC001", "53300", "57P03"))
 # RDS Proxy's text; its SQLSTATE (08000 is reported) says no more than that something is wrong with the connection.
@@ -240,7 +243,9 @@ def error_fields(body: bytes) -> dict[str, str]:
 
 
 def server_error(body: bytes, parameters: Iterable[str] = ()) -> DatabaseError:
-    """Build the error of an ErrorResponse; `parameters`: the texts of those that were sent, which its text may not show."""
+    """
+    Build the error of an ErrorResponse; `parameters`: the texts of those that were sent, which its text may not show.
+    """
     withheld = {text for text in map(_lower, parameters) if text}
     fields = error_fields(body)
     sqlstate, message = fields.get("sqlstate", ""), fields.get("message", "the server gave no message")
@@ -279,8 +284,9 @@ def _without(parameters: set[str], message: str) -> str:
     """
     Put `…` for what a message holds of these parameters, whatever the SQLSTATE.
 
-    The server shows a parameter whole or in part, in quotes or without, as a name in lower case, or as numbers: make_date
-    (2024, 13, 1) is `2024-13-01` in its message. A short parameter counts as a word only: else `a` would hide every a.
+    The server shows a parameter whole or in part, in quotes or without, as a name in lower case, or as numbers:
+    make_date (2024, 13, 1) is `2024-13-01` in its message. A short parameter counts as a word only: else `a` would hide
+    every a.
     """
     if not parameters:
         return message
@@ -344,8 +350,9 @@ class TooLate(Exception):
 
 def lost(error: OSError) -> Exception:
     """Turn what an own call to the socket raised into what ends a flight."""
-    # No call to the system fails without a number, and no socket here has a time-out of its own: what has none was raised
-    # at that line by somebody else (a signal handler), and stays what it is. The socket's frames may hold what was sent.
+    # No call to the system fails without a number, and no socket here has a time-out of its own: what has none was
+    # raised at that line by somebody else (a signal handler), and stays what it is. The socket's frames may hold what
+    # was sent.
     return error if error.errno is None else Lost(error.with_traceback(None))
 
 

@@ -1,8 +1,9 @@
 """
 PostgreSQL's protocol, version 3.0, without a socket: messages out as bytes, replies in as generators.
 
-A generator yields the number of bytes that it lacks, at least; whoever runs it puts what came into `Protocol.chunk`, one byte
-or all there is, and goes on. Else it yields what is to be sent. So the same code is driven by a socket and by a test.
+A generator yields the number of bytes that it lacks, at least; whoever runs it puts what came into `Protocol.chunk`,
+one byte or all there is, and goes on. Else it yields what is to be sent. So the same code is driven by a socket and by
+a test.
 
 Source: PostgreSQL's manual, "Frontend/Backend Protocol", Message Flow and Message Formats.
 """
@@ -180,11 +181,15 @@ def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
     """
     Return a statement that gives these time-outs of the server at most so long, until the transaction ends.
 
-    It has no parameter: it may stand in a text of several statements. It returns no row, and takes nothing back: a time-out that is shorter already, of the role or of the user's own, stays.
+    It has no parameter: it may stand in a text of several statements. It returns no row, and takes nothing back: a
+    time-out that is shorter already, of the role or of the user's own, stays.
     """
     conditions = []
     for name in names:
-        now = f"pg_catalog.date_part('epoch', pg_catalog.current_setting('{name}')::pg_catalog.interval) OPERATOR(pg_catalog.*) 1000"
+        now = (
+            f"pg_catalog.date_part('epoch', pg_catalog.current_setting('{name}')::pg_catalog.interval) "
+            "OPERATOR(pg_catalog.*) 1000"
+        )
         least = f"LEAST(CASE WHEN {now} OPERATOR(pg_catalog.=) 0 THEN {milliseconds} ELSE {now} END, {milliseconds})"
         # In whole milliseconds: 0 would take the limit away.
         conditions.append(
@@ -287,7 +292,8 @@ class Reply:
     def __init__(self, sent: Sequence[bytes] = (), stream: Any = None) -> None:
         #: the messages of the flight: an error's text may show none of their parameters
         self.sent = sent
-        #: how often the statement is executed each time that it is parsed: anew where the types of the parameters change
+        #: how often the statement is executed each time that it is parsed: anew where the types of the parameters
+        #: change
         self.runs: Sequence[int] = ()
         #: what COPY reads from or writes to
         self.stream = stream
@@ -603,7 +609,9 @@ class Protocol(_Input):
             self._read_aside(code, body)
 
     def _shape(self, body: bytes) -> tuple[list[tuple[Any, ...]], list[Column]]:
-        """The description and the converters for a RowDescription; the same one comes again and again, so it is kept."""
+        """
+        The description and the converters for a RowDescription; the same one comes again and again, so it is kept.
+        """
         description, columns, position = [], [], 2
         for _ in range(_SHORT.unpack_from(body)[0] if len(body) >= 2 else 0):
             end = body.find(b"\0", position)
@@ -694,7 +702,8 @@ class Protocol(_Input):
         """
         Answer what the server asks of `login`, and read what it says of the session, to its first ReadyForQuery.
 
-        Raises: OperationalError, NotSupportedError; EndOfStream behind an error of the server, which is kept in `reply`.
+        Raises: OperationalError, NotSupportedError; EndOfStream behind an error of the server, which is kept in
+        `reply`.
         """
         while True:
             code, body = yield from self._read_message()
@@ -817,7 +826,9 @@ class Authentication:
         return (f"{__package__}.scram", *(() if self._secret.value.isascii() else ("stringprep",)))
 
     def go_ahead(self, packet: Secret) -> None:
-        """Put the password behind the start-up packet, as the answer to a request for clear text that is yet to come."""
+        """
+        Put the password behind the start-up packet, as the answer to a request for clear text that is yet to come.
+        """
         answer = _encoded_password(self._secret)
         answer.value += b"\0"
         packet.value += _password_message(answer).value
@@ -856,7 +867,8 @@ class Authentication:
             return None
         if kind not in (_CLEAR_TEXT, _MD5, _SASL):
             raise NotSupportedError(
-                f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM are)"
+                f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM "
+                "are)"
             )
         # Only one method is answered: a server that cannot verify SCRAM does not get the password as well.
         if self._answered:

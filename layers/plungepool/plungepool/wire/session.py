@@ -1,4 +1,7 @@
-"""One session with a server: what is asked in one write and answered to its end, a *flight*, and what becomes of a torn one."""
+"""
+One session with a server: what is asked in one write and answered to its end, a *flight*, and what becomes of a torn
+one.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ _DEFAULT = "default_transaction_read_only"
 
 
 class _Writer:
-    """The evidence of who asked for READ ONLY: where nobody did, a write that is refused means that the writer has moved."""
+    """
+    The evidence of who asked for READ ONLY: where nobody did, a write that is refused means that the writer has moved.
+    """
 
     def __init__(self, reported: Mapping[str, str]) -> None:
         """Take what the server reports, which changes."""
@@ -58,9 +63,9 @@ class _Writer:
         """
         Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
 
-        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds a
-        statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback asks
-        the server whether it is a standby.
+        The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds
+        a statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback
+        asks the server whether it is a standby.
         """
         if error.sqlstate != _READ_ONLY or self.begun_read_only is True:
             return
@@ -79,8 +84,8 @@ class Session:
     """
     Flights to one server, one after the other; `Connection` puts transactions and PEP 249 on top.
 
-    Whatever stops a flight before its reply is read closes the session for good: a reply that is half read is never taken
-    for the next one's.
+    Whatever stops a flight before its reply is read closes the session for good: a reply that is half read is never
+    taken for the next one's.
     """
 
     # For the repr of one that was struck before it was made: crash reporters print it.
@@ -130,8 +135,8 @@ class Session:
         self.notices = protocol.notices
         #: the last 100 notifications: process, channel, payload
         self.notifications = protocol.notifications
-        #: what the server asked for, in pg_hba.conf's words: `password` (in clear text, as for IAM tokens, LDAP and PAM), `md5`,
-        #: `scram-sha-256`; `trust` where it asked for nothing
+        #: what the server asked for, in pg_hba.conf's words: `password` (in clear text, as for IAM tokens, LDAP and
+        #: PAM), `md5`, `scram-sha-256`; `trust` where it asked for nothing
         self.authentication = "trust"
         #: how often the server was waited for since the connection was made
         self.flights = 0
@@ -159,7 +164,9 @@ class Session:
 
     @property
     def gone(self) -> bool:
-        """True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it."""
+        """
+        True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it.
+        """
         return self._transport.sock is None
 
     # ---- the start and the end
@@ -186,7 +193,8 @@ class Session:
                 transport.deadline = None
             except TooLate:
                 raise OperationalError(
-                    f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had not finished"
+                    f"no connection to {self._place} within {connect_timeout_s:g} s (connect_timeout_s): {stage} had "
+                    "not finished"
                 ) from None
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             transport.deadline = None
@@ -225,11 +233,11 @@ class Session:
 
         Args: stop: ask the server to stop what it does for us, too, if it does something; half a second at most.
 
-        The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must read
-        an end, and not what another connection receives on a descriptor of the same number.
+        The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must
+        read an end, and not what another connection receives on a descriptor of the same number.
         """
         at_work, self._flying = self._flying, True
-        self._lost = self._lost or "its holder was gone"
+        self._lost = self._lost or ("the invocation that took it is over" if stop else "its holder was gone")
         self._transport.shut_down()
         if stop and at_work and self._may_cancel():
             self._cancel()
@@ -273,7 +281,8 @@ class Session:
 
     def _fly(self, reply: Reply, before: int, times: int) -> None:
         """
-        Send the flight `reply.sent` and read its reply: of `before` statements without rows, and of one executed `times`.
+        Send the flight `reply.sent` and read its reply: of `before` statements without rows, and of one executed
+        `times`.
 
         By the simple protocol (`SEVERAL`) those stand in the same text, in front.
         """
@@ -315,11 +324,15 @@ class Session:
                 raise failure
             # Without a cause: the reader's error quotes the value.
             raise DataError(
-                f"a value that the server sent cannot be converted: column {column[0]!r}, whose type has the oid {column[1]}"
+                f"a value that the server sent cannot be converted: column {column[0]!r}, whose type has the oid "
+                f"{column[1]}"
             )
 
     def _as_deadline(self, error: Error) -> Error:
-        """Return the error that a time-out of the server's is when this side's deadline has passed as well: the server was told it."""
+        """
+        Return the error that a time-out of the server's is when this side's deadline has passed as well: the server was
+        told it.
+        """
         if (
             error.sqlstate not in _TIMED_OUT
             or self._transport.deadline is None

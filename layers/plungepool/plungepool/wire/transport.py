@@ -38,9 +38,9 @@ class Transport:
     """
     A way to one server, and to no other one.
 
-    Whatever a call to the socket raises leaves as `Lost`, the end of the stream as `EndOfStream`, the deadline as `TooLate`;
-    while it is being opened, with the reason, as `OperationalError`. Any other exception is somebody else's: a signal
-    handler's. After each of them the transport is of no use any more, and whoever uses it closes it.
+    Whatever a call to the socket raises leaves as `Lost`, the end of the stream as `EndOfStream`, the deadline as
+    `TooLate`; while it is being opened, with the reason, as `OperationalError`. Any other exception is somebody else's:
+    a signal handler's. After each of them the transport is of no use any more, and whoever uses it closes it.
     """
 
     def __init__(
@@ -53,7 +53,10 @@ class Transport:
         direct: bool,
         dead_peer_timeout_s: float,
     ) -> None:
-        """No I/O yet. `host` is whose certificate is asked for, `dialled` where it is looked for, `place` both, for errors."""
+        """
+        No I/O yet. `host` is whose certificate is asked for, `dialled` where it is looked for, `place` both, for
+        errors.
+        """
         self.host, self.dialled, self.place = host, dialled, place
         #: the wall-clock moment at which waiting ends; None: never
         self.deadline: float | None = None
@@ -163,7 +166,10 @@ class Transport:
     # ---- to and fro
 
     def receive(self, wanted: int, *, at_most: int = 0) -> bytes:
-        """Return what there is, one byte at least; waits for it. `wanted` bytes are expected: a hint; `at_most` is a bound."""
+        """
+        Return what there is, one byte at least; waits for it. `wanted` bytes are expected: a hint; `at_most` is a
+        bound.
+        """
         if self._incoming:
             read, self._incoming = b"".join(self._incoming), []
             return read
@@ -193,7 +199,9 @@ class Transport:
         return chunk
 
     def take_rest(self) -> bytes:
-        """Return all that has come, what was read while a flight was being written included; never waits, never raises."""
+        """
+        Return all that has come, what was read while a flight was being written included; never waits, never raises.
+        """
         with contextlib.suppress(Lost):
             while chunk := self.take():
                 self._incoming.append(chunk)
@@ -256,7 +264,9 @@ class Transport:
             self._wait(sock, select.POLLOUT)
 
     def _send_long(self, sock: Any, view: memoryview) -> None:
-        """Write a flight of any length, reading what comes meanwhile: else both sides could wait for the other to read."""
+        """
+        Write a flight of any length, reading what comes meanwhile: else both sides could wait for the other to read.
+        """
         sent = 0
         while sent < len(view):
             try:
@@ -314,7 +324,8 @@ class Transport:
 
     def cancel(self, request: bytes) -> bool:
         """
-        Send a CancelRequest by a connection of its own, secured as this one; half a second at most, and no word if it fails.
+        Send a CancelRequest by a connection of its own, secured as this one; half a second at most, and no word if it
+        fails.
 
         Returns: whether the server has closed after it, and so has passed the request on.
         """
@@ -335,7 +346,8 @@ class Transport:
                     sock.settimeout(max(0.01, until - clock.time()))
                     sock.sendall(request)
                     return not sock.recv(1)  # the server closes when it has passed the request on
-        # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way already.
+        # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way
+        # already.
         except OSError:
             return False
 
@@ -361,7 +373,10 @@ def _not_at_once(place: str) -> OperationalError:
 
 
 def _is_of_tls(error: ssl.SSLError) -> bool:
-    """Whether the other side spoke TLS at all: it showed a certificate, or an alert other than that it does not know ALPN's name."""
+    """
+    Whether the other side spoke TLS at all: it showed a certificate, or an alert other than that it does not know
+    ALPN's name.
+    """
     reason = error.reason or ""
     return hasattr(error, "verify_code") or ("ALERT" in reason and "NO_APPLICATION_PROTOCOL" not in reason)
 
@@ -375,7 +390,8 @@ def tune(sock: socket.socket, dead_peer_timeout_s: float) -> None:
     """No waiting for more to send, and an end to waiting for a network that swallows everything."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Probes start at two fifths of the time and come five times as often, so that the last unanswered one ends it in time.
+    # Probes start at two fifths of the time and come five times as often, so that the last unanswered one ends it in
+    # time.
     interval = max(1, int(dead_peer_timeout_s / 5))
     idle = max(1, int(dead_peer_timeout_s * 2 / 5))
     options = {

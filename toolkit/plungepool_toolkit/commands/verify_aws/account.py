@@ -51,8 +51,8 @@ class Account:
             self._session: Any = boto3.session.Session(profile_name=profile, region_name=region)
             if self._session.get_credentials() is None:
                 raise Refusal(
-                    "no AWS credentials were found: set AWS_PROFILE, sign in (aws sso login), or set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY. Nothing was made"
+                    "no AWS credentials were found: set AWS_PROFILE, sign in (aws sso login), or set AWS_ACCESS_KEY_ID "
+                    "and AWS_SECRET_ACCESS_KEY. Nothing was made"
                 )
             if not self._session.region_name:
                 raise Refusal("no region: set AWS_REGION or give --region. Nothing was made")
@@ -100,8 +100,8 @@ class Account:
             return ()
         if there:
             raise Refusal(
-                f"{vpc_id} has an endpoint for {there.pop()} and not the other of s3 and secretsmanager: add it, or give a VPC "
-                "with both or neither"
+                f"{vpc_id} has an endpoint for {there.pop()} and not the other of s3 and secretsmanager: add it, or "
+                "give a VPC with both or neither"
             )
         in_vpc = {"Name": "vpc-id", "Values": [vpc_id]}
         tables = ec2.describe_route_tables(Filters=[in_vpc])["RouteTables"]
@@ -120,7 +120,9 @@ class Account:
         return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())}
 
     def resources(self, stack: str) -> Iterator[tuple[str, str, str]]:
-        """Yield logical id, type and physical id of a stack's resources, nested stacks' included; nothing if it is gone."""
+        """
+        Yield logical id, type and physical id of a stack's resources, nested stacks' included; nothing if it is gone.
+        """
         from botocore.exceptions import ClientError
 
         try:
@@ -164,9 +166,11 @@ class Account:
 
     def delete(self, run: str, say: Callable[[str], None], patience_s: float = 5400.0) -> list[str]:
         """
-        Delete all that a run made: its stacks, the layer and the log groups that these leave, its bucket. Safe to call again.
+        Delete all that a run made: its stacks, the layer and the log groups that these leave, its bucket. Safe to call
+        again.
 
-        Returns: what is left, each with the command that deletes it; empty if nothing is. A step that fails does not keep
+        Returns: what is left, each with the command that deletes it; empty if nothing is. A step that fails does not
+        keep
             the next from being tried. Blocks: half an hour is usual, since Lambda gives up network interfaces late.
         """
         stacks = [f"{run}-probe", run]

@@ -297,7 +297,7 @@ def table(
     reference = ("raw pg8000", "compiled")
     for name in names:
         key = (name, state)
-        cells = [f"{counts[key] / 1e6:,.0f}", f"{counts[key] / counts[reference]:.2f}"]
+        cells = [f"{counts[key] / 1e6:,.0f}", f"{counts[key] / counts[reference]:.2f}"] if key in counts else ["", ""]
         if measured:
             wall, cpu, init, first = (statistics.median(column) * 1e3 for column in zip(*measured[key], strict=True))
             raw, ours = (

@@ -6,7 +6,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from sqlalchemy import Connection, text
 
-from plungepool import Unavailable, get_engine, guard_invocation
+from plungepool import OutcomeUnknown, Unavailable, get_engine, guard_invocation, run_transaction
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
@@ -42,9 +42,8 @@ def handler(event: dict, context: object) -> dict:
     for position, record in enumerate(records := list(SQSEvent(event).records)):
         try:
             order_id = str(UUID(record.json_body["order_id"]))
-            with engine.begin() as connection:
-                fulfilled += fulfil_order(connection, order_id)
-        except Unavailable as error:
+            fulfilled += run_transaction(engine, lambda connection: fulfil_order(connection, order_id))  # noqa: B023
+        except (*Unavailable, OutcomeUnknown) as error:
             cause = getattr(error, "orig", None) or error
             sqlstate = getattr(cause, "sqlstate", None)
             logger.error("an order cannot be fulfilled now", sqlstate=sqlstate, reason=str(cause))

@@ -57,11 +57,6 @@ def source(settings: Settings) -> Source:
     return PasswordSource(settings)
 
 
-def margin_s(settings: Settings) -> float | None:
-    """Return what the deadline of these settings leaves for the handler, in seconds; None where there is none. Pure."""
-    return None if settings.deadline == "off" else settings.deadline_margin_s
-
-
 class Way(NamedTuple):
     """How one attempt to connect is made."""
 
@@ -135,12 +130,12 @@ class Connector:
         file;
             wire.DeadlineExceeded where the invocation was over first; what `attempt` raises.
         """
-        if invocation.is_over(margin_s(self._settings)):
+        if invocation.is_over(self._settings.margin_s):
             raise wire.DeadlineExceeded("the invocation was over before a connection was asked for")
         logins = self._source.logins()
         first = login = next(logins)
         # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
-        deadline = invocation.until(self._settings.connect_timeout_s, margin_s(self._settings))
+        deadline = invocation.until(self._settings.connect_timeout_s, self._settings.margin_s)
         others = _worth_trying(self._source, logins, deadline)
         curve_known = self._needs_every_curve
         plan = self._begin(login)
@@ -170,7 +165,7 @@ class Connector:
                 login = following
                 continue
             try:
-                if invocation.is_over(margin_s(self._settings)):
+                if invocation.is_over(self._settings.margin_s):
                     raise wire.DeadlineExceeded(
                         f"the invocation was over before there was a connection to {login.host}:{login.port}"
                     ) from failure
@@ -190,12 +185,12 @@ class Connector:
         """
         try:
             if idle_s >= self._settings.ping_after_idle_s:
-                connection.deadline = invocation.until(self._settings.connect_timeout_s, margin_s(self._settings))
+                connection.deadline = invocation.until(self._settings.connect_timeout_s, self._settings.margin_s)
                 connection.ping()
         except wire.Error:
             return False
         finally:
-            connection.deadline = invocation.deadline(margin_s(self._settings))
+            connection.deadline = invocation.deadline(self._settings.margin_s)
         return True
 
     def _begin(self, login: Login) -> _Plan:
@@ -365,7 +360,7 @@ class Driver:
                 # server tells nothing of another: nothing goes ahead there.
                 parameters.values["password_ahead"] = False
             connection = wire.connect(**parameters.values)
-        connection.deadline = invocation.deadline(margin_s(self._settings))
+        connection.deadline = invocation.deadline(self._settings.margin_s)
         connection.tells_deadline = self._settings.deadline == "server"
         return connection
 

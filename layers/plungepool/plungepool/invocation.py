@@ -178,8 +178,7 @@ def deadline(margin_s: float | None = 0.0) -> float | None:
     Return the moment at which the database's part has to be over; None where nobody has said.
 
     Args: margin_s: what is left for the handler to answer, half of what the invocation had at most; None: there is no
-    deadline for
-        whoever asks.
+        deadline for whoever asks.
     """
     if margin_s is None:
         return None

@@ -394,7 +394,7 @@ def build_pool(
         creator,
         size=settings.pool_size,
         timeout_s=settings.checkout_timeout_s,
-        margin_s=None if settings.deadline == "off" else settings.deadline_margin_s,
+        margin_s=settings.margin_s,
         raise_leaks=settings.leaks == "raise",
         keep={"tiny": _always, "null": _never}[settings.pool],
         is_alive=is_alive,

@@ -107,6 +107,11 @@ class Settings:
         if problems:
             raise SettingsError(problems)
 
+    @property
+    def margin_s(self) -> float | None:
+        """What the invocation's deadline leaves for the handler, in seconds; None where there is no deadline."""
+        return None if self.deadline == "off" else self.deadline_margin_s
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
         """

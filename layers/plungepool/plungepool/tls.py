@@ -84,8 +84,7 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     Return one sentence of cause and cure for a TLS handshake that failed, with the setting to change.
 
     Args: error: what `ssl` raised. host: whom the client asked for. context: one of `client_context`'s, which knows
-    what
-        it trusts.
+        what it trusts.
     """
     code = getattr(error, "verify_code", None)
     if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):

@@ -91,17 +91,15 @@ def run_transaction(
     rolls back, and what it returns must not need the connection any more (rows, not a result that reads them later).
 
     Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets
-    a
-        Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this
+        a Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this
         transaction, for example "SERIALIZABLE"; None leaves the engine's.
     Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised:
-    whatever
-        the function raises, at once, unless it is the database's word that the transaction was undone by a conflict
-        (40001, 40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for
-        AUTOCOMMIT, for a session that uses several engines (without two-phase commit) and for fewer than one attempt,
-        TypeError for a source that is neither.
+        whatever the function raises, at once, unless it is the database's word that the transaction was undone by a
+        conflict (40001, 40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent.
+        ValueError for AUTOCOMMIT, for a session that uses several engines (without two-phase commit) and for fewer
+        than one attempt, TypeError for a source that is neither.
     Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the
-    deadline.
+        deadline.
     Threads: safe, as the engine is.
     Source: PostgreSQL, "Serialization Failure Handling"; AWS Architecture Blog, "Exponential Backoff And Jitter".
     """
@@ -145,9 +143,8 @@ def once(connection: Connection | Session, key: str, *, keep_s: float = _KEEP_S)
         a message.
     Returns: True where the key was not known, or had expired.
     Raises: ValueError for an empty or too long key, and in AUTOCOMMIT, where the record would outlive an effect that
-    fails;
-        what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction` expects
-        it.
+        fails; what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction`
+        expects it.
     Units: keep_s in seconds, by the server's clock. One round trip.
     Tables: plungepool.once_keys, which prepare_database makes (docs/exactly-once.md has the statements).
     """

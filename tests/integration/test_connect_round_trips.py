@@ -5,13 +5,10 @@ exact.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+import poolers
 import pytest
 from sqlalchemy import text
 
@@ -203,47 +200,14 @@ def stand_in_waits(
 
 
 @pytest.fixture
-def pgbouncer(postgres: Postgres, tmp_path: Path) -> Iterator[tuple[int, Authority]]:
+def pgbouncer(postgres: Postgres) -> Iterator[tuple[int, Authority]]:
     """PgBouncer with TLS that asks for the password in clear text."""
     postgres.execute("DROP ROLE IF EXISTS app; CREATE ROLE app LOGIN")
-    with Authority() as authority, socket.socket() as free:
-        certificate, key = authority.issue("localhost", owner="nobody" if os.geteuid() == 0 else None)
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        (tmp_path / "users").write_text(f'"app" "{TOKEN}"\n')
-        settings = tmp_path / "pgbouncer.ini"
-        settings.write_text(
-            f"""[databases]
-* = host={postgres.host} port={postgres.port}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-auth_type = plain
-auth_file = {tmp_path / "users"}
-pool_mode = transaction
-client_tls_sslmode = require
-client_tls_cert_file = {certificate}
-client_tls_key_file = {key}
-unix_socket_dir =
-logfile = {tmp_path / "log"}
-"""
-        )
-        command = ["pgbouncer", str(settings)]
-        if os.geteuid() == 0:
-            command[1:1] = ["-u", "nobody"]
-            for path in (*list(tmp_path.parents)[:3], tmp_path, *tmp_path.iterdir()):
-                path.chmod(0o777)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.02)
-            yield port, authority
-        finally:
-            process.terminate()
-            process.wait(10)
+    with (
+        Authority() as authority,
+        poolers.pgbouncer(postgres, users={"app": TOKEN}, authority=authority, auth_type="plain") as port,
+    ):
+        yield port, authority
     postgres.execute("DROP ROLE app")
 
 

@@ -4,17 +4,13 @@ not taken.
 """
 
 import contextlib
-import os
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
-import tempfile
 import threading
 import time
-from pathlib import Path
 
+import poolers
 import pytest
 from fuzz_server import error, message
 
@@ -323,47 +319,14 @@ def test_stand_in_for_rds_proxy(postgres, direct, pipelined):
 @pytest.fixture(scope="module")
 def pgbouncer(postgres):
     """PgBouncer with TLS that asks for passwords in clear text."""
-    owner = "nobody" if os.geteuid() == 0 else None
-    with Authority() as authority, tempfile.TemporaryDirectory(prefix="plungepool-pgbouncer-") as folder:
-        folder = Path(folder)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for file, name in zip(authority.issue("localhost"), ("server.crt", "server.key"), strict=True):
-            shutil.copy(file, folder / name)
-        (folder / "users").write_text(f'"asked" "{PASSWORD}"\n')
-        settings = folder / "pgbouncer.ini"
-        settings.write_text(
-            f"""[databases]
-* = host={postgres.host} port={postgres.port} user=postgres password={postgres.password}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-auth_type = plain
-auth_file = {folder / "users"}
-pool_mode = transaction
-client_tls_sslmode = require
-client_tls_cert_file = {folder / "server.crt"}
-client_tls_key_file = {folder / "server.key"}
-unix_socket_dir =
-logfile = {folder / "log"}
-"""
-        )
-        command = ["pgbouncer", str(settings)]
-        if owner:
-            command[1:1] = ["-u", owner]
-            for path in (folder, *folder.iterdir()):
-                shutil.chown(path, owner)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.05)
-            yield authority, port
-        finally:
-            process.terminate()
-            process.wait()
+    target = f"user=postgres password={postgres.password}"
+    with (
+        Authority() as authority,
+        poolers.pgbouncer(
+            postgres, users={"asked": PASSWORD}, authority=authority, target=target, auth_type="plain"
+        ) as port,
+    ):
+        yield authority, port
 
 
 @pytest.mark.parametrize(("ahead", "waits"), [(False, 6), (True, 5)])

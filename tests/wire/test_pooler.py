@@ -1,16 +1,11 @@
 """Behind a transaction pooler: every row its own, and no trace of one client on the connection of another."""
 
 import contextlib
-import os
 import random
-import socket
 import ssl
-import subprocess
-import tempfile
 import threading
-import time
-from pathlib import Path
 
+import poolers
 import pytest
 import sqlalchemy
 from sqlalchemy import create_engine, text
@@ -27,43 +22,8 @@ ROUNDS = 60
 @pytest.fixture(scope="module")
 def pgbouncer(postgres):
     """PgBouncer in transaction mode with two connections to the server."""
-    with tempfile.TemporaryDirectory(prefix="plungepool-pgbouncer-") as folder:
-        folder = Path(folder)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        (folder / "users").write_text(f'"postgres" "{postgres.password}"\n')
-        settings = folder / "pgbouncer.ini"
-        settings.write_text(
-            f"""[databases]
-* = host={postgres.host} port={postgres.port}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-auth_type = trust
-auth_file = {folder / "users"}
-pool_mode = transaction
-default_pool_size = 2
-server_reset_query =
-unix_socket_dir =
-logfile = {folder / "log"}
-"""
-        )
-        command = ["pgbouncer", str(settings)]
-        if os.geteuid() == 0:
-            command[1:1] = ["-u", "nobody"]
-            for path in (folder, *folder.iterdir()):
-                path.chmod(0o777)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.02)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
+    with poolers.pgbouncer(postgres, users={"postgres": postgres.password}, default_pool_size=2) as port:
+        yield port
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The toolkit's Lambda environments do to a function what Lambda's documentation says."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -8,12 +10,16 @@ import threading
 import time
 from pathlib import Path
 from textwrap import dedent
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
 
 from plungepool_toolkit import environment as module
 from plungepool_toolkit.environment import Environment, InitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Registers an extension inside the process, which is what makes Lambda send SIGTERM to a runtime.
 INTERNAL_EXTENSION = """
@@ -35,10 +41,10 @@ INTERNAL_EXTENSION = """
 
 
 @pytest.fixture
-def function(tmp_path, lambda_environment):
+def function(tmp_path: Path, lambda_environment: Callable[..., Environment]) -> Any:
     """Start an environment of a function whose source is given."""
 
-    def start(source, **keywords):
+    def start(source: str, **keywords: Any) -> Any:
         task = tmp_path / "task"
         task.mkdir(exist_ok=True)
         (task / "app.py").write_text(dedent(source))
@@ -47,12 +53,12 @@ def function(tmp_path, lambda_environment):
     return start
 
 
-def state_of(pid):
+def state_of(pid: int) -> Any:
     """Return the process's state as /proc shows it: T is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_an_invocation_gives_what_the_handler_returns(function):
+def test_an_invocation_gives_what_the_handler_returns(function: Callable[..., Environment]) -> None:
     """The event reaches the handler and its result comes back, with the lines it wrote; init runs once."""
     environment = function("""
         import os
@@ -70,7 +76,7 @@ def test_an_invocation_gives_what_the_handler_returns(function):
     assert first.request_id != second.request_id
 
 
-def test_the_context_is_lambdas(function):
+def test_the_context_is_lambdas(function: Callable[..., Environment]) -> None:
     """Request id, deadline, names, client context and trace id reach the handler as on AWS."""
     environment = function(
         """
@@ -108,7 +114,7 @@ def test_the_context_is_lambdas(function):
     assert seen["home"] != os.environ.get("HOME")
 
 
-def test_it_is_frozen_between_invocations(function):
+def test_it_is_frozen_between_invocations(function: Callable[..., Environment]) -> None:
     """After init and after each invocation the process is stopped, and no thread of it runs at all."""
     environment = function("""
         import threading, time
@@ -120,7 +126,7 @@ def test_it_is_frozen_between_invocations(function):
             time.sleep(0.05)
     """)
 
-    def switches():
+    def switches() -> list[Any]:
         tasks = [f"{environment.pid}/task/{path.name}" for path in Path(f"/proc/{environment.pid}/task").iterdir()]
         wait_until(lambda: {state_of(task) for task in tasks} == {"T"})
         lines = [line for task in tasks for line in Path(f"/proc/{task}/status").read_text().splitlines()]
@@ -136,7 +142,7 @@ def test_it_is_frozen_between_invocations(function):
     assert switches() == frozen
 
 
-def test_child_processes_are_frozen_and_ended_with_it(function):
+def test_child_processes_are_frozen_and_ended_with_it(function: Callable[..., Environment]) -> None:
     """What the function starts belongs to the environment."""
     environment = function("""
         import subprocess
@@ -150,7 +156,7 @@ def test_child_processes_are_frozen_and_ended_with_it(function):
     wait_until(lambda: not Path(f"/proc/{child}").exists() or state_of(child) == "Z")
 
 
-def test_an_exception_is_the_error_document(function):
+def test_an_exception_is_the_error_document(function: Callable[..., Environment]) -> None:
     """The runtime's own error document comes back, and the environment goes on."""
     environment = function("""
         class OutOfStock(Exception): pass
@@ -167,7 +173,7 @@ def test_an_exception_is_the_error_document(function):
     assert environment.pid == pid
 
 
-def test_an_init_error_has_type_text_and_log(function):
+def test_an_init_error_has_type_text_and_log(function: Callable[..., Environment]) -> None:
     """A module that raises at import is an InitError with the exception's own text."""
     with pytest.raises(InitError, match="ValueError: PLUNGEPOOL_HOST is missing") as caught:
         function("""
@@ -187,7 +193,7 @@ def test_an_init_error_has_type_text_and_log(function):
         ("import no_such_module", "Runtime.ImportModuleError", "No module named 'no_such_module'"),
     ],
 )
-def test_other_ways_to_fail_at_init(function, source, kind, text):
+def test_other_ways_to_fail_at_init(function: Callable[..., Environment], source: str, kind: str, text: str) -> None:
     """A process that ends, hangs or lacks a module at init is told by Lambda's error types."""
     with pytest.raises(InitError) as caught:
         function(source, init_timeout_s=0.5 if kind == "Sandbox.Timedout" else 10)
@@ -213,7 +219,9 @@ COUNTING = """
         ("killed", "Runtime.ExitError", "SIGKILL"),
     ],
 )
-def test_a_reset_environment_is_initialised_again(function, event, kind, text):
+def test_a_reset_environment_is_initialised_again(
+    function: Callable[..., Environment], event: Any, kind: str, text: str
+) -> None:
     """After a time-out or a crash the next invocation runs in a new process, and says that it was initialised."""
     environment = function(COUNTING)
     before = environment.invoke(None).payload
@@ -229,7 +237,9 @@ def test_a_reset_environment_is_initialised_again(function, event, kind, text):
     assert environment.invoke(None).init_s is None
 
 
-def test_an_init_error_after_a_reset_is_the_invocations_error(function, tmp_path):
+def test_an_init_error_after_a_reset_is_the_invocations_error(
+    function: Callable[..., Environment], tmp_path: Path
+) -> None:
     """Lambda initialises within the invocation then, so the caller gets the error of init."""
     marker = tmp_path / "broken"
     environment = function(f"""
@@ -246,7 +256,7 @@ def test_an_init_error_after_a_reset_is_the_invocations_error(function, tmp_path
     assert environment.invoke(None).error["errorType"] == "Runtime.ExitError"
 
 
-def test_without_an_extension_it_is_killed(function):
+def test_without_an_extension_it_is_killed(function: Callable[..., Environment]) -> None:
     """Lambda sends SIGTERM to a runtime only if an extension is registered."""
     environment = function("""
         import signal
@@ -259,7 +269,7 @@ def test_without_an_extension_it_is_killed(function):
 
 
 @pytest.fixture
-def patient(monkeypatch):
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Lambda that gives what ends in order the time that a busy machine takes; what does not end costs as much."""
     for name in ("_SHUTDOWN_INTERNAL_S", "_SHUTDOWN_EXTERNAL_S", "_SHUTDOWN_RUNTIME_S"):
         monkeypatch.setattr(module, name, 60.0)
@@ -267,7 +277,7 @@ def patient(monkeypatch):
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="on Python 3.11 the client's main thread hears no signal")
-def test_an_extension_inside_the_process_gets_it_sigterm(function):
+def test_an_extension_inside_the_process_gets_it_sigterm(function: Callable[..., Environment]) -> None:
     """With an internal extension the handler of SIGTERM runs before the end, also out of the freeze."""
     environment = function(
         INTERNAL_EXTENSION
@@ -286,7 +296,7 @@ def test_an_extension_inside_the_process_gets_it_sigterm(function):
     assert environment.log == ("SHUTDOWN for an internal extension: 403", "SIGTERM")
 
 
-def test_a_runtime_that_ignores_sigterm_is_killed(function):
+def test_a_runtime_that_ignores_sigterm_is_killed(function: Callable[..., Environment]) -> None:
     """The time that a shutdown gives is limited."""
     environment = function(
         INTERNAL_EXTENSION
@@ -300,7 +310,9 @@ def test_a_runtime_that_ignores_sigterm_is_killed(function):
 
 
 @pytest.mark.usefixtures("patient")
-def test_an_external_extension_hears_of_invocations_and_the_end(function, tmp_path):
+def test_an_external_extension_hears_of_invocations_and_the_end(
+    function: Callable[..., Environment], tmp_path: Path
+) -> None:
     """A program beside the runtime registers before it, and gets INVOKE and SHUTDOWN."""
     program = tmp_path / "watcher"
     program.write_text(
@@ -346,7 +358,7 @@ SNAPSHOT = """
 """
 
 
-def test_snap_start_runs_the_hooks_around_the_freeze(function):
+def test_snap_start_runs_the_hooks_around_the_freeze(function: Callable[..., Environment]) -> None:
     """Before-hooks run in reverse order at init, after-hooks in order at restore; a snapshot is frozen in between."""
     environment = function(SNAPSHOT, snap_start=True)
     assert environment.log == ("before 2", "before 1")
@@ -358,21 +370,21 @@ def test_snap_start_runs_the_hooks_around_the_freeze(function):
         environment.restore()
 
 
-def test_the_first_invocation_restores(function):
+def test_the_first_invocation_restores(function: Callable[..., Environment]) -> None:
     """A snapshot that nobody restored is restored when it is needed."""
     environment = function(SNAPSHOT, snap_start=True)
     assert environment.invoke(None).payload == "snap-start"
     assert environment.log[-2:] == ("after 1", "after 2")
 
 
-def test_a_failing_hook_before_the_snapshot_is_an_init_error(function):
+def test_a_failing_hook_before_the_snapshot_is_an_init_error(function: Callable[..., Environment]) -> None:
     """Lambda does not publish a version whose hook fails."""
     with pytest.raises(InitError, match="not now") as caught:
         function(SNAPSHOT, snap_start=True, variables={"FAIL": "before"})
     assert caught.value.phase == "before-snapshot"
 
 
-def test_a_failing_hook_after_the_restore_is_told(function):
+def test_a_failing_hook_after_the_restore_is_told(function: Callable[..., Environment]) -> None:
     """`restore` raises its error; an invocation carries it."""
     environment = function(SNAPSHOT, snap_start=True, variables={"FAIL": "after"})
     with pytest.raises(InitError, match="not here") as caught:
@@ -381,7 +393,9 @@ def test_a_failing_hook_after_the_restore_is_told(function):
     assert environment.invoke(None).error["errorMessage"] == "not here"
 
 
-def test_layers_are_imported_after_the_task_and_not_written_to(function, tmp_path):
+def test_layers_are_imported_after_the_task_and_not_written_to(
+    function: Callable[..., Environment], tmp_path: Path
+) -> None:
     """Modules are found as on AWS: the task's, then a layer's; no bytecode is stored in either."""
     layer = tmp_path / "layer"
     packages = layer / "python" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
@@ -403,7 +417,7 @@ def test_layers_are_imported_after_the_task_and_not_written_to(function, tmp_pat
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-def test_several_environments_run_at_once(function):
+def test_several_environments_run_at_once(function: Callable[..., Environment]) -> None:
     """Invocations of different environments do not wait for each other."""
     source = """
         import os, time
@@ -418,7 +432,7 @@ def test_several_environments_run_at_once(function):
     events = [{"mine": f"{folder}/0", "other": f"{folder}/1"}, {"mine": f"{folder}/1", "other": f"{folder}/0"}]
     results = [None, None]
 
-    def invoke(number):
+    def invoke(number: int) -> None:
         results[number] = environments[number].invoke(events[number])
 
     threads = [threading.Thread(target=invoke, args=(number,)) for number in (0, 1)]
@@ -429,14 +443,14 @@ def test_several_environments_run_at_once(function):
     assert [result.payload for result in results] == [environment.pid for environment in environments]
 
 
-def test_large_events_and_responses_pass(function):
+def test_large_events_and_responses_pass(function: Callable[..., Environment]) -> None:
     """Megabytes go through in both directions, chunked or not."""
     environment = function("def handler(event, context): return event * 2")
     text = "ä" * 1_500_000
     assert environment.invoke(text).payload == text * 2
 
 
-def test_a_new_environment_has_a_temporary_folder_of_its_own(function):
+def test_a_new_environment_has_a_temporary_folder_of_its_own(function: Callable[..., Environment]) -> None:
     """/tmp is per environment on AWS; here TMPDIR is, and a reset empties it."""
     environment = function("""
         import os, pathlib, tempfile
@@ -452,13 +466,13 @@ def test_a_new_environment_has_a_temporary_folder_of_its_own(function):
     assert environment.invoke(None).payload == []
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     """A folder that does not exist is an error before anything starts."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Environment(tmp_path / "nowhere")
 
 
-def test_an_ended_environment_refuses(function):
+def test_an_ended_environment_refuses(function: Callable[..., Environment]) -> None:
     """After close there is nothing to invoke; a second close does nothing."""
     environment = function("def handler(event, context): return 1")
     environment.close()
@@ -468,7 +482,7 @@ def test_an_ended_environment_refuses(function):
 
 
 @pytest.mark.parametrize("moment", ["frozen", "invoking"])
-def test_nothing_is_left_when_the_parent_is_killed(tmp_path, moment):
+def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path, moment: Any) -> None:
     """SIGKILL of the process that drives an environment ends the environment, frozen or not."""
     (tmp_path / "app.py").write_text("import time\ndef handler(event, context): time.sleep(60)\n")
     script = (
@@ -491,7 +505,7 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path, moment):
     wait_until(lambda: not Path(f"/proc/{pid}").exists() and not list(tmp_path.glob("plungepool-*")))
 
 
-def test_a_function_inherits_no_descriptor_of_the_toolkit(function):
+def test_a_function_inherits_no_descriptor_of_the_toolkit(function: Callable[..., Environment]) -> None:
     """Besides the standard streams a function has only the descriptors that it opened itself, as on AWS."""
     environment = function("""
         import os

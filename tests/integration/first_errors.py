@@ -4,12 +4,15 @@ Prints, for each kind of error, deadline, shutdown and restore, the modules that
 Run in a process of its own by test_first_errors.py: what is imported stays imported.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from typing import Any
 
 # Before SQLAlchemy, as in a function: whoever imports that first has all of it.
 from plungepool import PoolExhausted, Settings, build_engine, lifecycle
@@ -28,7 +31,7 @@ def engine(**settings: object) -> sqlalchemy.Engine:
     return build_engine(Settings(**(base | settings)))
 
 
-def first(path: str, kind: type[BaseException] | None, cause) -> None:
+def first(path: str, kind: type[BaseException] | None, cause: Any) -> None:
     before = set(sys.modules)
     try:
         cause()
@@ -43,7 +46,7 @@ def ring(number: int, frame: object) -> None:
     raise TimeoutError("an application's own time-out")
 
 
-def statement(sql: str, value: object = None):
+def statement(sql: str, value: object = None) -> Any:
     def run() -> None:
         with main.begin() as connection:
             connection.execute(text(sql), {} if value is None else {"x": value})
@@ -108,7 +111,7 @@ def forked() -> None:
     assert status == 0
 
 
-def connect_once(**settings: object):
+def connect_once(**settings: object) -> Any:
     built = engine(**settings)  # at init, as a function does
 
     def run() -> None:

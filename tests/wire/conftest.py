@@ -1,11 +1,19 @@
 """What the wire's tests share."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from plungepool import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.fixtures import Database
 
 # A pytest process of its own runs this folder, see test_compliance.py: its conftest takes over the whole process.
 collect_ignore = ["compliance"]
@@ -15,7 +23,7 @@ sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture
-def address(database):
+def address(database: Database) -> dict[str, Any]:
     """Where the test's own database is, as `wire.connect` takes it."""
     return {
         "user": "postgres",
@@ -27,7 +35,7 @@ def address(database):
 
 
 @pytest.fixture
-def connection(address):
+def connection(address: dict[str, Any]) -> Iterator[Any]:
     """A connection of the driver to it."""
     connection = wire.connect(**address)
     yield connection

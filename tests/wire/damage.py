@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from fuzz_server import data_row, error, message, ready, row_description
 from hypothesis import strategies as st
@@ -72,8 +73,8 @@ CHANGE = st.one_of(
 )
 
 
-def apply_changes(changes):
-    def change(reply):
+def apply_changes(changes: Any) -> Any:
+    def change(reply: Any) -> Any:
         reply = list(reply)
         for name, *arguments in changes:
             if name == "twice":

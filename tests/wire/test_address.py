@@ -1,8 +1,11 @@
 """`address`: dialled in place of host and port, while TLS, errors and requests to cancel keep to what was meant."""
 
+from __future__ import annotations
+
 import socket
 import ssl
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,16 +13,19 @@ from plungepool import wire
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[Any]:
     """A server whose certificate is for `localhost`."""
     with Postgres(tls=True) as server:
         yield server
 
 
 @pytest.mark.parametrize("host", ["localhost", "db.example.com"])
-def test_tls_verifies_the_host_and_not_the_address(server, host):
+def test_tls_verifies_the_host_and_not_the_address(server: Postgres, host: str) -> None:
     """The tunnel's address is dialled; whose certificate it must be does not change."""
     context = ssl.create_default_context(cafile=server.ca_file)
     options = {"user": "postgres", "database": "postgres", "host": host, "port": 1, "ssl_context": context}
@@ -39,7 +45,7 @@ def test_tls_verifies_the_host_and_not_the_address(server, host):
             assert "db.example.com" in str(raised.value)
 
 
-def test_request_to_cancel_goes_to_the_address(server):
+def test_request_to_cancel_goes_to_the_address(server: Postgres) -> None:
     """What stops a statement goes by the tunnel, too: the name may not be reachable at all."""
     context = ssl.create_default_context(cafile=server.ca_file)
     with ChaosProxy(server.host, server.port) as proxy:
@@ -59,7 +65,7 @@ def test_request_to_cancel_goes_to_the_address(server):
         assert proxy.connections == 1
 
 
-def test_address_without_a_port_takes_the_ports(server):
+def test_address_without_a_port_takes_the_ports(server: Postgres) -> None:
     """A host alone is dialled at `port`."""
     with wire.connect(
         user="postgres",
@@ -72,7 +78,7 @@ def test_address_without_a_port_takes_the_ports(server):
         assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 
 
-def test_errors_name_the_address_and_the_host():
+def test_errors_name_the_address_and_the_host() -> None:
     """Who reads "cannot be reached" has to know which of the two was tried."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,5 +1,7 @@
 """An exception at any moment costs one connection: no later query gets a row that is not its own."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import gc
@@ -11,13 +13,19 @@ import sys
 import threading
 import time
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.pool import QueuePool
 
 from plungepool import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.postgres import Postgres
 
 STRIKES = 1000
 
@@ -52,7 +60,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 @pytest.fixture(autouse=True)
-def no_records():
+def no_records() -> Iterator[None]:
     """The pool logs what strikes it, and a record holds its traceback, and that the socket: it would be closed late."""
     logging.disable(logging.CRITICAL)
     yield
@@ -61,7 +69,7 @@ def no_records():
 
 
 @pytest.fixture
-def engine(postgres):
+def engine(postgres: Postgres) -> Iterator[Any]:
     """An engine with one connection to keep, and a table."""
     postgres.execute("DROP TABLE IF EXISTS struck; CREATE TABLE struck (token int)")
     engine = sqlalchemy.create_engine(
@@ -84,25 +92,25 @@ class Struck:
     Queries that know their own answers; `wrong` collects what was another's, `committed` what must be in the table.
     """
 
-    def __init__(self, engine):
+    def __init__(self, engine: Engine) -> None:
         self.engine, self.wrong, self.committed = engine, [], []
 
-    def select(self, number):
+    def select(self, number: int) -> None:
         with self.engine.connect() as connection:
             self._check(number, connection.execute(text("SELECT :x ::int"), {"x": number}).scalar())
 
-    def select_in_autocommit(self, number):
+    def select_in_autocommit(self, number: int) -> None:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for token in (number, -number):
                 self._check(token, connection.execute(text("SELECT :x ::int"), {"x": token}).scalar())
 
-    def many_rows(self, number):
+    def many_rows(self, number: int) -> None:
         query = text("SELECT :x ::int, repeat('y', 40) FROM generate_series(1, 2000)")
         with self.engine.connect() as connection:
             rows = connection.execute(query, {"x": number}).all()
         self._check((number, 2000), (next(iter({row[0] for row in rows}), None), len(rows)))
 
-    def insert(self, number):
+    def insert(self, number: int) -> None:
         with self.engine.begin() as connection:
             connection.execute(text("INSERT INTO struck VALUES (:x)"), {"x": number})
             self._check(
@@ -110,22 +118,22 @@ class Struck:
             )
         self.committed.append(number)
 
-    def insert_many(self, number):
+    def insert_many(self, number: int) -> None:
         with self.engine.begin() as connection:
             connection.execute(
                 text("INSERT INTO struck VALUES (:x)"), [{"x": number}] + [{"x": -n} for n in range(1, 50)]
             )
         self.committed.append(number)
 
-    def failing(self, number):
+    def failing(self, number: int) -> None:
         with contextlib.suppress(sqlalchemy.exc.DataError), self.engine.connect() as connection:
             connection.execute(text("SELECT 1 / (:x ::int * 0)"), {"x": number})
 
-    def _check(self, expected, got):
+    def _check(self, expected: Any, got: Any) -> None:
         if got != expected:
             self.wrong.append((expected, got))
 
-    def any(self, random_, number):
+    def any(self, random_: Any, number: int) -> None:
         random_.choice(
             [
                 self.select,
@@ -138,7 +146,7 @@ class Struck:
             ]
         )(number)
 
-    def assert_right(self):
+    def assert_right(self) -> None:
         assert self.wrong == []
         with self.engine.connect() as connection:
             counts = dict(connection.execute(text("SELECT token, count(*) FROM struck GROUP BY token")).all())
@@ -149,18 +157,18 @@ class Struck:
 class Alarm:
     """Raises an exception of a random kind in the main thread, at a random moment of what it guards."""
 
-    def __init__(self, random_):
+    def __init__(self, random_: Any) -> None:
         self.random, self.in_wire, self.kind, self.rung = random_, 0, None, False
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self.before = signal.signal(signal.SIGALRM, self.ring)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.disarm()
         signal.signal(signal.SIGALRM, self.before)
 
-    def ring(self, number, frame):
+    def ring(self, number: int, frame: Any) -> None:
         if self.kind is None:
             return
         in_wire = False
@@ -175,16 +183,16 @@ class Alarm:
         self.in_wire += in_wire
         raise kind("struck")
 
-    def arm(self, within_s):
+    def arm(self, within_s: float) -> None:
         self.kind, self.rung = self.random.choice(KINDS), False
         signal.setitimer(signal.ITIMER_REAL, self.random.uniform(0.00002, within_s))
 
-    def disarm(self):
+    def disarm(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.kind = None
 
 
-def test_signal_handlers_that_raise_never_cross_rows(engine):
+def test_signal_handlers_that_raise_never_cross_rows(engine: Engine) -> None:
     """Exceptions from signal handlers, at random moments of queries by an engine: every row is its own query's."""
     random_ = random.Random(20)
     struck, number = Struck(engine), 0
@@ -205,20 +213,20 @@ def test_signal_handlers_that_raise_never_cross_rows(engine):
     struck.assert_right()
 
 
-def strike_thread(thread_id, kind):
+def strike_thread(thread_id: Any, kind: str) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind))
 
 
 class Target:
     """A thread that works and is struck once a round, in its work or while it waits for the strike."""
 
-    def __init__(self, work, verify, rounds):
+    def __init__(self, work: Any, verify: Any, rounds: int) -> None:
         self.work, self.verify, self.rounds = work, verify, rounds
         self.armed, self.in_work, self.problems, self.done = threading.Event(), 0, [], False
         self.struck = self.delivered = 0  # strikes that may come, and that have been set
         self.thread = threading.Thread(target=self.run)
 
-    def run(self):
+    def run(self) -> None:
         try:
             for number in range(1, self.rounds + 1):
                 self.round(number)
@@ -229,7 +237,7 @@ class Target:
             self.done = True
             self.armed.set()
 
-    def round(self, number):
+    def round(self, number: int) -> None:
         worked = settled = False
         while not settled:
             try:
@@ -248,7 +256,7 @@ class Target:
                 self.in_work += not worked
                 worked = True
 
-    def strike_it(self, random_):
+    def strike_it(self, random_: Any) -> None:
         self.thread.start()
         while True:
             self.armed.wait()
@@ -265,7 +273,7 @@ class Target:
 
 
 @pytest.fixture
-def short_switches():
+def short_switches() -> Iterator[None]:
     """Threads change often, so that a strike meets many different lines."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.00005)
@@ -273,19 +281,19 @@ def short_switches():
     sys.setswitchinterval(before)
 
 
-def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches):
+def test_exceptions_from_other_threads_never_cross_rows(postgres: Postgres, short_switches: Any) -> None:
     """
     Exceptions that another thread sets, on a bare connection: it still answers rightly, or says that it is closed.
     """
     random_ = random.Random(21)
     connections, wrong = [], []
 
-    def connect():
+    def connect() -> None:
         address = {"user": "postgres", "host": postgres.host, "port": postgres.port, "database": "postgres"}
         connections.append(wire.connect(**address, password=postgres.password))
         connections[-1].autocommit = True
 
-    def work(number):
+    def work(number: int) -> None:
         cursor = connections[-1].cursor()
         for token in (number, -number):
             cursor.execute("SELECT $1::int, g FROM generate_series(1, 100) g", (token,))
@@ -293,7 +301,7 @@ def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches
             if rows != [[token, g] for g in range(1, 101)]:
                 wrong.append((token, rows[:2]))
 
-    def verify(number):
+    def verify(number: int) -> None:
         try:
             work(number)
         except wire.Error:  # closed for good: then it is replaced, as a pool does
@@ -310,7 +318,7 @@ def test_exceptions_from_other_threads_never_cross_rows(postgres, short_switches
     assert target.in_work > STRIKES // 20
 
 
-def test_exceptions_from_other_threads_through_an_engine_never_cross_rows(engine, short_switches):
+def test_exceptions_from_other_threads_through_an_engine_never_cross_rows(engine: Engine, short_switches: Any) -> None:
     """The same by an engine, transactions and executemany included: what was committed is there, once."""
     random_ = random.Random(22)
     struck = Struck(engine)

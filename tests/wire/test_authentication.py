@@ -1,5 +1,7 @@
 """Who proves what to whom: passwords of any characters, servers that lie, and secrets that no crash report shows."""
 
+from __future__ import annotations
+
 import base64
 import gc
 import hashlib
@@ -11,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -24,25 +27,29 @@ from plungepool.wire.connection import _literal
 from plungepool.wire.scram import digest_of_signature, saslprep
 from plungepool_toolkit.postgres import Postgres
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 PASSWORD = "correct horse battery"
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[Any]:
     """A server that takes SCRAM, with TLS."""
     with Postgres(tls=True, authentication="scram-sha-256") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def clear():
+def clear() -> Iterator[Any]:
     """A server that takes passwords in clear text, with TLS."""
     with Postgres(tls=True, authentication="password") as server:
         server.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
         yield server
 
 
-def address(server, tls=True):
+def address(server: Postgres, tls: bool = True) -> dict[str, Any]:
     context = ssl.create_default_context(cafile=server.ca_file) if tls else None
     return {"user": "app", "host": "localhost", "port": server.port, "database": "postgres", "ssl_context": context}
 
@@ -67,7 +74,7 @@ def address(server, tls=True):
     ],
     ids=ascii,
 )
-def test_every_password_that_libpq_logs_in_with(server, password):
+def test_every_password_that_libpq_logs_in_with(server: Postgres, password: str) -> None:
     """
     What SASLprep changes, what it refuses, and what it leaves: as psycopg, with TLS (channel binding) and without.
     """
@@ -82,7 +89,7 @@ def test_every_password_that_libpq_logs_in_with(server, password):
 
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("אש1 aﬁ\u00a0\u00ad\u200d"), max_size=8))
-def test_saslprep_is_that_of_a_library(text):
+def test_saslprep_is_that_of_a_library(text: str) -> None:
     """Every text is prepared as scramp does it, and where that refuses, it stays as it is."""
     try:
         expected = scramp.utils.saslprep(text) or text
@@ -91,7 +98,7 @@ def test_saslprep_is_that_of_a_library(text):
     assert saslprep(text.encode()).decode() == expected
 
 
-def test_every_count_of_iterations_connects():
+def test_every_count_of_iterations_connects() -> None:
     """`scram_iterations`, of PostgreSQL 16 and newer, may be lower than the RFC recommends."""
     with Postgres(authentication="scram-sha-256") as server:
         for count in (1, 1000, 100_000):
@@ -101,7 +108,7 @@ def test_every_count_of_iterations_connects():
             ).close()
 
 
-def test_wrong_passwords_are_refused(server, clear):
+def test_wrong_passwords_are_refused(server: Postgres, clear: bool) -> None:
     """28P01; where the password has a line break at its end, a copied one, the error says so."""
     server.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
     for one in (server, clear):
@@ -113,7 +120,7 @@ def test_wrong_passwords_are_refused(server, clear):
 
 
 @pytest.mark.parametrize(("password", "says"), [("a\0b", "the character zero"), ("a\ud800", "UTF-8")])
-def test_password_that_cannot_be_sent_is_called_so(clear, password, says):
+def test_password_that_cannot_be_sent_is_called_so(clear: bool, password: str, says: str) -> None:
     """And it is not quoted, by the cause neither."""
     with pytest.raises(wire.OperationalError, match=f"the password cannot be sent: .*{says}") as raised:
         wire.connect(**address(clear), password=password)
@@ -121,7 +128,7 @@ def test_password_that_cannot_be_sent_is_called_so(clear, password, says):
     assert raised.value.__context__ is None
 
 
-def test_bytes_of_the_environment_are_sent_as_they_were(clear):
+def test_bytes_of_the_environment_are_sent_as_they_were(clear: bool) -> None:
     """What os.environ could not decode is a surrogate in Python, and a byte for the server."""
     with pytest.raises(wire.OperationalError) as raised:
         wire.connect(**address(clear), password=os.fsdecode(b"caf\xe9"))
@@ -141,7 +148,9 @@ def test_bytes_of_the_environment_are_sent_as_they_were(clear):
         ("ed25519", "sha256", None),
     ],
 )
-def test_channel_binding_takes_the_digest_of_the_certificate(tmp_path, key, digest, expected):
+def test_channel_binding_takes_the_digest_of_the_certificate(
+    tmp_path: Path, key: Any, digest: Any, expected: Any
+) -> None:
     """As scramp reads it with asn1crypto; for Ed25519 there is none, and the channel is not bound."""
     command = f"openssl req -x509 -newkey {key} -{digest} -nodes -subj /CN=x -keyout {tmp_path}/k -out {tmp_path}/c"
     subprocess.run(command.split(), check=True, capture_output=True)
@@ -167,7 +176,7 @@ except wire.OperationalError as error:
 
 
 @pytest.mark.parametrize("spare", [0, 1])
-def test_connect_without_descriptors_left_is_an_operational_error(spare):
+def test_connect_without_descriptors_left_is_an_operational_error(spare: Any) -> None:
     """None for the socket: said as it is; with one it connects."""
     with Postgres(authentication="scram-sha-256") as server:
         server.execute("CREATE ROLE app LOGIN PASSWORD 'pw\u00e9'")
@@ -184,21 +193,21 @@ class Liar:
     A server that speaks SCRAM to its end, as a dialogue in a thread; `script` gets ask(kind, body) and is to answer.
     """
 
-    def __init__(self, script):
+    def __init__(self, script: Any) -> None:
         self.script, self.asked, self.received = script, [], []
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.thread.join()
         self.listener.close()
 
-    def serve(self):
+    def serve(self) -> None:
         self.peer, _ = self.listener.accept()
         with self.peer, self.peer.makefile("rb") as self.file:
             self.file.read(struct.unpack("!i", self.file.read(4))[0] - 4)
@@ -213,16 +222,23 @@ class Liar:
             except (OSError, EOFError):
                 pass
 
-    def say(self, kind, body=b""):
+    def say(self, kind: str, body: bytes = b"") -> None:
         self.peer.sendall(message(b"R", struct.pack("!i", kind) + body))
 
-    def hear(self):
+    def hear(self) -> Any:
         if self.file.read(1) != b"p":
             raise EOFError
         self.received.append(self.file.read(struct.unpack("!i", self.file.read(4))[0] - 4))
         return self.received[-1]
 
-    def scram(self, *, change_first=lambda text: text, change_final=lambda text: text, password=PASSWORD, skip=False):
+    def scram(
+        self,
+        *,
+        change_first: Any = lambda text: text,
+        change_final: Any = lambda text: text,
+        password: str = PASSWORD,
+        skip: Any = False,
+    ) -> None:
         self.say(10, b"SCRAM-SHA-256\0\0")
         bare = self.hear().partition(b"\0")[2][4:].removeprefix(b"n,,").decode()
         honest = f"{bare.partition('r=')[2]}SERVER"
@@ -236,12 +252,12 @@ class Liar:
             self.say(12, change_final(f"v={base64.b64encode(proof).decode()}").encode())
 
 
-def long_nonce(text):
+def long_nonce(text: str) -> str:
     nonce, rest = text.split(",", 1)
     return f"{nonce}{'x' * 20_000},{rest}"
 
 
-def wrong_proof(text):
+def wrong_proof(text: str) -> Any:
     return "v=" + base64.b64encode(b"x" * 32).decode()
 
 
@@ -280,7 +296,7 @@ def wrong_proof(text):
         (lambda s: s.scram(), None, ""),
     ],
 )  # fmt: skip
-def test_lying_server_is_refused(lie, kind, says):
+def test_lying_server_is_refused(lie: Any, kind: str, says: str) -> None:
     """Whoever does not prove that it knows the password gets no session; the last lines tell the truth."""
     with Liar(lie) as liar:
         options = {"user": "app", "host": "127.0.0.1", "port": liar.port, "password": PASSWORD, "connect_timeout_s": 5}
@@ -294,7 +310,7 @@ def test_lying_server_is_refused(lie, kind, says):
         assert all(PASSWORD.encode() not in answer for answer in liar.received)
 
 
-def request(kind, rest=b""):
+def request(kind: str, rest: Any = b"") -> Any:
     return message(b"R", struct.pack("!i", kind) + rest)
 
 
@@ -315,7 +331,7 @@ def request(kind, rest=b""):
         (message(b"R", b"\0\0"), wire.OperationalError, "where none was due"),
     ],
 )
-def test_strange_authentication_request_has_its_own_error(asked, kind, says):
+def test_strange_authentication_request_has_its_own_error(asked: bytes, kind: str, says: str) -> None:
     """Each way to authenticate that is not offered here, or asked for out of turn, by its own words."""
     with FuzzServer() as server:
         server.plan(authentication=asked)
@@ -330,7 +346,7 @@ def test_strange_authentication_request_has_its_own_error(asked, kind, says):
 
 
 @pytest.mark.parametrize("where", ["connect", "statement"])
-def test_error_without_sqlstate_is_an_error(where):
+def test_error_without_sqlstate_is_an_error(where: Any) -> None:
     """An ErrorResponse without SQLSTATE, or without anything, says that it lacks it."""
     for body, says in ((b"MBroken\0\0", "Broken"), (b"\0", "gave no message"), (b"", "gave no message")):
         with FuzzServer() as server:
@@ -345,7 +361,7 @@ def test_error_without_sqlstate_is_an_error(where):
 @pytest.mark.parametrize(
     ("length", "taken"), [(4, True), (32, True), (256, True), (257, False), (3, False), (0, False)]
 )
-def test_keys_for_cancelling_have_bounds(length, taken):
+def test_keys_for_cancelling_have_bounds(length: int, taken: bool) -> None:
     """Four bytes, or up to 256 with protocol 3.2; another key is no key."""
     key = message(b"K", struct.pack("!i", 1) + b"x" * length)
     with FuzzServer() as server:
@@ -369,7 +385,7 @@ class Struck(BaseException):
     pass
 
 
-def shown(failure):
+def shown(failure: Any) -> Any:
     """What a crash reporter prints: the locals of every frame below the test's own."""
     trace, texts = failure.__traceback__.tb_next, []
     while trace is not None:
@@ -378,7 +394,7 @@ def shown(failure):
     return texts
 
 
-def secrets_of(password):
+def secrets_of(password: str) -> list[Any]:
     inner = hashlib.md5(password.encode() + b"app").hexdigest()
     return [password, inner, hashlib.md5(inner.encode() + b"salt").hexdigest()]
 
@@ -386,7 +402,9 @@ def secrets_of(password):
 # A socket that is struck before anybody holds it goes to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("method", ["clear text", "ahead", "md5", "SCRAM"])
-def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatch, method):
+def test_no_frame_shows_a_secret_wherever_it_is_struck(
+    server: Postgres, clear: bool, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """
     An exception at each line that runs while a password is on its way, those of Python's `ssl` and `hmac` included.
     """
@@ -398,7 +416,7 @@ def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatc
     lines, met = set(), [None]
     target = [None]
 
-    def trace(frame, event, _):
+    def trace(frame: Any, event: Any, _: Any) -> Any:
         name = frame.f_code.co_filename
         if not (name.startswith(WIRE) or name.endswith(("ssl.py", "hmac.py"))):
             return None
@@ -420,7 +438,7 @@ def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatc
             "SCRAM": address(server),
         }[method]
 
-        def connect():
+        def connect() -> None:
             sys.settrace(trace)
             try:
                 wire.connect(**options, password=PASSWORD).close()
@@ -446,7 +464,9 @@ def test_no_frame_shows_a_secret_wherever_it_is_struck(server, clear, monkeypatc
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("method", ["clear text", "SCRAM"])
-def test_no_frame_shows_a_secret_when_the_server_refuses(server, clear, method, ahead):
+def test_no_frame_shows_a_secret_when_the_server_refuses(
+    server: Postgres, clear: bool, method: str, ahead: bool
+) -> None:
     """The usual failure: a wrong password, or a method that does not take what went ahead."""
     chosen = address(clear if method == "clear text" else server)
     with pytest.raises(wire.OperationalError) as raised:

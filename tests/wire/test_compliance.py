@@ -1,10 +1,16 @@
 """SQLAlchemy's own compliance suite for dialects, against `postgresql+plungepool`."""
 
+from __future__ import annotations
+
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from plungepool_toolkit.postgres import Postgres
 
 COMPLIANCE = Path(__file__).parent / "compliance"
 
@@ -22,20 +28,20 @@ SKIPPED = {
 }
 
 
-def requirements():
+def requirements() -> Any:
     spec = importlib.util.spec_from_file_location("compliance_requirements", COMPLIANCE / "compliance_requirements.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_no_more_is_excluded_than_for_the_stock_dialect():
+def test_no_more_is_excluded_than_for_the_stock_dialect() -> None:
     """Every exclusion is one that SQLAlchemy's own pg8000 dialect has too, and says why."""
     assert set(requirements().EXCLUSIONS) <= requirements().EXCLUDED_FOR_PG8000
     assert all(requirements().EXCLUSIONS.values())
 
 
-def test_sqlalchemy_compliance_suite_passes(postgres, tmp_path):
+def test_sqlalchemy_compliance_suite_passes(postgres: Postgres, tmp_path: Path) -> None:
     """
     All of SQLAlchemy's suite passes, in a pytest process of its own since its plugin takes over the whole process.
     """

@@ -1,5 +1,7 @@
 """Networks that swallow everything, and servers that do not answer: every wait ends, and what it cost is given back."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import ipaddress
@@ -9,6 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fuzz_server import Fault, FuzzServer
@@ -16,6 +19,9 @@ from fuzz_server import Fault, FuzzServer
 from plungepool import wire
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEAD_AFTER_S = 2.0
 SLEEPS = (
@@ -25,7 +31,7 @@ SLEEPS = (
 
 
 @pytest.fixture
-def address(postgres):
+def address(postgres: Postgres) -> dict[str, Any]:
     return {
         "user": "postgres",
         "host": postgres.host,
@@ -35,7 +41,7 @@ def address(postgres):
     }
 
 
-def slept(postgres):
+def slept(postgres: Postgres) -> Any:
     """How many statements still sleep, once the server has had the time to stop them."""
     for _ in range(100):
         (count,) = postgres.execute(SLEEPS)[0]
@@ -46,7 +52,9 @@ def slept(postgres):
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_deadline_gives_a_flight_up_and_stops_the_server(postgres, address, tls):
+def test_deadline_gives_a_flight_up_and_stops_the_server(
+    postgres: Postgres, address: dict[str, Any], tls: bool
+) -> None:
     """At the deadline the connection is closed, the server stops the statement, and what it had locked is free."""
     with contextlib.ExitStack() as stack:
         server = postgres
@@ -68,7 +76,7 @@ def test_deadline_gives_a_flight_up_and_stops_the_server(postgres, address, tls)
         server.execute("SET lock_timeout = '20s'; INSERT INTO held VALUES (1)")
 
 
-def test_deadline_that_has_passed_sends_nothing(address):
+def test_deadline_that_has_passed_sends_nothing(address: dict[str, Any]) -> None:
     """Before the first byte nothing is lost: the connection stays as it is."""
     with wire.connect(**address) as connection:
         connection.deadline = time.time() - 1
@@ -78,7 +86,7 @@ def test_deadline_that_has_passed_sends_nothing(address):
         assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 
 
-def test_peer_that_acknowledges_and_never_answers_is_given_up_at_the_deadline():
+def test_peer_that_acknowledges_and_never_answers_is_given_up_at_the_deadline() -> None:
     """No time-out of TCP sees it: its packets are acknowledged, keep-alive probes included."""
     with FuzzServer() as server:
         server.plan(query_faults={0: Fault(lambda reply: [], "silent")})
@@ -89,7 +97,7 @@ def test_peer_that_acknowledges_and_never_answers_is_given_up_at_the_deadline():
         assert connection.closed
 
 
-def test_deadline_of_an_earlier_flight_is_gone(address):
+def test_deadline_of_an_earlier_flight_is_gone(address: dict[str, Any]) -> None:
     """A flight in time leaves no time-out behind on the socket."""
     with wire.connect(**address) as connection:
         connection.deadline = time.time() + 0.3
@@ -98,14 +106,14 @@ def test_deadline_of_an_earlier_flight_is_gone(address):
         assert connection.cursor().execute("SELECT pg_sleep(0.5), 1").fetchone() == ("", 1)
 
 
-def test_interrupted_statement_is_cancelled(postgres, address):
+def test_interrupted_statement_is_cancelled(postgres: Postgres, address: dict[str, Any]) -> None:
     """An exception in the middle of a flight closes the connection, and the server stops what it was doing for it."""
 
     class Interrupted(BaseException):
         pass
 
     class Stream:
-        def write(self, data):
+        def write(self, data: Any) -> None:
             raise Interrupted
 
     with wire.connect(**address) as connection:
@@ -116,7 +124,7 @@ def test_interrupted_statement_is_cancelled(postgres, address):
         assert slept(postgres) == 0
 
 
-def test_cancel_reaches_the_server_and_only_where_asked(postgres, address):
+def test_cancel_reaches_the_server_and_only_where_asked(postgres: Postgres, address: dict[str, Any]) -> None:
     """CancelRequest stops the server's statement; behind a proxy none is sent."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
         address.update(host=proxy.host, port=proxy.port)
@@ -137,12 +145,12 @@ def test_cancel_reaches_the_server_and_only_where_asked(postgres, address):
 
 @pytest.mark.parametrize("answer", [b"", b"S", b"R\0\0\0\x08\0\0\0\x03"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_connect_ends_whatever_the_server_does_not_say(answer, tls):
+def test_connect_ends_whatever_the_server_does_not_say(answer: bytes, tls: bool) -> None:
     """One time-out over TCP, TLS and authentication: a server that falls silent in any of them does not hold us."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         peers = []
 
-        def serve():
+        def serve() -> None:
             peer, _ = listener.accept()
             peers.append(peer)
             peer.recv(1000)
@@ -167,11 +175,11 @@ def test_connect_ends_whatever_the_server_does_not_say(answer, tls):
     assert expected in str(raised.value)
 
 
-def test_connect_ends_though_the_server_talks_all_the_time():
+def test_connect_ends_though_the_server_talks_all_the_time() -> None:
     """A server that sends a byte now and then does not stretch the time-out."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve():
+        def serve() -> None:
             peer, _ = listener.accept()
             with peer, contextlib.suppress(OSError):
                 while True:
@@ -185,7 +193,9 @@ def test_connect_ends_though_the_server_talks_all_the_time():
         thread.join()
 
 
-def test_other_addresses_of_a_name_are_tried(postgres, address, monkeypatch):
+def test_other_addresses_of_a_name_are_tried(
+    postgres: Postgres, address: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A host name with several addresses: one that refuses, one that is silent, and one that answers."""
     with socket.socket() as silent, contextlib.ExitStack() as stack:
         silent.bind(("127.0.0.1", 0))
@@ -216,7 +226,7 @@ class BlackHole:
 
     port = 5432
 
-    def __init__(self, postgres):
+    def __init__(self, postgres: Postgres) -> None:
         # 198.18.0.0/15 is for tests of networks (RFC 2544); process numbers end at 2^22, and a /30 for each fits 2^15.
         network = int(ipaddress.ip_address("198.18.0.0")) + os.getpid() % 2**15 * 4
         self.client, self.host = (str(ipaddress.ip_address(network + number)) for number in (1, 2))
@@ -224,7 +234,7 @@ class BlackHole:
         self.space, self.cable, self.far_end = (f"{kind}{os.getpid()}" for kind in ("plungepool", "ppa", "ppb"))
         self.sockets = []
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         run("ip", "netns", "add", self.space)
         self.inside = ("ip", "-n", self.space)
         run("ip", "link", "add", self.cable, "type", "veth", "peer", "name", self.far_end, "netns", self.space)
@@ -238,14 +248,14 @@ class BlackHole:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
-    def _listen(self):
+    def _listen(self) -> None:
         # A socket belongs to the namespace of the thread that makes it.
         with open(f"/run/netns/{self.space}") as namespace:
             assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) == 0  # CLONE_NEWNET
         self.listener = socket.create_server((self.host, self.port))
         self.sockets.append(self.listener)
 
-    def _accept(self):
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 peer, _ = self.listener.accept()
@@ -254,15 +264,15 @@ class BlackHole:
                 for one, other in ((peer, server), (server, peer)):
                     threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
 
-    def _pump(self, one, other):
+    def _pump(self, one: Any, other: Any) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65536):
                 other.sendall(data)
 
-    def swallow(self):
+    def swallow(self) -> None:
         run(*self.inside, "route", "add", "blackhole", f"{self.client}/32")
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for one in self.sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -270,12 +280,12 @@ class BlackHole:
         run("ip", "netns", "del", self.space)
 
 
-def run(*command):
+def run(*command: Any) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture
-def hole(postgres):
+def hole(postgres: Postgres) -> Iterator[Any]:
     if os.geteuid() != 0:
         pytest.skip("a network namespace needs root")
     with BlackHole(postgres) as hole:
@@ -283,14 +293,14 @@ def hole(postgres):
 
 
 @pytest.mark.timeout(60)  # the system's own limit is a quarter of an hour
-def test_black_hole_costs_seconds(postgres, hole):
+def test_black_hole_costs_seconds(postgres: Postgres, hole: Any) -> None:
     """Waiting for an answer, asking on an idle connection, and pinging: each ends after the time for a dead peer."""
     address = {"user": "postgres", "database": "postgres", "host": hole.host, "port": hole.port}
     address["password"] = postgres.password
     waiting, idle, pinged = (wire.connect(**address, dead_peer_timeout_s=DEAD_AFTER_S) for _ in range(3))
     taken = {}
 
-    def end(name, deed):
+    def end(name: str, deed: Any) -> None:
         begin = time.monotonic()
         with pytest.raises(wire.OperationalError) as raised:
             deed()
@@ -300,7 +310,7 @@ def test_black_hole_costs_seconds(postgres, hole):
 
     begun = threading.Event()
 
-    def wait():
+    def wait() -> None:
         begun.set()
         waiting.cursor().execute("SELECT pg_sleep(60)")
 
@@ -330,7 +340,7 @@ def test_black_hole_costs_seconds(postgres, hole):
     assert pinged.closed
 
 
-def test_dead_peer_settings_follow_from_one_number(address):
+def test_dead_peer_settings_follow_from_one_number(address: dict[str, Any]) -> None:
     """The kernel gives up before the number of seconds that was asked for, ten by default."""
     for arguments, limit_s in [({}, 10), ({"dead_peer_timeout_s": 3.0}, 3), ({"dead_peer_timeout_s": 30.0}, 30)]:
         with wire.connect(**address, **arguments) as connection:

@@ -1,7 +1,10 @@
 """The dialect's own doings: options of a URL, the default isolation level, names of cursors on the server."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
@@ -9,14 +12,17 @@ from sqlalchemy import create_engine, text
 
 from plungepool import wire
 
+if TYPE_CHECKING:
+    from plungepool_toolkit.fixtures import Database
+
 
 @pytest.fixture
-def url(database):
+def url(database: Database) -> Any:
     return database.server.url("postgres", database.name).replace("postgresql://", "postgresql+plungepool://")
 
 
 @pytest.fixture
-def address(database):
+def address(database: Database) -> dict[str, Any]:
     return {
         "user": "postgres",
         "host": database.server.host,
@@ -26,7 +32,7 @@ def address(database):
     }
 
 
-def test_options_of_a_url_have_their_types(url, monkeypatch):
+def test_options_of_a_url_have_their_types(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds are numbers and `false` is false."""
     seen = {}
     connect = wire.connect
@@ -55,14 +61,14 @@ def test_options_of_a_url_have_their_types(url, monkeypatch):
         ("application_name=a&application_name=b", "application_name stands in the URL more than once"),
     ],
 )
-def test_other_options_of_a_url_are_refused_by_name(query, says):
+def test_other_options_of_a_url_are_refused_by_name(query: Any, says: str) -> None:
     """One sentence that says what to write instead, and no TypeError; values are not quoted."""
     with pytest.raises(sqlalchemy.exc.ArgumentError, match=says) as raised:
         create_engine(f"postgresql+plungepool://app@localhost/db?{query}").connect()
     assert "secret" not in str(raised.value)
 
 
-def test_errors_do_without_docstrings():
+def test_errors_do_without_docstrings() -> None:
     """PYTHONOPTIMIZE=2, as a function may have it, takes them away."""
     code = (
         "from plungepool.dialect import dialect; from sqlalchemy import make_url; import sys; "
@@ -73,14 +79,14 @@ def test_errors_do_without_docstrings():
     assert "connect_timeout_s must be a number of seconds" in done.stderr
 
 
-def test_unknown_connect_args_are_refused_by_name(url):
+def test_unknown_connect_args_are_refused_by_name(url: str) -> None:
     """The same for connect_args."""
     engine = create_engine(url, connect_args={"sslmode": "require"})
     with pytest.raises(sqlalchemy.exc.ArgumentError, match="sslmode is no option"):
         engine.connect()
 
 
-def test_default_isolation_level_is_the_roles(database, url):
+def test_default_isolation_level_is_the_roles(database: Database, url: str) -> None:
     """Also when the pool's only connection is the one that asks; a plain connect does not ask."""
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=5)
     with engine.connect() as connection:
@@ -92,7 +98,7 @@ def test_default_isolation_level_is_the_roles(database, url):
     engine.dispose()
 
 
-def test_half_read_streams_live_side_by_side(url):
+def test_half_read_streams_live_side_by_side(url: str) -> None:
     """
     A dozen streams of one transaction that are not read to their end, while the garbage collector reuses addresses.
     """

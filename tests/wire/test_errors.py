@@ -2,6 +2,8 @@
 Errors: classed by SQLSTATE, with the server's fields, without values, and right about whether the connection is lost.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 import select
@@ -11,11 +13,12 @@ import tempfile
 import threading
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psycopg.errors
 import pytest
 import sqlalchemy
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from plungepool import dialect, wire
 from plungepool.wire import protocol
@@ -25,11 +28,16 @@ from plungepool_toolkit.certificates import Authority
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.fixtures import Database
+
 DIALECT = dialect.PlungepoolDialect()
 
 
 @pytest.fixture
-def engine(database):
+def engine(database: Database) -> Iterator[Any]:
     engine = create_engine(
         database.server.url("postgres", database.name).replace("postgresql://", "postgresql+plungepool://")
     )
@@ -37,13 +45,13 @@ def engine(database):
     engine.dispose()
 
 
-def failing(connection, sql, *values):
+def failing(connection: wire.Connection, sql: str, *values: Any) -> Any:
     with pytest.raises(wire.Error) as raised:
         connection.cursor().execute(sql, values)
     return raised.value
 
 
-def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
+def test_every_sqlstate_has_the_class_that_psycopg_gives_it() -> None:
     """
     A program that was written for psycopg catches the same errors in the same `except` clauses; but for two ends of a
     session.
@@ -76,7 +84,7 @@ def test_every_sqlstate_has_the_class_that_psycopg_gives_it():
         ("23505", "duplicate key value violates unique constraint", False),
     ],
 )
-def test_errors_say_whether_the_same_may_succeed_later(sqlstate, message, retryable):
+def test_errors_say_whether_the_same_may_succeed_later(sqlstate: str, message: str, retryable: Any) -> None:
     """Only where the server has kept nothing of it, and refused it for what goes by: never after a lost connection."""
     error = server_error(f"SERROR\0VERROR\0C{sqlstate}\0M{message}\0\0".encode())
     assert (sqlstate, error.retryable) == (sqlstate, retryable)
@@ -101,7 +109,7 @@ def test_errors_say_whether_the_same_may_succeed_later(sqlstate, message, retrya
         ("SELECT * FROM a FOR UPDATE GROUP BY 1", wire.ProgrammingError, "42601"),
     ],
 )
-def test_server_errors_are_classed(connection, sql, kind, sqlstate):
+def test_server_errors_are_classed(connection: wire.Connection, sql: str, kind: str, sqlstate: str) -> None:
     """Each class of PEP 249, from a real server; the connection lives on."""
     error = failing(connection, sql)
     assert (type(error), error.sqlstate, error.disconnected) == (kind, sqlstate, False)
@@ -109,13 +117,13 @@ def test_server_errors_are_classed(connection, sql, kind, sqlstate):
     assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 
 
-def test_not_supported_is_classed(connection):
+def test_not_supported_is_classed(connection: wire.Connection) -> None:
     """0A000 is NotSupportedError."""
     connection.cursor().execute("CREATE TABLE plain (a int)")
     assert isinstance(failing(connection, "SELECT sum(a) OVER () FROM plain FOR UPDATE"), wire.NotSupportedError)
 
 
-def test_fields_of_the_server_are_attributes(connection):
+def test_fields_of_the_server_are_attributes(connection: wire.Connection) -> None:
     """Which constraint, table, column and schema: what a handler needs to answer 409 instead of 500."""
     cursor = connection.cursor()
     cursor.execute("CREATE TABLE users (email text PRIMARY KEY, age int CHECK (age > 0) NOT NULL)")
@@ -152,7 +160,7 @@ def test_fields_of_the_server_are_attributes(connection):
         ("INSERT INTO secrets (other) VALUES ($1)", ("4929 1234",)),
     ],
 )
-def test_texts_hold_no_value(connection, sql, values):
+def test_texts_hold_no_value(connection: wire.Connection, sql: str, values: Any) -> None:
     """No parameter's value is in the text or the traceback; whoever wants it finds it on the attributes."""
     cursor = connection.cursor()
     cursor.execute(
@@ -185,7 +193,9 @@ def test_texts_hold_no_value(connection, sql, values):
         ("SELECT query_to_xml($1::text, true, true, '')", ("SELEC topsecret FROM x",), ("selec",), "42601"),
     ],
 )
-def test_no_parameter_is_shown_whatever_the_code(connection, sql, values, secrets, sqlstate):
+def test_no_parameter_is_shown_whatever_the_code(
+    connection: wire.Connection, sql: str, values: Any, secrets: Any, sqlstate: str
+) -> None:
     """Whole, in part, folded, cut off, as numbers, outside quotes: what was sent as a parameter is not in the text."""
     connection.cursor().execute(
         "CREATE FUNCTION plain(text) RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no user % here', $1; "
@@ -198,7 +208,7 @@ def test_no_parameter_is_shown_whatever_the_code(connection, sql, values, secret
     assert [secret for secret in secrets if secret.lower() in error.message.lower()], error.message
 
 
-def test_parameter_of_a_declared_cursor_is_not_shown_by_a_fetch(engine):
+def test_parameter_of_a_declared_cursor_is_not_shown_by_a_fetch(engine: Engine) -> None:
     """What a stream's FETCH fails for was sent by another flight."""
     with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError) as raised:
         query = text("SELECT to_tsquery(CASE WHEN n > 2 THEN :x ELSE 'fine' END) FROM generate_series(1, 5) n")
@@ -214,19 +224,19 @@ def test_parameter_of_a_declared_cursor_is_not_shown_by_a_fetch(engine):
         ("SELECT $1::int FROM missing", (1,), 'relation "missing" does not exist'),
     ],
 )
-def test_what_is_no_parameter_stays_readable(connection, sql, values, shown):
+def test_what_is_no_parameter_stays_readable(connection: wire.Connection, sql: str, values: Any, shown: Any) -> None:
     """A short parameter counts as a word, not as letters anywhere."""
     connection.cursor().execute("CREATE TABLE users (name text PRIMARY KEY, n int); INSERT INTO users VALUES ('users')")
     assert shown in str(failing(connection, sql, *values))
 
 
-def test_values_stay_in_other_errors_names(connection):
+def test_values_stay_in_other_errors_names(connection: wire.Connection) -> None:
     """Names of tables and columns are no values: they stay."""
     assert 'column "sallary" does not exist' in str(failing(connection, "SELECT sallary"))
 
 
 @pytest.mark.parametrize("value", ["surro\ud800gate", object, {"a": {1}}])
-def test_parameter_that_cannot_be_sent_costs_nothing(connection, value):
+def test_parameter_that_cannot_be_sent_costs_nothing(connection: wire.Connection, value: Any) -> None:
     """A value without a text is refused before the first byte: the connection stays, and its transaction."""
     cursor = connection.cursor()
     cursor.execute("CREATE TEMP TABLE kept (a int)")
@@ -238,12 +248,12 @@ def test_parameter_that_cannot_be_sent_costs_nothing(connection, value):
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1\0; DROP TABLE users", "SELECT $1\0"])
-def test_character_zero_in_a_statement_is_refused(connection, statement):
+def test_character_zero_in_a_statement_is_refused(connection: wire.Connection, statement: str) -> None:
     """The protocol ends a statement there: what would be executed is not what was written."""
     assert isinstance(failing(connection, statement, *([1] if "$1" in statement else [])), wire.ProgrammingError)
 
 
-def test_too_many_parameters_are_refused(connection):
+def test_too_many_parameters_are_refused(connection: wire.Connection) -> None:
     """65,536 parameters do not fit the protocol's count; 65,535 do."""
     assert "65536" in str(failing(connection, "SELECT 1", *range(65536)))
     values = list(range(65535))
@@ -251,7 +261,7 @@ def test_too_many_parameters_are_refused(connection):
     assert connection.cursor().execute(sql, values).fetchone() == (values,)
 
 
-def test_commit_of_a_failed_transaction_is_an_error(connection):
+def test_commit_of_a_failed_transaction_is_an_error(connection: wire.Connection) -> None:
     """The server answers such a COMMIT by ROLLBACK: who believes that it was saved has to hear of it."""
     cursor = connection.cursor()
     cursor.execute("CREATE TABLE lost (a int)")
@@ -263,7 +273,7 @@ def test_commit_of_a_failed_transaction_is_an_error(connection):
     assert cursor.execute("SELECT to_regclass('lost')").fetchone() == (None,)
 
 
-def test_begin_that_fails_runs_nothing(database, connection):
+def test_begin_that_fails_runs_nothing(database: Database, connection: wire.Connection) -> None:
     """The statement that rides with BEGIN is skipped when BEGIN fails, and does not run on its own."""
     database.execute("CREATE TABLE written (a int)")
     with connection:
@@ -283,11 +293,11 @@ def test_begin_that_fails_runs_nothing(database, connection):
 # ---- connections that are lost
 
 
-def end(database, connection):
+def end(database: Database, connection: wire.Connection) -> None:
     database.execute("SELECT pg_terminate_backend($1::int)", connection.backend_pid)
 
 
-def test_reason_of_the_server_is_the_error(database, connection):
+def test_reason_of_the_server_is_the_error(database: Database, connection: wire.Connection) -> None:
     """57P01, and not "network error": the FATAL that was sent before the close is read; later uses name it too."""
     connection.cursor().execute("SELECT 1")
     end(database, connection)
@@ -304,7 +314,9 @@ def test_reason_of_the_server_is_the_error(database, connection):
     ("setting", "open_transaction", "sqlstate"),
     [("idle_session_timeout", False, "57P05"), ("idle_in_transaction_session_timeout", True, "25P03")],
 )
-def test_idle_timeouts_of_the_server_are_named(address, setting, open_transaction, sqlstate):
+def test_idle_timeouts_of_the_server_are_named(
+    address: dict[str, Any], setting: Any, open_transaction: Any, sqlstate: str
+) -> None:
     """The look without a round trip finds the reason that the server left."""
     with wire.connect(**address, startup_params={setting: "50"}) as connection:
         if open_transaction:
@@ -316,11 +328,11 @@ def test_idle_timeouts_of_the_server_are_named(address, setting, open_transactio
         assert connection.closed
 
 
-def wait_until_readable(connection):
+def wait_until_readable(connection: wire.Connection) -> None:
     assert select.select([connection._transport.sock], [], [], 10)[0]
 
 
-def test_look_takes_what_is_said_between_statements(database, connection):
+def test_look_takes_what_is_said_between_statements(database: Database, connection: wire.Connection) -> None:
     """A notification and a changed setting that arrive while the connection is idle are no sign of its end."""
     cursor = connection.cursor()
     connection.autocommit = True
@@ -332,7 +344,7 @@ def test_look_takes_what_is_said_between_statements(database, connection):
     assert cursor.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_refused_logins_say_why(postgres):
+def test_refused_logins_say_why(postgres: Postgres) -> None:
     """An unknown role or database, and a server that is full: the server's code, and a connection that is closed."""
     address = {"host": postgres.host, "port": postgres.port}
     for sqlstate, kind, arguments in [
@@ -344,7 +356,7 @@ def test_refused_logins_say_why(postgres):
         assert (raised.value.sqlstate, type(raised.value), raised.value.disconnected) == (sqlstate, kind, True)
 
 
-def test_wrong_password_and_full_server_say_why():
+def test_wrong_password_and_full_server_say_why() -> None:
     """28P01 in every method, and 53300."""
     with Postgres(
         {"max_connections": 4, "superuser_reserved_connections": 1}, authentication="scram-sha-256"
@@ -366,7 +378,7 @@ def test_wrong_password_and_full_server_say_why():
             connection.close()
 
 
-def test_unreachable_server_is_an_operational_error():
+def test_unreachable_server_is_an_operational_error() -> None:
     """A closed port and a name that does not exist."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -379,7 +391,9 @@ def test_unreachable_server_is_an_operational_error():
 @pytest.mark.parametrize("cut", ["reset", "hang_up"])
 @pytest.mark.parametrize("moment", ["idle", "waiting"])
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_cut_connections_are_classed(postgres, address, cut, moment, autocommit):
+def test_cut_connections_are_classed(
+    postgres: Postgres, address: dict[str, Any], cut: Any, moment: Any, autocommit: bool
+) -> None:
     """No OSError comes out unwrapped, and the next statement is refused instead of sent."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
         connection = wire.connect(**address | {"port": proxy.port})
@@ -401,7 +415,7 @@ def test_cut_connections_are_classed(postgres, address, cut, moment, autocommit)
         connection.close()
 
 
-def test_engine_replaces_what_was_cut(postgres, database):
+def test_engine_replaces_what_was_cut(postgres: Postgres, database: Database) -> None:
     """SQLAlchemy takes each of these as a disconnect: one error, and the next checkout has a new connection."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
         url = f"postgresql+plungepool://postgres:{postgres.password}@{proxy.host}:{proxy.port}/{database.name}"
@@ -417,7 +431,9 @@ def test_engine_replaces_what_was_cut(postgres, database):
         engine.dispose()
 
 
-def test_idle_connection_that_died_is_never_handed_out(database, engine, caplog):
+def test_idle_connection_that_died_is_never_handed_out(
+    database: Database, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without pre-ping: the look at checkout finds that the server has hung up. No error, and nothing in the log."""
     with engine.connect() as connection:
         first = connection.connection.dbapi_connection
@@ -446,7 +462,9 @@ def test_idle_connection_that_died_is_never_handed_out(database, engine, caplog)
         ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; RESET default_transaction_read_only", True),
     ],
 )
-def test_read_only_server_is_a_disconnect_unless_asked_for(database, address, connection, asked, disconnected):
+def test_read_only_server_is_a_disconnect_unless_asked_for(
+    database: Database, address: dict[str, Any], connection: wire.Connection, asked: bytes, disconnected: Any
+) -> None:
     """25006 on a connection that should write means that the writer has moved; not so where READ ONLY was asked for."""
     database.execute("CREATE TABLE written (a int)")
     if disconnected:  # what a server that may not write any more looks like; the role could have it as well
@@ -468,7 +486,7 @@ def test_read_only_server_is_a_disconnect_unless_asked_for(database, address, co
     connection.close()
 
 
-def test_read_only_transaction_is_forgotten(connection):
+def test_read_only_transaction_is_forgotten(connection: wire.Connection) -> None:
     """READ ONLY asked for in one transaction says nothing of the next."""
     connection.cursor().execute("SET TRANSACTION READ ONLY")
     connection.rollback()
@@ -478,7 +496,7 @@ def test_read_only_transaction_is_forgotten(connection):
 
 
 @pytest.fixture(scope="module")
-def standby():
+def standby() -> Iterator[Any]:
     """A server that is told to follow another one, and so may not write."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)  # the server is another user's
@@ -491,7 +509,7 @@ def standby():
 
 
 @pytest.mark.parametrize("reports", [True, False], ids=["reported", "not reported"])
-def test_standby_is_recognized_whatever_was_set(standby, reports):
+def test_standby_is_recognized_whatever_was_set(standby: Any, reports: Any) -> None:
     """A SET in each transaction hides no failed-over writer: it reports itself, or the rollback asks it."""
     connection = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
     if not reports:  # PostgreSQL 13, or a pooler that keeps the report to itself
@@ -507,12 +525,12 @@ def test_standby_is_recognized_whatever_was_set(standby, reports):
 # ---- TLS
 
 
-def test_server_without_tls_sees_nothing(postgres):
+def test_server_without_tls_sees_nothing(postgres: Postgres) -> None:
     """Asked for TLS, a server that has none gets the question and not one byte more: no user name, no password."""
     seen = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve():
+        def serve() -> None:
             peer, _ = listener.accept()
             with peer:
                 seen.append(peer.recv(100))
@@ -533,7 +551,7 @@ def test_server_without_tls_sees_nothing(postgres):
     assert seen == [TLS_REQUEST, b""]
 
 
-def test_certificate_of_a_stranger_is_refused():
+def test_certificate_of_a_stranger_is_refused() -> None:
     """The password is not sent to a server whose certificate is not trusted."""
     with Authority() as stranger, Postgres(tls=True, authentication="password") as server:
         with pytest.raises(wire.OperationalError, match="authority") as raised:
@@ -544,7 +562,7 @@ def test_certificate_of_a_stranger_is_refused():
         assert "authentication" not in server.log
 
 
-def test_sockets_are_closed_after_every_failure(postgres, address):
+def test_sockets_are_closed_after_every_failure(postgres: Postgres, address: dict[str, Any]) -> None:
     """No failed connect leaves a socket to the garbage collector (which would warn, and a warning is an error here)."""
     with ChaosProxy(postgres.host, postgres.port) as proxy:
         for count in (0, 20, 60, 200):

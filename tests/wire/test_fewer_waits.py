@@ -3,12 +3,15 @@ A password that goes ahead of the question, and TLS without one: what they save,
 not taken.
 """
 
+from __future__ import annotations
+
 import contextlib
 import socket
 import ssl
 import struct
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import poolers
 import pytest
@@ -20,12 +23,16 @@ from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 PASSWORD = "a token that goes ahead"
 RULES = {"asked": "password", "scrambled": "scram-sha-256", "digested": "md5", "trusted": "trust", "unknown": "reject"}
 
 
 @pytest.fixture(scope="module")
-def server(postgresql_18):
+def server(postgresql_18: Path) -> Iterator[Any]:
     """PostgreSQL 18 with TLS, and a role for each way to authenticate."""
     with Postgres(tls=True, authentication="password", binaries=postgresql_18) as server:
         for role in RULES:
@@ -41,7 +48,7 @@ def server(postgresql_18):
 
 
 @pytest.fixture(scope="module")
-def old_server():
+def old_server() -> Iterator[Any]:
     """The PostgreSQL with TLS of this machine's Debian: before 17 it knows no direct TLS."""
     with Postgres(tls=True, authentication="password") as server:
         if int(server.execute("SHOW server_version_num")[0][0]) >= 170000:
@@ -51,19 +58,21 @@ def old_server():
 
 
 @pytest.fixture
-def proxy(server):
+def proxy(server: Postgres) -> Iterator[Any]:
     with ChaosProxy(server.host, server.port) as proxy:
         yield proxy
 
 
-def context(server, *, direct=False):
+def context(server: Postgres, *, direct: bool = False) -> Any:
     made = ssl.create_default_context(cafile=str(server.ca_file))
     if direct:
         made.set_alpn_protocols(["postgresql"])
     return made
 
 
-def connect(server, user="asked", *, port=None, direct=False, **options):
+def connect(
+    server: Postgres, user: str = "asked", *, port: int | None = None, direct: bool = False, **options: Any
+) -> Any:
     given = {"password": PASSWORD, "password_ahead": True, **options}
     if "ssl_context" not in given:
         given["ssl_context"] = context(server, direct=direct)
@@ -73,7 +82,7 @@ def connect(server, user="asked", *, port=None, direct=False, **options):
     )
 
 
-def select(connection):
+def select(connection: wire.Connection) -> Any:
     with connection.cursor() as cursor:
         return cursor.execute("SELECT $1::int", [7]).fetchone()
 
@@ -88,7 +97,7 @@ def select(connection):
     ],
     ids=["step by step", "password ahead", "direct TLS", "both"],
 )
-def test_round_trips_of_a_connect(server, proxy, options, waits):
+def test_round_trips_of_a_connect(server: Postgres, proxy: ChaosProxy, options: Any, waits: int) -> None:
     """TCP, the request for TLS, TLS, start-up, password: what goes ahead or is left out is a round trip less each."""
     with connect(server, port=proxy.port, **options) as connection:
         assert proxy.round_trips == waits
@@ -98,7 +107,7 @@ def test_round_trips_of_a_connect(server, proxy, options, waits):
 
 
 @pytest.mark.parametrize("user", ["scrambled", "digested", "trusted"])
-def test_server_that_asks_for_something_else_is_told_from_a_refusal(server, user):
+def test_server_that_asks_for_something_else_is_told_from_a_refusal(server: Postgres, user: str) -> None:
     """It says what it asked for, the connection is gone, and the same connect step by step works."""
     with pytest.raises(wire.PasswordAheadRefused, match="password_ahead=False") as raised:
         connect(server, user)
@@ -110,7 +119,7 @@ def test_server_that_asks_for_something_else_is_told_from_a_refusal(server, user
         assert select(connection) == (7,)
 
 
-def test_password_that_went_ahead_is_in_no_log(server):
+def test_password_that_went_ahead_is_in_no_log(server: Postgres) -> None:
     """Not even where the server takes it for the name of a SASL mechanism, or for a message after the start."""
     for user in ("scrambled", "digested", "trusted"):
         with pytest.raises(wire.PasswordAheadRefused):
@@ -122,7 +131,7 @@ def test_password_that_went_ahead_is_in_no_log(server):
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_refused_login_is_the_servers_error_either_way(server, ahead):
+def test_refused_login_is_the_servers_error_either_way(server: Postgres, ahead: bool) -> None:
     """A wrong password, and a role that may not log in, keep their SQLSTATE: nothing says that the way was wrong."""
     for options, sqlstate in (({"password": "wrong "}, "28P01"), ({"user": "unknown"}, "28000")):
         with pytest.raises(wire.OperationalError) as raised:
@@ -133,13 +142,13 @@ def test_refused_login_is_the_servers_error_either_way(server, ahead):
             assert "begins or ends with a blank" in str(raised.value)
 
 
-def unverified():
+def unverified() -> Any:
     made = ssl.create_default_context()
     made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
     return made
 
 
-def without_names():
+def without_names() -> Any:
     made = ssl.create_default_context()
     made.check_hostname = False
     return made
@@ -155,7 +164,7 @@ def without_names():
     ],
     ids=["plain text", "unverified", "any name", "no password"],
 )
-def test_no_password_goes_ahead_to_whoever_answers(options):
+def test_no_password_goes_ahead_to_whoever_answers(options: Any) -> None:
     """Only to a server whose certificate and name are verified; else nothing is dialled."""
     given = {"password": PASSWORD, "ssl_context": ssl.create_default_context(), **options}
     with pytest.raises(wire.ProgrammingError, match="password_ahead"):
@@ -163,7 +172,7 @@ def test_no_password_goes_ahead_to_whoever_answers(options):
 
 
 @pytest.mark.parametrize("options", [{"tls_negotiation": "directly"}, {"tls_negotiation": "direct"}])
-def test_negotiation_that_cannot_be_is_refused(options):
+def test_negotiation_that_cannot_be_is_refused(options: Any) -> None:
     """A word that is none, and direct TLS without TLS."""
     with pytest.raises(wire.ProgrammingError, match="tls_negotiation"):
         wire.connect(user="app", host="127.0.0.1", port=1, **options)
@@ -175,27 +184,27 @@ class Scripted:
     TLS.
     """
 
-    def __init__(self, script=lambda client: None, alpn="postgresql"):
+    def __init__(self, script: Any = lambda client: None, alpn: Any = "postgresql") -> None:
         self._script, self.heard = script, b""
         self.authority = Authority()
         self._context = self.authority.server_context("localhost")
         if alpn:
             self._context.set_alpn_protocols([alpn])
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         self.authority.close()
 
-    def _serve(self):
+    def _serve(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
@@ -209,7 +218,7 @@ class Scripted:
                     self.heard += secured.recv(1000)
                     self._script(secured)
 
-    def connect(self, *, trusted=True, direct=False):
+    def connect(self, *, trusted: Any = True, direct: bool = False) -> Any:
         """Connect with the password ahead."""
         made = self.authority.client_context() if trusted else ssl.create_default_context()
         if direct:
@@ -218,7 +227,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_certificate_is_verified_before_the_password_goes(direct):
+def test_certificate_is_verified_before_the_password_goes(direct: bool) -> None:
     """
     A server under an unknown authority gets no byte of it; and what is wrong is said, not laid on the negotiation.
     """
@@ -231,7 +240,7 @@ def test_certificate_is_verified_before_the_password_goes(direct):
 
 
 @pytest.mark.parametrize("alpn", [None, "http/1.1"])
-def test_direct_tls_with_a_server_of_something_else(alpn):
+def test_direct_tls_with_a_server_of_something_else(alpn: Any) -> None:
     """One that speaks TLS and does not agree on the protocol may be anything: it gets no password."""
     with Scripted(alpn=alpn) as scripted, pytest.raises(wire.OperationalError, match="PLUNGEPOOL_TLS_NEGOTIATION"):
         scripted.connect(direct=True)
@@ -251,7 +260,7 @@ def test_direct_tls_with_a_server_of_something_else(alpn):
     ],
     ids=["closes", "resets", "complains"],
 )
-def test_server_that_takes_one_message_at_a_time_is_told_from_a_refusal(script, sqlstate, says):
+def test_server_that_takes_one_message_at_a_time_is_told_from_a_refusal(script: Any, sqlstate: str, says: str) -> None:
     """Where it asked for nothing, nobody knows what it wants; the connect step by step will say."""
     with Scripted(script) as scripted, pytest.raises(wire.PasswordAheadRefused, match=says) as raised:
         scripted.connect()
@@ -260,7 +269,7 @@ def test_server_that_takes_one_message_at_a_time_is_told_from_a_refusal(script, 
 
 
 @pytest.mark.parametrize("sqlstate", ["53300", "57P03", "28000", "3D000"])
-def test_error_before_the_question_is_the_servers(sqlstate):
+def test_error_before_the_question_is_the_servers(sqlstate: str) -> None:
     """A server that is full, starting up or has no rule says so before it asks for a password."""
     with Scripted(lambda client: client.sendall(error(sqlstate, severity="FATAL"))) as scripted:
         with pytest.raises(wire.DatabaseError) as raised:
@@ -269,7 +278,7 @@ def test_error_before_the_question_is_the_servers(sqlstate):
     assert not isinstance(raised.value, wire.PasswordAheadRefused)
 
 
-def test_second_question_is_none():
+def test_second_question_is_none() -> None:
     """A server that has been given the password and asks by another method gets nothing more."""
     asks = message(b"R", struct.pack("!i", 3)) + message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
     with Scripted(lambda client: (client.sendall(asks), client.recv(1))) as scripted:
@@ -277,7 +286,7 @@ def test_second_question_is_none():
             scripted.connect()
 
 
-def test_direct_tls_is_refused_by_a_server_before_17(old_server):
+def test_direct_tls_is_refused_by_a_server_before_17(old_server: Any) -> None:
     """It hangs up on what it does not know; the error says which setting asked for it."""
     with pytest.raises(wire.OperationalError, match="PLUNGEPOOL_TLS_NEGOTIATION"):
         connect(old_server, direct=True)
@@ -285,7 +294,7 @@ def test_direct_tls_is_refused_by_a_server_before_17(old_server):
         assert select(connection) == (7,)
 
 
-def test_direct_tls_demands_the_protocols_name(server):
+def test_direct_tls_demands_the_protocols_name(server: Postgres) -> None:
     """A context that does not offer ALPN gets a connection from no server, as libpq has it."""
     with pytest.raises(wire.OperationalError, match=r"ALPN postgresql.*PLUNGEPOOL_TLS_NEGOTIATION"):
         wire.connect(
@@ -300,7 +309,7 @@ def test_direct_tls_demands_the_protocols_name(server):
 
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("pipelined", ["accept", "refuse"])
-def test_stand_in_for_rds_proxy(postgres, direct, pipelined):
+def test_stand_in_for_rds_proxy(postgres: Postgres, direct: bool, pipelined: Any) -> None:
     """It takes both, or refuses what goes ahead as it is told."""
     with RdsProxy(
         postgres, auth="password", users={"postgres": postgres.password}, pipelined_startup=pipelined
@@ -317,7 +326,7 @@ def test_stand_in_for_rds_proxy(postgres, direct, pipelined):
 
 
 @pytest.fixture(scope="module")
-def pgbouncer(postgres):
+def pgbouncer(postgres: Postgres) -> Iterator[Any]:
     """PgBouncer with TLS that asks for passwords in clear text."""
     target = f"user=postgres password={postgres.password}"
     with (
@@ -330,7 +339,7 @@ def pgbouncer(postgres):
 
 
 @pytest.mark.parametrize(("ahead", "waits"), [(False, 6), (True, 5)])
-def test_pgbouncer(pgbouncer, ahead, waits):
+def test_pgbouncer(pgbouncer: Any, ahead: bool, waits: int) -> None:
     """It reads what lies behind the start-up packet when it asks for it, as the server does."""
     authority, port = pgbouncer
     context = authority.client_context()
@@ -343,7 +352,7 @@ def test_pgbouncer(pgbouncer, ahead, waits):
             assert select(connection) == (7,)
 
 
-def test_direct_tls_is_refused_by_pgbouncer(pgbouncer):
+def test_direct_tls_is_refused_by_pgbouncer(pgbouncer: Any) -> None:
     """It knows no direct TLS."""
     context = pgbouncer[0].client_context()
     context.set_alpn_protocols(["postgresql"])
@@ -351,7 +360,7 @@ def test_direct_tls_is_refused_by_pgbouncer(pgbouncer):
         connect(None, port=pgbouncer[1], direct=True, ssl_context=context)
 
 
-def test_stand_in_without_direct_tls(postgres):
+def test_stand_in_without_direct_tls(postgres: Postgres) -> None:
     """A proxy that knows TLS by request only, as RDS Proxy may."""
     with RdsProxy(postgres, auth="password", users={"postgres": postgres.password}, direct_tls=False) as stand_in:
         with pytest.raises(wire.OperationalError, match="PLUNGEPOOL_TLS_NEGOTIATION"):
@@ -359,7 +368,7 @@ def test_stand_in_without_direct_tls(postgres):
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_cancel_takes_the_same_way(server, direct):
+def test_cancel_takes_the_same_way(server: Postgres, direct: bool) -> None:
     """A statement that is given up is stopped on the server, whichever way TLS was begun."""
     connection = connect(server, direct=direct)
     connection.cursor().execute("SELECT 1")

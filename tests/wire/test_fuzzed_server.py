@@ -4,10 +4,13 @@ Whatever a server sends, the wire ends in a classed error or the right row: no h
 PLUNGEPOOL_EXAMPLES=20000 looks further than `make test`, and at random.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 import time
 import tracemalloc
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
@@ -19,6 +22,11 @@ from sqlalchemy.pool import QueuePool
 
 from plungepool import wire
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.postgres import Postgres
+
 DRIVER = "plungepool"
 PROFILE = settings(
     max_examples=int(os.environ.get("PLUNGEPOOL_EXAMPLES", "250")),
@@ -29,13 +37,13 @@ PROFILE = settings(
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[Any]:
     """A server that answers as it is told, for the whole module."""
     with FuzzServer() as fuzz_server:
         yield fuzz_server
 
 
-def engine_for(server, **options):
+def engine_for(server: Postgres, **options: Any) -> Any:
     return sqlalchemy.create_engine(
         f"postgresql+{DRIVER}://app@{server.host}:{server.port}/db",
         poolclass=QueuePool,
@@ -46,7 +54,7 @@ def engine_for(server, **options):
     )
 
 
-def connect(server, **options):
+def connect(server: Postgres, **options: Any) -> Any:
     return wire.connect(
         user="app", host=server.host, port=server.port, database="db", **{"connect_timeout_s": 5.0, **options}
     )
@@ -60,7 +68,7 @@ FAULT = st.builds(
 )
 
 
-def ask(connection, number):
+def ask(connection: wire.Connection, number: int) -> Any:
     """Ask for the row of query `number`, by a parameter or by the text alone; return what came."""
     if number % 3 == 0:
         result = connection.exec_driver_sql(f"SELECT 'q-{number}'")
@@ -71,7 +79,9 @@ def ask(connection, number):
 
 @PROFILE
 @given(fault=FAULT, flight=st.integers(0, 3), autocommit=st.booleans(), first=st.integers(0, 2))
-def test_spoilt_reply_costs_its_connection_and_nothing_else(server, fault, flight, autocommit, first):
+def test_spoilt_reply_costs_its_connection_and_nothing_else(
+    server: Postgres, fault: Fault, flight: bytes, autocommit: bool, first: Any
+) -> None:
     """
     After any damage to one reply, no query gets another one's row, errors are classed, and the engine works again.
     """
@@ -97,7 +107,7 @@ def test_spoilt_reply_costs_its_connection_and_nothing_else(server, fault, fligh
 
 @PROFILE
 @given(fault=FAULT)
-def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server, fault):
+def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server: Postgres, fault: Fault) -> None:
     """Any damage to what the server says while a client connects is a classed error, or harmless."""
     server.plan(startup_fault=fault)
     try:
@@ -117,10 +127,12 @@ def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server, fa
 
 @pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
 @pytest.mark.parametrize("position", range(18))
-def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(server, position, severity):
+def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(
+    server: Postgres, position: int, severity: str
+) -> None:
     """An ErrorResponse at any place among what the server says while a client connects keeps its SQLSTATE."""
 
-    def change(reply):
+    def change(reply: Any) -> list[Any]:
         return [*reply[: position % len(reply)], error("53300", "too many", severity=severity)]
 
     server.plan(startup_fault=Fault(change, "close"))
@@ -146,12 +158,12 @@ def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(server, pos
     ],
 )
 def test_error_in_any_state_of_a_statement_is_the_error_the_user_sees(
-    server, position, code, severity, kind, parameters, autocommit
-):
+    server: Postgres, position: int, code: str, severity: str, kind: str, parameters: Any, autocommit: bool
+) -> None:
     """An ErrorResponse at any place of a reply keeps its SQLSTATE and its class; a FATAL one ends the connection."""
     state = b"I" if autocommit else b"E"
 
-    def change(reply):
+    def change(reply: Any) -> list[Any]:
         kept = reply[: min(position, len(reply) - 1)]
         return [*kept, error(code, severity=severity), *([ready(state)] if severity == "ERROR" else [])]
 
@@ -168,7 +180,7 @@ def test_error_in_any_state_of_a_statement_is_the_error_the_user_sees(
         connection.close()
 
 
-def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server):
+def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server: Postgres) -> None:
     """A FATAL that waits unread when the next statement starts is that statement's error, with its SQLSTATE."""
     fatal = error("57P05", "terminating connection due to idle-session timeout", severity="FATAL")
     server.plan(query_faults={0: Fault(lambda reply: [*reply, fatal], "close")})
@@ -183,7 +195,7 @@ def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server):
     connection.close()
 
 
-def test_asynchronous_messages_are_welcome_anywhere(server):
+def test_asynchronous_messages_are_welcome_anywhere(server: Postgres) -> None:
     """Notices, parameter changes and notifications between any two messages change nothing of the answer."""
     asynchronous = [
         message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"),
@@ -191,7 +203,7 @@ def test_asynchronous_messages_are_welcome_anywhere(server):
         message(b"A", struct.pack("!i", 1) + b"channel\0payload\0"),
     ]
 
-    def change(reply):
+    def change(reply: Any) -> list[Any]:
         return [piece for honest in reply for piece in (*asynchronous, honest)]
 
     server.plan(startup_fault=None, query_faults=dict.fromkeys(range(10), Fault(change)))
@@ -205,7 +217,7 @@ def test_asynchronous_messages_are_welcome_anywhere(server):
 @pytest.mark.parametrize("length", [2**24, 2**30, 2**31 - 1])
 @pytest.mark.parametrize("kind", [b"D", b"T", b"E", b"S", b"N", b"C", b"Z", b"R", b"1"])
 @pytest.mark.parametrize("when", ["connect", "statement"])
-def test_huge_length_field_takes_no_memory(server, length, kind, when):
+def test_huge_length_field_takes_no_memory(server: Postgres, length: int, kind: str, when: Any) -> None:
     """A message that claims gigabytes costs memory for what came, not for what was claimed."""
     fault = Fault(lambda reply: [kind + struct.pack("!i", length) + b"x" * 1000], "close")
     server.plan(**({"startup_fault": fault} if when == "connect" else {"query_faults": {0: fault}}))
@@ -225,10 +237,10 @@ def test_huge_length_field_takes_no_memory(server, length, kind, when):
 
 @pytest.mark.parametrize("count", [2**15 - 1, -1, -(2**15)])
 @pytest.mark.parametrize("kind", [b"T", b"D"])
-def test_wrong_count_of_columns_is_a_classed_error(server, kind, count):
+def test_wrong_count_of_columns_is_a_classed_error(server: Postgres, kind: str, count: int) -> None:
     """A count of columns that does not fit the message's bytes is a classed error."""
 
-    def change(reply):
+    def change(reply: Any) -> list[Any]:
         return [kind + m[1:5] + struct.pack("!h", count) + m[7:] if m[:1] == kind else m for m in reply]
 
     server.plan(query_faults={0: Fault(change)})
@@ -238,7 +250,7 @@ def test_wrong_count_of_columns_is_a_classed_error(server, kind, count):
     connection.close()
 
 
-def test_reply_byte_by_byte_is_the_same_reply(server):
+def test_reply_byte_by_byte_is_the_same_reply(server: Postgres) -> None:
     """A reply that drips in is read as one that comes at once."""
     server.plan(
         startup_fault=Fault(how="drip"), query_faults=dict.fromkeys(range(10), Fault(how="drip")), drip_s=0.0002
@@ -250,7 +262,7 @@ def test_reply_byte_by_byte_is_the_same_reply(server):
     engine.dispose()
 
 
-def test_connect_that_drips_for_ever_ends_by_its_time_out(server):
+def test_connect_that_drips_for_ever_ends_by_its_time_out(server: Postgres) -> None:
     """The connect time-out is one for the whole connect: a byte now and then does not extend it."""
     notice = message(b"N", b"SNOTICE\0C00000\0Mhello\0\0")
     server.sent_bytes = 0
@@ -261,7 +273,7 @@ def test_connect_that_drips_for_ever_ends_by_its_time_out(server):
     server.plan()
 
 
-def test_silent_server_ends_by_the_connect_time_out(server):
+def test_silent_server_ends_by_the_connect_time_out(server: Postgres) -> None:
     """A server that takes the connection and says no more is given up, by the client."""
     server.clients_that_left = 0
     server.plan(startup_fault=Fault(lambda reply: reply[:2], "silent"))
@@ -271,7 +283,7 @@ def test_silent_server_ends_by_the_connect_time_out(server):
         time.sleep(0.01)  # pytest's own time-out ends a test that waits in vain
 
 
-def test_flood_of_notices_is_bounded_in_memory(server):
+def test_flood_of_notices_is_bounded_in_memory(server: Postgres) -> None:
     """What nobody reads is not kept: of a hundred thousand notices a hundred are."""
     notice = message(b"N", b"SNOTICE\0C00000\0M" + b"x" * 200 + b"\0\0")
     server.plan(query_faults={0: Fault(lambda reply: [notice * 100_000, *reply])})

@@ -1,9 +1,12 @@
 """Rows beyond a megabyte: read value by value, whole wherever the pieces are cut, and without a second copy."""
 
+from __future__ import annotations
+
 import hashlib
 import random
 import struct
 import tracemalloc
+from typing import Any
 
 import pytest
 from fuzz_server import Fault, FuzzServer, data_row, row_description
@@ -12,7 +15,7 @@ from plungepool import wire
 from plungepool.wire import protocol
 
 
-def test_large_values_are_whole_among_small_ones(connection):
+def test_large_values_are_whole_among_small_ones(connection: wire.Connection) -> None:
     """Long, short, empty and NULL values in one row, several such rows, with short rows before and behind them."""
     cursor = connection.cursor()
     cursor.execute(
@@ -26,7 +29,7 @@ def test_large_values_are_whole_among_small_ones(connection):
     assert cursor.execute("SELECT $1::bytea", (b"\x00\\" * 400_000,)).fetchone() == (b"\x00\\" * 400_000,)
 
 
-def test_large_values_are_sent_whole(connection):
+def test_large_values_are_sent_whole(connection: wire.Connection) -> None:
     """Many rows of long and short parameters in one flight."""
     cursor = connection.cursor()
     cursor.execute("CREATE TEMP TABLE t (n int, a text)")
@@ -38,7 +41,7 @@ def test_large_values_are_sent_whole(connection):
     assert cursor.fetchall() == [(n, len(a)) for n, a in rows]
 
 
-def test_large_bytes_are_sent_whole_wherever_they_stand(connection):
+def test_large_bytes_are_sent_whole_wherever_they_stand(connection: wire.Connection) -> None:
     """Beside other parameters, in a flight of many rows, beside NULL and short ones, and in a cursor's declaration."""
     cursor = connection.cursor()
     long, short = bytes(range(256)) * 400, b"\\x\0\xff"
@@ -54,7 +57,7 @@ def test_large_bytes_are_sent_whole_wherever_they_stand(connection):
     assert cursor.execute("FETCH c").fetchone() == (len(long), hashlib.md5(long).hexdigest())
 
 
-def test_large_bytes_in_a_message_are_what_an_error_would_show_of_them():
+def test_large_bytes_in_a_message_are_what_an_error_would_show_of_them() -> None:
     """What is kept out of errors is looked for as the server writes it there: in hexadecimal digits."""
     values = ("text", b"\xab\xcd" * 40_000, 5)
     message = protocol.bind(values, protocol.types_of(values))
@@ -62,7 +65,7 @@ def test_large_bytes_in_a_message_are_what_an_error_would_show_of_them():
     assert list(protocol.parameters_in([protocol.bind(values)])) == ["text", "\\x" + "abcd" * 40_000, "5"]
 
 
-def test_large_bytes_are_sent_with_one_copy(connection):
+def test_large_bytes_are_sent_with_one_copy(connection: wire.Connection) -> None:
     """As the message that holds them, and no second time."""
     cursor = connection.cursor()
     value = b"\xff" * 8_000_000
@@ -75,7 +78,7 @@ def test_large_bytes_are_sent_with_one_copy(connection):
     assert peak < 8_000_000 * 1.2
 
 
-def test_large_value_is_held_once(connection):
+def test_large_value_is_held_once(connection: wire.Connection) -> None:
     """As bytes from the server and as what it becomes, and no third time."""
     cursor = connection.cursor()
     cursor.execute("CREATE TEMP TABLE t AS SELECT decode(repeat('ff', 8000000), 'hex') AS a")
@@ -89,7 +92,7 @@ def test_large_value_is_held_once(connection):
 
 
 @pytest.mark.parametrize("lie", ["too long", "too short", "negative", "longer row", "another width"])
-def test_large_row_that_lies_is_a_classed_error(lie):
+def test_large_row_that_lies_is_a_classed_error(lie: Any) -> None:
     """Lengths within a large row are not believed."""
     honest = data_row(b"x" * 2_000_000, b"q-1")
     lies = {

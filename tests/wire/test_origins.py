@@ -2,6 +2,8 @@
 Whose exception it is: a user's own comes out as it is and costs no connection, the network's is always the DB-API's.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import os
@@ -10,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fuzz_server import Fault, FuzzServer, row_description
@@ -17,6 +20,9 @@ from sqlalchemy import create_engine, text
 
 from plungepool import wire
 from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ERRORS = [
     ValueError("mine"),
@@ -33,20 +39,20 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_what_a_stream_raises_is_the_users_own(connection, error):
+def test_what_a_stream_raises_is_the_users_own(connection: wire.Connection, error: BaseException) -> None:
     """Reading or writing, at the first piece or later: that very exception, and the connection works on."""
 
     class Stream:
-        def __init__(self, good):
+        def __init__(self, good: bool) -> None:
             self.good = good
 
-        def read(self, size):
+        def read(self, size: int) -> Any:
             self.good -= 1
             if self.good < 0:
                 raise error
             return "1\n" * 50_000
 
-        def write(self, data):
+        def write(self, data: Any) -> None:
             self.good -= 1
             if self.good < 0:
                 raise error
@@ -62,7 +68,7 @@ def test_what_a_stream_raises_is_the_users_own(connection, error):
             assert cursor.execute("SELECT 7").fetchone() == (7,)
 
 
-def test_files_that_are_written_in_c_are_the_users_own(connection, tmp_path):
+def test_files_that_are_written_in_c_are_the_users_own(connection: wire.Connection, tmp_path: Path) -> None:
     """
     A full disk, a closed file, a file of the wrong kind: none has a Python frame, and none is taken for the network's.
     """
@@ -91,11 +97,11 @@ def test_files_that_are_written_in_c_are_the_users_own(connection, tmp_path):
 
 
 @pytest.mark.parametrize("cancel", [True, False])
-def test_copy_that_cannot_be_written_stops_the_server(postgres, address, cancel):
+def test_copy_that_cannot_be_written_stops_the_server(postgres: Postgres, address: dict[str, Any], cancel: Any) -> None:
     """The server is asked to stop, except behind a proxy, where the rest is read; the connection lives either way."""
 
     class Full:
-        def write(self, data):
+        def write(self, data: Any) -> None:
             raise OSError(errno.ENOSPC, "full")
 
     connection = wire.connect(**address, cancel_on_abandon=cancel)
@@ -109,10 +115,10 @@ def test_copy_that_cannot_be_written_stops_the_server(postgres, address, cancel)
 
 
 @pytest.mark.parametrize("error", ERRORS[:8], ids=lambda error: type(error).__name__)
-def test_what_a_registered_reader_raises_is_the_users_own(connection, error):
+def test_what_a_registered_reader_raises_is_the_users_own(connection: wire.Connection, error: BaseException) -> None:
     """A reader of the user's own, one row or many: its exception, and the connection works on."""
 
-    def reader(text):
+    def reader(text: str) -> None:
         raise error
 
     connection.register_in_adapter(25, reader)
@@ -123,7 +129,7 @@ def test_what_a_registered_reader_raises_is_the_users_own(connection, error):
     assert connection.cursor().execute("SELECT 7").fetchone() == (7,)
 
 
-def test_value_that_no_reader_takes_is_a_data_error():
+def test_value_that_no_reader_takes_is_a_data_error() -> None:
     """A value that is none of its type: the column is named, and the value is in no text."""
     with FuzzServer() as server:
         honest = row_description("age")
@@ -139,7 +145,7 @@ def test_value_that_no_reader_takes_is_a_data_error():
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError, ValueError, LookupError, OSError])
-def test_what_a_signal_handler_raises_is_the_users_own(connection, error):
+def test_what_a_signal_handler_raises_is_the_users_own(connection: wire.Connection, error: BaseException) -> None:
     """While the server is waited for: that very exception, whatever its class; the connection is closed."""
 
     class Mine(error):
@@ -147,7 +153,7 @@ def test_what_a_signal_handler_raises_is_the_users_own(connection, error):
 
     mine = Mine("from the handler")
 
-    def handler(number, frame):
+    def handler(number: int, frame: Any) -> None:
         raise mine
 
     before = signal.signal(signal.SIGALRM, handler)
@@ -162,7 +168,7 @@ def test_what_a_signal_handler_raises_is_the_users_own(connection, error):
     assert connection.closed
 
 
-def test_engine_keeps_its_pool_when_a_stream_fails(address):
+def test_engine_keeps_its_pool_when_a_stream_fails(address: dict[str, Any]) -> None:
     """A full disk is no lost connection: SQLAlchemy invalidates nothing."""
     engine = create_engine("postgresql+plungepool://", connect_args=address, pool_size=1, max_overflow=0)
     pids = set()
@@ -180,7 +186,7 @@ def test_engine_keeps_its_pool_when_a_stream_fails(address):
 # ---- connects
 
 
-def addresses(*entries):
+def addresses(*entries: Any) -> Any:
     return lambda *_, **__: [(family, socket.SOCK_STREAM, 6, "", address) for family, address in entries]
 
 
@@ -193,7 +199,7 @@ def addresses(*entries):
     ],
     ids=["no such family", "no such address", "refused"],
 )
-def test_next_address_is_tried(address, monkeypatch, first):
+def test_next_address_is_tried(address: dict[str, Any], monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
     """Whatever is wrong with one address of a name, the next is tried."""
     monkeypatch.setattr(socket, "getaddrinfo", addresses(first, (socket.AF_INET, (address["host"], address["port"]))))
     wire.connect(**address, connect_timeout_s=4).close()
@@ -202,10 +208,10 @@ def test_next_address_is_tried(address, monkeypatch, first):
         wire.connect(**address, connect_timeout_s=0.5)
 
 
-def test_no_descriptor_left_is_an_operational_error(address, monkeypatch):
+def test_no_descriptor_left_is_an_operational_error(address: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many open files: said as it is, and nothing is left open."""
 
-    def full(*arguments):
+    def full(*arguments: Any) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(socket, "socket", full)
@@ -228,18 +234,18 @@ def test_no_descriptor_left_is_an_operational_error(address, monkeypatch):
         ({"application_name": "a\0b"}, wire.ProgrammingError, "zero"),
     ],
 )
-def test_only_errors_of_the_db_api_leave_a_connect(address, options, kind, says):
+def test_only_errors_of_the_db_api_leave_a_connect(address: dict[str, Any], options: Any, kind: str, says: str) -> None:
     """What no socket and no resolver takes is a classed error that says which option it was."""
     with pytest.raises(kind, match=says.replace(".", r"\.")):
         wire.connect(**{**address, **options})
 
 
-def test_absurd_connect_timeout_is_a_long_one(address):
+def test_absurd_connect_timeout_is_a_long_one(address: dict[str, Any]) -> None:
     """Seconds that overflow a socket's own time-out are waited for in parts."""
     wire.connect(**address, connect_timeout_s=1e300).close()
 
 
-def test_host_that_no_certificate_can_name_is_an_operational_error(postgres):
+def test_host_that_no_certificate_can_name_is_an_operational_error(postgres: Postgres) -> None:
     """With `address` the host is only verified, and not looked up."""
     with Postgres(tls=True) as server, pytest.raises(wire.OperationalError, match="cannot verify the name"):
         wire.connect(
@@ -251,13 +257,13 @@ def test_host_that_no_certificate_can_name_is_an_operational_error(postgres):
         )
 
 
-def test_deadline_holds_when_a_tls_record_is_half_there():
+def test_deadline_holds_when_a_tls_record_is_half_there() -> None:
     """Bytes that make no whole TLS record wake the wait and do not end it; the deadline does."""
     with Postgres(tls=True) as server, socket.create_server(("127.0.0.1", 0)) as listener:
         context = ssl.create_default_context(cafile=server.ca_file)
         peers = []
 
-        def serve():
+        def serve() -> None:
             client, _ = listener.accept()
             upstream = socket.create_connection(("127.0.0.1", server.port))
             peers.extend((client, upstream))
@@ -266,7 +272,7 @@ def test_deadline_holds_when_a_tls_record_is_half_there():
 
         half = threading.Event()
 
-        def pump(one, other, cut):
+        def pump(one: Any, other: Any, cut: Any) -> None:
             while data := one.recv(65536):
                 if cut is not None and cut.is_set():
                     other.sendall(data[:3])

@@ -1,11 +1,21 @@
 """Errors about the types of parameters lead to the cast; numbers of several kinds agree on one type."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.fixtures import Database
 
 
 @pytest.fixture
-def engine(database):
+def engine(database: Database) -> Iterator[Any]:
     address = {
         "user": "postgres",
         "host": database.server.host,
@@ -26,7 +36,7 @@ def engine(database):
         ("SELECT 1 WHERE 1 = %s", (), r"Placeholders are \$1"),
     ],
 )
-def test_error_of_types_leads_to_the_cast(engine, statement, parameters, words):
+def test_error_of_types_leads_to_the_cast(engine: Engine, statement: str, parameters: Any, words: str) -> None:
     """
     An error about types keeps the server's hint and says what to cast; one at a percent sign says what placeholders
     are.
@@ -35,7 +45,7 @@ def test_error_of_types_leads_to_the_cast(engine, statement, parameters, words):
         connection.exec_driver_sql(statement, parameters)
 
 
-def test_numbers_of_several_kinds_have_a_type_that_holds_all(engine):
+def test_numbers_of_several_kinds_have_a_type_that_holds_all(engine: Engine) -> None:
     """An int and a float, as rows of an executemany or as items of a list, are numeric together."""
     table = sa.Table("numbers", sa.MetaData(), sa.Column("n", sa.Integer))
     with engine.begin() as connection:

@@ -8,7 +8,7 @@ import uuid
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,11 +19,17 @@ from sqlalchemy.orm import Session, declarative_base
 from plungepool.compiler import _in_where
 from plungepool.wire.values import BOOL, FLOAT8, INT4, INT8, NUMERIC, TIMESTAMPTZ, cut
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool import wire
+    from plungepool_toolkit.postgres import Postgres
+
 NOON = datetime(2026, 11, 26, 12, 0, 0, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def urls(postgres):
+def urls(postgres: Postgres) -> Any:
     """One server by our dialect and by psycopg's."""
     postgres.execute("CREATE EXTENSION IF NOT EXISTS hstore")
     url = postgres.url()
@@ -34,7 +40,7 @@ def urls(postgres):
 
 
 @pytest.fixture(scope="module")
-def engines(urls):
+def engines(urls: Any) -> Iterator[Any]:
     made = [sa.create_engine(url) for url in urls]
     yield made
     for engine in made:
@@ -42,7 +48,7 @@ def engines(urls):
 
 
 @pytest.fixture
-def connection(engines):
+def connection(engines: Any) -> Iterator[Any]:
     with engines[0].connect() as connection:
         connection.execute(
             text(
@@ -104,12 +110,14 @@ def connection(engines):
         ("SELECT v FROM (VALUES (:a), (:b)) AS t(v) ORDER BY v LIMIT 1", {"a": 10, "b": 9}, 9),
     ],
 )  # fmt: skip
-def test_parameter_means_what_its_literal_means(connection, statement, values, expected):
+def test_parameter_means_what_its_literal_means(
+    connection: wire.Connection, statement: str, values: Any, expected: Any
+) -> None:
     """Functions, operators, two places that want two types, one name for several columns: as with literals."""
     assert connection.execute(text(statement), values).scalar() == expected
 
 
-def test_expressions_that_group_stay_equal(engines):
+def test_expressions_that_group_stay_equal(engines: Any) -> None:
     """
     The same expression in SELECT, GROUP BY and ORDER BY is one to the server, also in a subquery, by Core and by text.
     """
@@ -139,7 +147,7 @@ def test_expressions_that_group_stay_equal(engines):
         ("NOT :x IS NULL AND a = :x", {"x": 1}),
     ],
 )
-def test_null_tests_are_of_the_whole_operand(engines, expression, values):
+def test_null_tests_are_of_the_whole_operand(engines: Any, expression: str, values: Any) -> None:
     """
     IS NULL binds looser than other operators: only a name by itself is tested as text, and an index stays an index.
     """
@@ -181,14 +189,14 @@ def test_null_tests_are_of_the_whole_operand(engines, expression, values):
         ("SELECT ) DISTINCT ) FROM t WHERE :a ( ", "a"),
     ],
 )
-def test_where_of_a_text_that_groups_is_compared_with_nothing(statement, apart):
+def test_where_of_a_text_that_groups_is_compared_with_nothing(statement: str, apart: Any) -> None:
     """Only what stands in a WHERE, and in nothing that is compared as a whole, may be a parameter of its own."""
     found = list(_in_where(statement))
     assert "".join(name for name, _ in found) == apart
     assert all(statement[place - 1 :].startswith(f":{name}") for name, place in found)
 
 
-def test_distinct_aggregates_and_prefixes_stay_equal(engines):
+def test_distinct_aggregates_and_prefixes_stay_equal(engines: Any) -> None:
     """DISTINCT in an aggregate with its ORDER BY, in a filter, as a prefix: one expression is one to the server."""
     from sqlalchemy.dialects.postgresql import aggregate_order_by
 
@@ -207,7 +215,7 @@ def test_distinct_aggregates_and_prefixes_stay_equal(engines):
 
 
 @pytest.mark.parametrize("value", [{1, 2}, frozenset(), object(), (n for n in range(3)), [{1}], 1 + 2j])
-def test_unknown_objects_are_refused_by_name(connection, value):
+def test_unknown_objects_are_refused_by_name(connection: wire.Connection, value: Any) -> None:
     """
     Nothing is sent for an object that stands for no value of PostgreSQL; the error names its type, never the object.
     """
@@ -219,11 +227,11 @@ def test_unknown_objects_are_refused_by_name(connection, value):
     assert repr(value) not in str(caught.value.orig)
 
 
-def test_secret_that_hides_is_not_stored(connection):
+def test_secret_that_hides_is_not_stored(connection: wire.Connection) -> None:
     """pydantic's SecretStr shows asterisks to str(): an object of any class is an error, not its text."""
 
     class SecretStr:
-        def __str__(self):
+        def __str__(self) -> str:
             return "**********"
 
     with pytest.raises(exc.ProgrammingError, match="SecretStr"):
@@ -241,7 +249,7 @@ class Number(enum.IntEnum):
 @pytest.mark.parametrize(
     ("value", "expected"), [(Colour.RED, "red"), (Number.TWO, "2"), (type("Name", (str,), {})("x"), "x")]
 )
-def test_subclasses_and_enums_are_their_values(connection, value, expected):
+def test_subclasses_and_enums_are_their_values(connection: wire.Connection, value: Any, expected: Any) -> None:
     """An enum is its value; a subclass of a known type is one of that type."""
     assert connection.execute(text("SELECT CAST(:x AS text)"), {"x": value}).scalar() == expected
 
@@ -262,7 +270,7 @@ class Order(BASE):
 
 
 @pytest.fixture
-def orders(engines):
+def orders(engines: Any) -> Iterator[Any]:
     BASE.metadata.drop_all(engines[0])
     BASE.metadata.create_all(engines[0])
     yield engines
@@ -270,7 +278,7 @@ def orders(engines):
 
 
 @pytest.mark.parametrize("value", [5.0, Decimal("5.0"), True, 5])
-def test_numbers_go_into_integer_columns(orders, value):
+def test_numbers_go_into_integer_columns(orders: Any, value: Any) -> None:
     """A whole float or Decimal and a boolean are stored as psycopg stores them, and are found again."""
     found = []
     for number, engine in enumerate(orders):
@@ -285,7 +293,7 @@ def test_numbers_go_into_integer_columns(orders, value):
     assert found[0] == found[1]
 
 
-def test_binary_takes_bytes_only(orders):
+def test_binary_takes_bytes_only(orders: Any) -> None:
     """The int 5 is no five NUL bytes."""
     for value in (5, "text"):
         with (
@@ -301,7 +309,7 @@ def test_binary_takes_bytes_only(orders):
             assert session.scalar(select(Order.data)) == b"x"
 
 
-def test_serializer_may_give_bytes(urls):
+def test_serializer_may_give_bytes(urls: Any) -> None:
     """orjson.dumps gives bytes: JSON is text to the server all the same."""
     import json
 
@@ -311,7 +319,7 @@ def test_serializer_may_give_bytes(urls):
     engine.dispose()
 
 
-def test_rows_of_executemany_agree_on_a_type(connection):
+def test_rows_of_executemany_agree_on_a_type(connection: wire.Connection) -> None:
     """Integers of all sizes, NULLs and rows whose types differ are stored as each would be alone."""
     rows = [
         {"a": 1, "b": None, "c": 1},
@@ -323,14 +331,14 @@ def test_rows_of_executemany_agree_on_a_type(connection):
     assert found == [(1, None, Decimal("1.00")), (2**40, NOON, Decimal("2.50")), (None, None, Decimal("3.25"))]
 
 
-def test_one_statement_takes_values_of_changing_types(connection):
+def test_one_statement_takes_values_of_changing_types(connection: wire.Connection) -> None:
     """SQLAlchemy's cache keeps the statement; what a parameter is, is decided anew at each execution."""
     query = select(sa.bindparam("x"))
     for value in (1, "a", None, 2.5, Decimal("1.5"), True, NOON, [1, 2], 2**40):
         assert connection.execute(query, {"x": value}).scalar() == value
 
 
-def test_streams_and_expanding_lists_and_returning_go_on_working(orders):
+def test_streams_and_expanding_lists_and_returning_go_on_working(orders: Any) -> None:
     """Server-side cursors, IN lists, insertmanyvalues and literal_execute with repeated names."""
     engine = orders[0]
     with Session(engine) as session, session.begin():
@@ -365,7 +373,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_come_as_lists_and_go_back(connection, kind):
+def test_arrays_come_as_lists_and_go_back(connection: wire.Connection, kind: str) -> None:
     """
     Arrays of the server's own types without a reader of their own are lists of their texts, and what was read can be
     written.
@@ -384,7 +392,7 @@ def test_arrays_come_as_lists_and_go_back(connection, kind):
         assert many == values
 
 
-def test_arrays_of_made_up_types_are_lists_by_sqlalchemys_type(connection):
+def test_arrays_of_made_up_types_are_lists_by_sqlalchemys_type(connection: wire.Connection) -> None:
     """An extension's type, a domain and an enum: ARRAY(...) reads a list, never single characters."""
     connection.execute(text("CREATE DOMAIN pg_temp.word AS text"))
     connection.execute(text("CREATE TYPE pg_temp.mood AS ENUM ('sad', 'very ok')"))
@@ -418,7 +426,7 @@ TEMPLATES = [
 ]  # fmt: skip
 
 
-def outcome(connection, statement: Any, values: dict[str, Any]) -> tuple[str, Any]:
+def outcome(connection: wire.Connection, statement: Any, values: dict[str, Any]) -> tuple[str, Any]:
     savepoint = connection.begin_nested()
     try:
         row: tuple[str, Any] = ("row", connection.execute(text(f"SELECT {statement}"), values).scalars().all())
@@ -428,7 +436,7 @@ def outcome(connection, statement: Any, values: dict[str, Any]) -> tuple[str, An
     return row
 
 
-def test_what_works_with_psycopg_works_here_and_as_with_literals(engines):
+def test_what_works_with_psycopg_works_here_and_as_with_literals(engines: Any) -> None:
     """1,500 generated statements: no row differs from psycopg's, and none from that of the statement with literals."""
     random_ = random.Random(8)
     worked = 0
@@ -511,7 +519,7 @@ KEPT = (
 )
 
 
-def kept(connection, statement, *executions) -> tuple[str, Any]:
+def kept(connection: wire.Connection, statement: str, *executions: Any) -> tuple[str, Any]:
     """What a table holds after a statement was executed with each of `executions`, or the SQLSTATE of its error."""
     savepoint = connection.begin_nested()
     try:
@@ -526,7 +534,7 @@ def kept(connection, statement, *executions) -> tuple[str, Any]:
         savepoint.rollback()
 
 
-def test_each_row_of_executemany_means_what_it_means_alone(engines):
+def test_each_row_of_executemany_means_what_it_means_alone(engines: Any) -> None:
     """
     1,500 generated lists of rows of all kinds: as row by row, the error included, and as by psycopg where that can.
     """
@@ -555,7 +563,7 @@ def test_each_row_of_executemany_means_what_it_means_alone(engines):
     assert mixed > 200
 
 
-def test_rows_of_all_types_are_one_flight(urls):
+def test_rows_of_all_types_are_one_flight(urls: Any) -> None:
     """
     Where the types change the statement is parsed anew in the same exchange, and each row comes back as of its own
     type.
@@ -593,7 +601,7 @@ def test_rows_of_all_types_are_one_flight(urls):
         ("INSERT INTO t VALUES ($1)", [("x",), (None,), (1,)], [([0], 2), ([INT4], 1)]),
     ],
 )  # fmt: skip
-def test_rows_share_a_type_only_where_it_means_the_same(statement, rows, expected):
+def test_rows_share_a_type_only_where_it_means_the_same(statement: str, rows: Any, expected: Any) -> None:
     """A NULL and integers of several sizes are one run where a cast or a column takes them, and nowhere else."""
     assert [(types, len(run)) for types, run in cut(statement, rows)] == expected
     assert [row for _, run in cut(statement, rows) for row in run] == rows

@@ -1,9 +1,12 @@
 """Behind a transaction pooler: every row its own, and no trace of one client on the connection of another."""
 
+from __future__ import annotations
+
 import contextlib
 import random
 import ssl
 import threading
+from typing import TYPE_CHECKING, Any
 
 import poolers
 import pytest
@@ -13,6 +16,12 @@ from sqlalchemy import create_engine, text
 from plungepool import dialect, wire
 from plungepool_toolkit.rds_proxy import RdsProxy
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.fixtures import Database
+    from plungepool_toolkit.postgres import Postgres
+
 assert dialect.PlungepoolDialect.driver == "plungepool"
 
 THREADS = 8
@@ -20,14 +29,14 @@ ROUNDS = 60
 
 
 @pytest.fixture(scope="module")
-def pgbouncer(postgres):
+def pgbouncer(postgres: Postgres) -> Iterator[Any]:
     """PgBouncer in transaction mode with two connections to the server."""
     with poolers.pgbouncer(postgres, users={"postgres": postgres.password}, default_pool_size=2) as port:
         yield port
 
 
 @pytest.fixture
-def through_pgbouncer(pgbouncer, database):
+def through_pgbouncer(pgbouncer: Any, database: Database) -> dict[str, Any]:
     return {
         "host": "127.0.0.1",
         "port": pgbouncer,
@@ -39,7 +48,7 @@ def through_pgbouncer(pgbouncer, database):
 
 
 @pytest.fixture
-def through_rds_proxy(database):
+def through_rds_proxy(database: Database) -> Iterator[Any]:
     with RdsProxy(
         database.server, auth="password", users={"postgres": database.server.password}, max_database_connections=2
     ) as proxy:
@@ -56,14 +65,14 @@ def through_rds_proxy(database):
         assert set(proxy.counters.pinned) <= {"DECLARE"}, "only a cursor that the test declares may pin"
 
 
-def hammer(address, database):
+def hammer(address: dict[str, Any], database: Database) -> Any:
     """Let eight threads ask for their own numbers in every way, with errors in between; return what went wrong."""
     database.execute("CREATE TABLE moved (thread int, number int)")
     engine = create_engine("postgresql+plungepool://", connect_args=address, pool_size=THREADS, max_overflow=0)
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     wrong, done = [], []
 
-    def one(connection, thread, number):
+    def one(connection: wire.Connection, thread: int, number: int) -> None:
         # Three shapes, so that an unnamed statement that belongs to somebody else would give another kind of row.
         kind = random.randrange(3)
         if kind == 0:
@@ -79,12 +88,12 @@ def hammer(address, database):
         if tuple(row) != expected:
             wrong.append((row, expected))
 
-    def fail(connection, thread):
+    def fail(connection: wire.Connection, thread: int) -> None:
         # the values are wrong only at run time, so that Bind or Execute fails
         with pytest.raises(sqlalchemy.exc.DBAPIError, match="division by zero"):
             connection.execute(text("SELECT :a ::int / :b ::int"), {"a": thread, "b": 0})
 
-    def work(thread):
+    def work(thread: int) -> None:
         try:
             for round_ in range(ROUNDS):
                 number = thread * 1000 + round_
@@ -125,7 +134,7 @@ def hammer(address, database):
     return wrong
 
 
-def state(address):
+def state(address: dict[str, Any]) -> Any:
     """What is left on each of the pooler's two connections: settings that were changed, and named statements."""
     left = []
     with contextlib.ExitStack() as stack:
@@ -143,7 +152,7 @@ def state(address):
 
 
 @pytest.mark.parametrize("pooler", ["through_pgbouncer", "through_rds_proxy"])
-def test_every_row_is_its_own(request, database, pooler):
+def test_every_row_is_its_own(request: pytest.FixtureRequest, database: Database, pooler: str) -> None:
     """Thousands of statements of eight threads over two connections of the server: none wrong, nothing left behind."""
     address = request.getfixturevalue(pooler)
     assert hammer(address, database) == []
@@ -152,7 +161,7 @@ def test_every_row_is_its_own(request, database, pooler):
 
 
 @pytest.mark.parametrize("pooler", ["through_pgbouncer", "through_rds_proxy"])
-def test_everyday_statements_work(request, database, pooler):
+def test_everyday_statements_work(request: pytest.FixtureRequest, database: Database, pooler: str) -> None:
     """DDL, batches, COPY, savepoints, a declared cursor and many statements in one text."""
     address = request.getfixturevalue(pooler)
     engine = create_engine("postgresql+plungepool://", connect_args=address)

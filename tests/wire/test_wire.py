@@ -1,5 +1,7 @@
 """The connection and the dialect as their users see them: values, transactions, COPY, reflection, migrations."""
 
+from __future__ import annotations
+
 import datetime
 import decimal
 import io
@@ -11,30 +13,36 @@ import subprocess
 import sys
 import threading
 import uuid
+from typing import TYPE_CHECKING, Any
 
 import alembic.autogenerate
 import alembic.migration
 import alembic.operations
 import pytest
 import sqlalchemy
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, func, inspect, select, text
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, func, inspect, select, text
 from sqlalchemy.dialects import postgresql
 
 from plungepool import dialect, wire
 from plungepool.wire import values
 from plungepool_toolkit.postgres import Postgres
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plungepool_toolkit.fixtures import Database
+
 INFINITY = float("inf")
 UTC = datetime.UTC
 
 
 @pytest.fixture
-def cursor(connection):
+def cursor(connection: wire.Connection) -> Any:
     return connection.cursor()
 
 
 @pytest.fixture
-def engine(address):
+def engine(address: dict[str, Any]) -> Iterator[Any]:
     engine = create_engine("postgresql+plungepool://", connect_args=address)
     yield engine
     engine.dispose()
@@ -43,7 +51,7 @@ def engine(address):
 # ---- what it is built on
 
 
-def test_inner_names_of_pg8000_are_there():
+def test_inner_names_of_pg8000_are_there() -> None:
     """
     What is used of pg8000 beyond its public interface; when this fails, read its changes before widening the bound.
     """
@@ -59,7 +67,7 @@ def test_inner_names_of_pg8000_are_there():
     assert {"lower", "upper", "bounds", "is_empty"} <= vars(types.Range(1, 2)).keys()
 
 
-def test_every_type_of_pg8000_is_read():
+def test_every_type_of_pg8000_is_read() -> None:
     """No type that pg8000 converts is handed out as text here, except those whose text is the value."""
     from pg8000.converters import PG_TYPES, string_in
 
@@ -67,7 +75,7 @@ def test_every_type_of_pg8000_is_read():
     assert {oid for oid, reader in PG_TYPES.items() if reader is not string_in} - known == set()
 
 
-def test_import_costs_neither_pg8000_nor_scramp():
+def test_import_costs_neither_pg8000_nor_scramp() -> None:
     """
     A cold start pays for pg8000, scramp, dateutil and ssl only when one of their types or a password by SCRAM comes.
     """
@@ -84,7 +92,7 @@ def test_import_costs_neither_pg8000_nor_scramp():
     assert done.stdout.strip() == "[]"
 
 
-def test_module_is_after_pep_249():
+def test_module_is_after_pep_249() -> None:
     """The names that PEP 249 asks for."""
     assert (wire.apilevel, wire.threadsafety, wire.paramstyle) == ("2.0", 1, "numeric_dollar")
     assert issubclass(wire.IntegrityError, wire.DatabaseError)
@@ -133,7 +141,7 @@ def test_module_is_after_pep_249():
         ("numeric[]", [decimal.Decimal("1.50"), decimal.Decimal("Infinity")]),
     ],
 )
-def test_value_survives_the_way_to_the_server_and_back(cursor, type_, value):
+def test_value_survives_the_way_to_the_server_and_back(cursor: Any, type_: str, value: Any) -> None:
     """What goes in as a parameter comes back equal and of the same type, alone and among NULLs and others."""
     for sql, expected in [
         (f"SELECT $1::{type_}", [(value,)]),
@@ -148,7 +156,7 @@ def test_value_survives_the_way_to_the_server_and_back(cursor, type_, value):
         assert [type(row[0]) for row in rows] == [type(row[0]) for row in expected]
 
 
-def test_not_a_number_survives(cursor):
+def test_not_a_number_survives(cursor: Any) -> None:
     """NaN is no value that equals itself."""
     row = cursor.execute("SELECT $1::float8, $2::numeric", (float("nan"), decimal.Decimal("NaN"))).fetchone()
     assert row[0] != row[0]
@@ -169,7 +177,7 @@ def test_not_a_number_survives(cursor):
         "time '24:00:00'",
     ],
 )
-def test_what_python_cannot_hold_stays_text(cursor, literal):
+def test_what_python_cannot_hold_stays_text(cursor: Any, literal: Any) -> None:
     """
     Infinity, BC and years beyond 9999 come as the server's text, alone and in a column of others: never as another day.
     """
@@ -186,7 +194,7 @@ def test_what_python_cannot_hold_stays_text(cursor, literal):
     "zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Asia/Kathmandu", "Africa/Monrovia"]
 )
 @pytest.mark.parametrize("style", ["ISO, MDY", "SQL, MDY", "SQL, DMY", "Postgres, MDY", "Postgres, DMY", "German, DMY"])
-def test_every_date_style_and_zone_is_read_right(cursor, zone, style):
+def test_every_date_style_and_zone_is_read_right(cursor: Any, zone: Any, style: str) -> None:
     """The same moments in every style: also in the hour that comes twice, and with the offsets of two centuries ago."""
     cursor.execute(f"SET datestyle = '{style}'")
     cursor.execute(f"SET timezone = '{zone}'")
@@ -211,7 +219,7 @@ def test_every_date_style_and_zone_is_read_right(cursor, zone, style):
 
 
 @pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "sql_standard", "iso_8601"])
-def test_every_interval_style_is_read_right(cursor, style):
+def test_every_interval_style_is_read_right(cursor: Any, style: str) -> None:
     """Mixed signs, no time, no days, months: the same in every style as the server's own arithmetic says."""
     from pg8000.types import PGInterval
 
@@ -238,7 +246,7 @@ def test_every_interval_style_is_read_right(cursor, style):
         assert cursor.execute("SELECT $1::interval", (value,)).fetchone() == (value,)
 
 
-def test_ranges_of_the_driver(cursor):
+def test_ranges_of_the_driver(cursor: Any) -> None:
     """Empty, unbounded, and bounds that need quotes."""
     from pg8000.types import Range
 
@@ -254,7 +262,7 @@ def test_ranges_of_the_driver(cursor):
         assert cursor.execute(f"SELECT $1::{type_}[]", ([value, None],)).fetchone() == ([value, None],)
 
 
-def test_records_bounds_and_vectors(cursor):
+def test_records_bounds_and_vectors(cursor: Any) -> None:
     """Types that only the catalogue and casual queries bring."""
     row = cursor.execute(
         "SELECT row(1, NULL, 'a\"b', '', 'x,y', '(z)'), '[0:1]={1,2}'::int[], '1 2'::int2vector, point(1, -2.5),"
@@ -267,7 +275,7 @@ def test_records_bounds_and_vectors(cursor):
     assert cursor.execute("SELECT $1::bytea", (bytes(range(256)),)).fetchone() == (bytes(range(256)),)
 
 
-def test_database_in_another_encoding(database, address):
+def test_database_in_another_encoding(database: Database, address: dict[str, Any]) -> None:
     """
     The session speaks UTF-8 whatever the database holds; who changes that hears of it at once, and loses the
     connection.
@@ -290,7 +298,7 @@ def test_database_in_another_encoding(database, address):
         database.server.execute(f"DROP DATABASE {database.name}_latin WITH (FORCE)")
 
 
-def test_converter_that_fails_costs_no_connection(connection, cursor):
+def test_converter_that_fails_costs_no_connection(connection: wire.Connection, cursor: Any) -> None:
     """
     A reader of the user's own that raises: the reply was read to its end, so the next statement is answered right.
     """
@@ -305,7 +313,7 @@ def test_converter_that_fails_costs_no_connection(connection, cursor):
 # ---- cursors
 
 
-def test_cursor_after_pep_249(cursor):
+def test_cursor_after_pep_249(cursor: Any) -> None:
     """description, rowcount and the three ways to fetch."""
     with pytest.raises(wire.ProgrammingError):
         cursor.fetchone()
@@ -334,13 +342,13 @@ def test_cursor_after_pep_249(cursor):
         cursor.execute("SELECT 1")
 
 
-def test_several_statements_give_the_last_result(cursor):
+def test_several_statements_give_the_last_result(cursor: Any) -> None:
     """Without parameters a text may hold many statements; the last one's rows are handed out, not all mixed."""
     cursor.execute("SELECT 1 AS a; SELECT 'x' AS b, 'y' AS c;")
     assert ([column[0] for column in cursor.description], cursor.fetchall()) == (["b", "c"], [("x", "y")])
 
 
-def test_executemany_is_all_or_nothing_in_autocommit(connection, cursor):
+def test_executemany_is_all_or_nothing_in_autocommit(connection: wire.Connection, cursor: Any) -> None:
     """One flight is one implicit transaction: the rows before the one that fails are not left behind."""
     connection.autocommit = True
     cursor.execute("CREATE TEMP TABLE t (a int PRIMARY KEY)")
@@ -349,7 +357,7 @@ def test_executemany_is_all_or_nothing_in_autocommit(connection, cursor):
     assert cursor.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
 
-def test_copy_both_ways(connection, cursor):
+def test_copy_both_ways(connection: wire.Connection, cursor: Any) -> None:
     """From text and binary files, from an iterable; to both kinds of file; and what a stream's own failure costs."""
     cursor.execute("CREATE TEMP TABLE t (a int, b text)")
     for stream in (
@@ -365,7 +373,7 @@ def test_copy_both_ways(connection, cursor):
         cursor.execute("COPY (SELECT * FROM t WHERE a < 3 ORDER BY a) TO STDOUT", stream=stream)
         assert stream.getvalue() == expected
 
-    def broken():
+    def broken() -> Iterator[Any]:
         yield "1\tx\n"
         raise KeyError("mine")
 
@@ -386,7 +394,7 @@ def test_copy_both_ways(connection, cursor):
 # ---- transactions
 
 
-def test_options_of_begin_cannot_change_inside_a_transaction(connection, cursor):
+def test_options_of_begin_cannot_change_inside_a_transaction(connection: wire.Connection, cursor: Any) -> None:
     """They would hold for the next transaction only, which nobody expects."""
     cursor.execute("SELECT 1")
     for name, value in (
@@ -402,7 +410,7 @@ def test_options_of_begin_cannot_change_inside_a_transaction(connection, cursor)
         connection.isolation_level = "SERIALIZABLE; DROP TABLE users"
 
 
-def test_defaults_of_the_role_are_kept(database, address):
+def test_defaults_of_the_role_are_kept(database: Database, address: dict[str, Any]) -> None:
     """
     Where no option asks for anything, BEGIN says nothing: the role's own defaults hold, before and after an option.
     """
@@ -424,14 +432,14 @@ def test_defaults_of_the_role_are_kept(database, address):
     engine.dispose()
 
 
-def test_two_phase_commit():
+def test_two_phase_commit() -> None:
     """Prepared by one connection, found and ended by another; or ended by its own, prepared or not."""
     with Postgres({"max_prepared_transactions": 5}) as server:
         address = {"user": "postgres", "host": server.host, "port": server.port, "database": "postgres"}
         address["password"] = server.password
         server.execute("CREATE TABLE t (a int)")
 
-        def count():
+        def count() -> Any:
             return server.execute("SELECT count(*) FROM t")[0][0]
 
         with wire.connect(**address) as connection, wire.connect(**address) as other:
@@ -480,7 +488,7 @@ def test_two_phase_commit():
         assert server.execute("SELECT count(*) FROM t WHERE a = 9") == [[1]]
 
 
-def test_savepoints(engine):
+def test_savepoints(engine: Engine) -> None:
     """A nested transaction that fails leaves the outer one alive."""
     table = Table("t", MetaData(), Column("a", Integer, primary_key=True))
     table.create(engine)
@@ -496,7 +504,7 @@ def test_savepoints(engine):
 # ---- the dialect
 
 
-def test_types_of_sqlalchemy(engine):
+def test_types_of_sqlalchemy(engine: Engine) -> None:
     """Ranges, multiranges, arrays, enums, intervals, INET, HSTORE and JSON as SQLAlchemy's own types have them."""
     ranges = postgresql
     table = Table(
@@ -541,7 +549,7 @@ def test_types_of_sqlalchemy(engine):
         )
 
 
-def test_default_schema_is_known_where_it_is_written(database, address):
+def test_default_schema_is_known_where_it_is_written(database: Database, address: dict[str, Any]) -> None:
     """Reflection, Alembic and `schema_translate_map` with a search path that does not start at public."""
     database.execute("CREATE SCHEMA tenant")
     database.execute("CREATE TABLE public.decoy (id int PRIMARY KEY)")
@@ -563,7 +571,7 @@ def test_default_schema_is_known_where_it_is_written(database, address):
     engine.dispose()
 
 
-def test_alembic_upgrades_and_compares(engine):
+def test_alembic_upgrades_and_compares(engine: Engine) -> None:
     """Alembic's operations and its comparison see the same schema."""
     metadata = MetaData()
     with engine.begin() as connection:
@@ -589,7 +597,7 @@ def test_alembic_upgrades_and_compares(engine):
         assert difference[0] == "remove_table"
 
 
-def test_set_up_asks_nothing(engine):
+def test_set_up_asks_nothing(engine: Engine) -> None:
     """Version and string syntax are known from the connect."""
     with engine.connect() as connection:
         assert connection.connection.dbapi_connection.flights == 0
@@ -597,14 +605,14 @@ def test_set_up_asks_nothing(engine):
         assert engine.dialect._backslash_escapes is False
 
 
-def test_entry_point_is_declared():
+def test_entry_point_is_declared() -> None:
     """`create_engine` finds the dialect without an import."""
     program = "import sqlalchemy; print(sqlalchemy.create_engine('postgresql+plungepool://x@y/z').dialect.driver)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == dialect.PlungepoolDialect.driver
 
 
-def test_client_encoding_cannot_be_set():
+def test_client_encoding_cannot_be_set() -> None:
     """What would be a SET on every connection is refused with a reason."""
     with pytest.raises(sqlalchemy.exc.ArgumentError, match="UTF-8"):
         create_engine("postgresql+plungepool://", client_encoding="latin1")
@@ -613,7 +621,7 @@ def test_client_encoding_cannot_be_set():
 # ---- who may use a connection
 
 
-def test_torn_connection_is_replaced_by_any_pool(engine):
+def test_torn_connection_is_replaced_by_any_pool(engine: Engine) -> None:
     """
     A signal handler's ordinary exception in the middle of a query: the pool never hands the rest of the reply out.
     """
@@ -621,7 +629,7 @@ def test_torn_connection_is_replaced_by_any_pool(engine):
     class Rang(Exception):
         pass
 
-    def ring(*_):
+    def ring(*_: Any) -> None:
         raise Rang
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -636,7 +644,7 @@ def test_torn_connection_is_replaced_by_any_pool(engine):
         assert connection.execute(text("SELECT 'new'")).scalar_one() == "new"
 
 
-def test_forked_child_leaves_the_parents_connection_alone(connection, cursor):
+def test_forked_child_leaves_the_parents_connection_alone(connection: wire.Connection, cursor: Any) -> None:
     """The child may neither use nor end it; the parent goes on."""
     cursor.execute("SELECT 1")
     reader, writer = os.pipe()
@@ -655,11 +663,11 @@ def test_forked_child_leaves_the_parents_connection_alone(connection, cursor):
     assert cursor.execute("SELECT 3").fetchone() == (3,)
 
 
-def test_use_inside_a_use_is_refused(connection, cursor):
+def test_use_inside_a_use_is_refused(connection: wire.Connection, cursor: Any) -> None:
     """A stream that asks the connection that reads from it: refused, and nobody gets anybody's rows."""
     cursor.execute("CREATE TEMP TABLE t (a text)")
 
-    def stream():
+    def stream() -> Iterator[Any]:
         yield "1\n"
         connection.cursor().execute("SELECT 1")
 
@@ -668,11 +676,11 @@ def test_use_inside_a_use_is_refused(connection, cursor):
     assert connection.closed
 
 
-def test_one_connection_a_thread(address):
+def test_one_connection_a_thread(address: dict[str, Any]) -> None:
     """Eight threads with a connection each, at the same time."""
     wrong = []
 
-    def work(number):
+    def work(number: int) -> None:
         with wire.connect(**address) as connection:
             cursor = connection.cursor()
             for _ in range(100):
@@ -689,7 +697,7 @@ def test_one_connection_a_thread(address):
     assert wrong == []
 
 
-def test_repr_and_closing(address):
+def test_repr_and_closing(address: dict[str, Any]) -> None:
     """No password in it, and closing twice is no error."""
     connection = wire.connect(**address)
     assert address["password"] not in repr(connection)
@@ -709,14 +717,14 @@ def test_repr_and_closing(address):
             use()
 
 
-def test_notices_are_kept(connection, cursor):
+def test_notices_are_kept(connection: wire.Connection, cursor: Any) -> None:
     """The last hundred, by field."""
     cursor.execute("DO $$BEGIN FOR i IN 1..150 LOOP RAISE NOTICE 'number %', i; END LOOP; END$$")
     assert len(connection.notices) == 100
     assert (connection.notices[-1]["message"], connection.notices[-1]["severity"]) == ("number 150", "NOTICE")
 
 
-def test_rows_of_one_length_are_told_apart_by_the_sizes_of_their_values(connection):
+def test_rows_of_one_length_are_told_apart_by_the_sizes_of_their_values(connection: wire.Connection) -> None:
     """Rows are read as the last one of their length lay, where that fits; whatever the sizes, NULLs and widths are."""
     cursor = connection.cursor()
     random_ = random.Random(7)

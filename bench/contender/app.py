@@ -185,8 +185,7 @@ def handler(event: dict[str, Any], context: object) -> list[float]:
     Run a case some times, or for some seconds, and return how long each took.
 
     Args: event: `case` and its `arguments`; `times`, or `seconds`; `cpu`: in this process's own computing time;
-    `forget`: close
-        everything first, untimed.
+    `forget`: close everything first, untimed.
     """
     del context
     if event.get("forget"):

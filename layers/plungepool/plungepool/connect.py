@@ -99,8 +99,7 @@ class Connector:
         Take the settings of an engine; no I/O yet.
 
         Args: attempt(record, login, way): opens a connection, or raises; what it raises tells the server's SQLSTATE,
-        where there
-            is one, as its attribute `sqlstate`: 28P01 and 28000 refuse the login.
+            where there is one, as its attribute `sqlstate`: 28P01 and 28000 refuse the login.
         """
         self._settings, self._attempt = settings, attempt
         self._source = source(settings)

@@ -94,8 +94,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     Args: options: as get_engine takes them.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
     Raises: SettingsError for an option that contradicts the settings; TypeError for one that SQLAlchemy does not know;
-    at the
-        first connect sqlalchemy.exc.OperationalError, CredentialsError.
+        at the first connect sqlalchemy.exc.OperationalError, CredentialsError.
     Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     """
     if contradictions := [f"{name}: {_DECIDED[name]}" for name in options if name in _DECIDED]:

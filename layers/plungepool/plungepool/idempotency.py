@@ -65,8 +65,7 @@ class PostgreSQLPersistenceLayer(BasePersistenceLayer):
     Keep Powertools' idempotency records in PostgreSQL.
 
     Args: engine: of `get_engine()`; its connection is used for a moment before and after the function, in AUTOCOMMIT,
-    so
-        that a pool of one connection is enough, and no record depends on the function's own transaction.
+        so that a pool of one connection is enough, and no record depends on the function's own transaction.
     Raises: what a statement raises, which Powertools reports as IdempotencyPersistenceLayerError.
     Units: one round trip to begin, one to end; expiry in seconds, as IdempotencyConfig says, by the server's clock.
     Tables: plungepool.idempotency, which prepare_database makes (docs/exactly-once.md has the statements).

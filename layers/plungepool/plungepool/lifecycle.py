@@ -30,8 +30,7 @@ def follow(engine: Engine, forget: Callable[[], None]) -> None:
     Make the engine safe under fork and snapshots from now on.
 
     Args: engine: no reference is held that keeps it alive. forget(): drops what was fetched and what was learnt of the
-    server,
-        so that no snapshot holds a secret that is rotated later; it must not refer to the engine.
+        server, so that no snapshot holds a secret that is rotated later; it must not refer to the engine.
     Threads: safe.
     Source: SQLAlchemy, Connection Pooling, "Using Connection Pools with Multiprocessing or os.fork()".
     """

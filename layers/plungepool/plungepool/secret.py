@@ -56,8 +56,7 @@ class SecretSource:
 
         Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S and two seconds at most for each try to fetch one, and makes two tries.
         Raises: CredentialsError where a version cannot be fetched or holds no login; SettingsError where it is another
-        user's, or no
-            host is known.
+            user's, or no host is known.
         """
         refused: set[Login] = set()
         for stage in ("", "AWSCURRENT", "AWSPENDING", "AWSPREVIOUS"):

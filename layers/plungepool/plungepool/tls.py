@@ -34,8 +34,7 @@ def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLC
     Return the process-wide verifying context for these settings, made on first use; None where TLS is disabled.
 
     Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL
-    does; else the one curve that
-        saves a round trip with most servers.
+        does; else the one curve that saves a round trip with most servers.
     Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate; one that was
         written anew is read anew.
     Threads, forks: safe; two threads that come first make two contexts, of which one is kept.

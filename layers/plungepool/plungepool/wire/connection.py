@@ -64,9 +64,9 @@ def connect(
         startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
         server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
     Raises: OperationalError when the server cannot be reached, refuses, or is too slow; PasswordAheadRefused when it
-    has to be
-        asked again with password_ahead=False; NotSupportedError for a method of authentication that is not known here;
-        ProgrammingError for an argument that cannot be, and for `password_ahead` with a context that does not verify.
+        has to be asked again with password_ahead=False; NotSupportedError for a method of authentication that is not
+        known here; ProgrammingError for an argument that cannot be, and for `password_ahead` with a context that does
+        not verify.
     Units: every *_s is in seconds of wall clock.
     Threads, forks: a connection is for one thread at a time; a forked child may only close it.
     """
@@ -291,8 +291,7 @@ class _Transactions(Session):
         Look whether the server has hung up, without a round trip; blocks never.
 
         Raises: InterfaceError when the connection is closed; OperationalError when the server closed it, with the
-        reason
-            that it gave (for example 57P01).
+            reason that it gave (for example 57P01).
         """
         transport = self._usable()
         self._flying = True

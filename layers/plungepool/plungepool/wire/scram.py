@@ -25,8 +25,7 @@ class Scram:
     One proof, bound to the TLS channel where the server offers that: `first` is sent, then what `answer` makes.
 
     Args: password: as it is typed, in UTF-8. mechanisms: those that the server offers. certificate: the server's, as
-    DER; None
-        without TLS.
+        DER; None without TLS.
     Raises: NotSupportedError when the server offers none that is known here.
     """
 

@@ -170,8 +170,8 @@ class Account:
         again.
 
         Returns: what is left, each with the command that deletes it; empty if nothing is. A step that fails does not
-        keep
-            the next from being tried. Blocks: half an hour is usual, since Lambda gives up network interfaces late.
+            keep the next from being tried. Blocks: half an hour is usual, since Lambda gives up network interfaces
+            late.
         """
         stacks = [f"{run}-probe", run]
         groups = {name for stack in stacks for name in self._log_groups(stack)}

@@ -16,9 +16,9 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scramp import ScramException
-from scramp.utils import saslprep
 from sqlalchemy import Connection, text
+
+from plungepool.wire.scram import saslprep
 
 HERE = Path(__file__).parent
 # Any number does that nothing else in this database locks.
@@ -293,11 +293,7 @@ def scram_verifier(password: str) -> str:
     3.
     """
     salt, iterations = secrets.token_bytes(16), 4096
-    try:
-        prepared = saslprep(password) or password
-    except ScramException:
-        prepared = password  # which PostgreSQL and libpq take as it is
-    salted = hashlib.pbkdf2_hmac("sha256", prepared.encode(), salt, iterations)
+    salted = hashlib.pbkdf2_hmac("sha256", saslprep(password.encode()), salt, iterations)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     encoded = [b64encode(part).decode() for part in (salt, stored_key, server_key)]

@@ -72,7 +72,7 @@ def check_environment(environ: Mapping[str, str]) -> Iterator[Check]:
         settings = Settings.from_env(environ)
     except SettingsError as error:
         for problem in error.problems:
-            yield Check("settings", "failed", problem, "correct the variable; the README lists them all")
+            yield Check("settings", "failed", problem, "correct the variable; Plungepool's README lists them all")
         return
     yield Check("settings", "ok", f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}")
     yield from check_settings(settings)

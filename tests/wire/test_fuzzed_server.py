@@ -25,7 +25,6 @@ from plungepool import wire
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plungepool_toolkit.postgres import Postgres
 
 DRIVER = "plungepool"
 PROFILE = settings(
@@ -43,7 +42,7 @@ def server() -> Iterator[Any]:
         yield fuzz_server
 
 
-def engine_for(server: Postgres, **options: Any) -> Any:
+def engine_for(server: FuzzServer, **options: Any) -> Any:
     return sqlalchemy.create_engine(
         f"postgresql+{DRIVER}://app@{server.host}:{server.port}/db",
         poolclass=QueuePool,
@@ -54,7 +53,7 @@ def engine_for(server: Postgres, **options: Any) -> Any:
     )
 
 
-def connect(server: Postgres, **options: Any) -> Any:
+def connect(server: FuzzServer, **options: Any) -> Any:
     return wire.connect(
         user="app", host=server.host, port=server.port, database="db", **{"connect_timeout_s": 5.0, **options}
     )
@@ -80,7 +79,7 @@ def ask(connection: wire.Connection, number: int) -> Any:
 @PROFILE
 @given(fault=FAULT, flight=st.integers(0, 3), autocommit=st.booleans(), first=st.integers(0, 2))
 def test_spoilt_reply_costs_its_connection_and_nothing_else(
-    server: Postgres, fault: Fault, flight: bytes, autocommit: bool, first: Any
+    server: FuzzServer, fault: Fault, flight: int, autocommit: bool, first: int
 ) -> None:
     """
     After any damage to one reply, no query gets another one's row, errors are classed, and the engine works again.
@@ -107,7 +106,7 @@ def test_spoilt_reply_costs_its_connection_and_nothing_else(
 
 @PROFILE
 @given(fault=FAULT)
-def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server: Postgres, fault: Fault) -> None:
+def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server: FuzzServer, fault: Fault) -> None:
     """Any damage to what the server says while a client connects is a classed error, or harmless."""
     server.plan(startup_fault=fault)
     try:
@@ -128,7 +127,7 @@ def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server: Po
 @pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
 @pytest.mark.parametrize("position", range(18))
 def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(
-    server: Postgres, position: int, severity: str
+    server: FuzzServer, position: int, severity: str
 ) -> None:
     """An ErrorResponse at any place among what the server says while a client connects keeps its SQLSTATE."""
 
@@ -158,7 +157,7 @@ def test_error_at_any_moment_of_a_connect_is_the_error_the_user_sees(
     ],
 )
 def test_error_in_any_state_of_a_statement_is_the_error_the_user_sees(
-    server: Postgres, position: int, code: str, severity: str, kind: str, parameters: Any, autocommit: bool
+    server: FuzzServer, position: int, code: str, severity: str, kind: str, parameters: Any, autocommit: bool
 ) -> None:
     """An ErrorResponse at any place of a reply keeps its SQLSTATE and its class; a FATAL one ends the connection."""
     state = b"I" if autocommit else b"E"
@@ -180,7 +179,7 @@ def test_error_in_any_state_of_a_statement_is_the_error_the_user_sees(
         connection.close()
 
 
-def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server: Postgres) -> None:
+def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server: FuzzServer) -> None:
     """A FATAL that waits unread when the next statement starts is that statement's error, with its SQLSTATE."""
     fatal = error("57P05", "terminating connection due to idle-session timeout", severity="FATAL")
     server.plan(query_faults={0: Fault(lambda reply: [*reply, fatal], "close")})
@@ -195,7 +194,7 @@ def test_fatal_sent_to_an_idle_connection_is_the_error_the_user_sees(server: Pos
     connection.close()
 
 
-def test_asynchronous_messages_are_welcome_anywhere(server: Postgres) -> None:
+def test_asynchronous_messages_are_welcome_anywhere(server: FuzzServer) -> None:
     """Notices, parameter changes and notifications between any two messages change nothing of the answer."""
     asynchronous = [
         message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"),
@@ -217,7 +216,7 @@ def test_asynchronous_messages_are_welcome_anywhere(server: Postgres) -> None:
 @pytest.mark.parametrize("length", [2**24, 2**30, 2**31 - 1])
 @pytest.mark.parametrize("kind", [b"D", b"T", b"E", b"S", b"N", b"C", b"Z", b"R", b"1"])
 @pytest.mark.parametrize("when", ["connect", "statement"])
-def test_huge_length_field_takes_no_memory(server: Postgres, length: int, kind: str, when: Any) -> None:
+def test_huge_length_field_takes_no_memory(server: FuzzServer, length: int, kind: str, when: Any) -> None:
     """A message that claims gigabytes costs memory for what came, not for what was claimed."""
     fault = Fault(lambda reply: [kind + struct.pack("!i", length) + b"x" * 1000], "close")
     server.plan(**({"startup_fault": fault} if when == "connect" else {"query_faults": {0: fault}}))
@@ -237,7 +236,7 @@ def test_huge_length_field_takes_no_memory(server: Postgres, length: int, kind: 
 
 @pytest.mark.parametrize("count", [2**15 - 1, -1, -(2**15)])
 @pytest.mark.parametrize("kind", [b"T", b"D"])
-def test_wrong_count_of_columns_is_a_classed_error(server: Postgres, kind: str, count: int) -> None:
+def test_wrong_count_of_columns_is_a_classed_error(server: FuzzServer, kind: str, count: int) -> None:
     """A count of columns that does not fit the message's bytes is a classed error."""
 
     def change(reply: Any) -> list[Any]:
@@ -250,7 +249,7 @@ def test_wrong_count_of_columns_is_a_classed_error(server: Postgres, kind: str, 
     connection.close()
 
 
-def test_reply_byte_by_byte_is_the_same_reply(server: Postgres) -> None:
+def test_reply_byte_by_byte_is_the_same_reply(server: FuzzServer) -> None:
     """A reply that drips in is read as one that comes at once."""
     server.plan(
         startup_fault=Fault(how="drip"), query_faults=dict.fromkeys(range(10), Fault(how="drip")), drip_s=0.0002
@@ -262,7 +261,7 @@ def test_reply_byte_by_byte_is_the_same_reply(server: Postgres) -> None:
     engine.dispose()
 
 
-def test_connect_that_drips_for_ever_ends_by_its_time_out(server: Postgres) -> None:
+def test_connect_that_drips_for_ever_ends_by_its_time_out(server: FuzzServer) -> None:
     """The connect time-out is one for the whole connect: a byte now and then does not extend it."""
     notice = message(b"N", b"SNOTICE\0C00000\0Mhello\0\0")
     server.sent_bytes = 0
@@ -273,7 +272,7 @@ def test_connect_that_drips_for_ever_ends_by_its_time_out(server: Postgres) -> N
     server.plan()
 
 
-def test_silent_server_ends_by_the_connect_time_out(server: Postgres) -> None:
+def test_silent_server_ends_by_the_connect_time_out(server: FuzzServer) -> None:
     """A server that takes the connection and says no more is given up, by the client."""
     server.clients_that_left = 0
     server.plan(startup_fault=Fault(lambda reply: reply[:2], "silent"))
@@ -283,7 +282,7 @@ def test_silent_server_ends_by_the_connect_time_out(server: Postgres) -> None:
         time.sleep(0.01)  # pytest's own time-out ends a test that waits in vain
 
 
-def test_flood_of_notices_is_bounded_in_memory(server: Postgres) -> None:
+def test_flood_of_notices_is_bounded_in_memory(server: FuzzServer) -> None:
     """What nobody reads is not kept: of a hundred thousand notices a hundred are."""
     notice = message(b"N", b"SNOTICE\0C00000\0M" + b"x" * 200 + b"\0\0")
     server.plan(query_faults={0: Fault(lambda reply: [notice * 100_000, *reply])})

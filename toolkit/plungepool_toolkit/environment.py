@@ -2,9 +2,9 @@
 Lambda environments on this machine: the real runtime client (`awslambdaric`) against a small Runtime API.
 
 What AWS does with an environment is done here to a process group: init, one invocation at a time, SIGSTOP in between, a
-reset after a time-out, shutdown, and SnapStart's snapshot and restore. No Docker, no account, about 0.1 s to start one.
-Not imitated: memory and CPU limits, a read-only file system (see `layers`), throttling, and the snapshot's copy of
-memory (the one process that was frozen is the one that is restored).
+reset after a time-out, shutdown, and SnapStart's snapshot, of which any number of environments are restored. No Docker,
+no account, about 0.1 s to start one. Not imitated: memory and CPU limits, a read-only file system (see `layers`),
+throttling.
 
 Sources: Lambda developer guide, "Understanding the Lambda execution environment lifecycle", "Runtime API", "Extensions
 API", "Lambda SnapStart runtime hooks".
@@ -28,13 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plungepool_toolkit.clones import Image
 from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder
 from plungepool_toolkit.runtime_api import Ended, Life, NotInTime, RuntimeApi, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Self
 
+    from plungepool_toolkit.runtime_api import Process
+
+# Instead of the client itself, where its process may have to be copied.
+_COPYABLE = Path(__file__).with_name("clones_inside.py")
 _SHUTDOWN_INTERNAL_S = 0.5  # with extensions inside the runtime's process only
 _SHUTDOWN_EXTERNAL_S = 2.0  # with one that is a process of its own; of these the runtime gets:
 _SHUTDOWN_RUNTIME_S = 0.3
@@ -100,7 +105,8 @@ class Environment(Closing):
         extensions: programs to run beside the runtime, as from /opt/extensions.
         timeout_s: the function's time-out.
         init_timeout_s: what init, and restore, may take.
-        snap_start: init up to the snapshot; `restore`, or the first `invoke`, goes on from there.
+        snap_start: init up to the snapshot; `restore`, or the first `invoke`, goes on from there, and `snapshot` makes
+            any number of environments of it.
         python: the interpreter; it must have awslambdaric.
     Attributes: `init_s` and `restore_s`, what the last init and the restore took; `timeout_s` may be assigned.
     Raises: InitError from `start` and `restore`; OSError and ValueError for what is not there. A failing function
@@ -146,6 +152,8 @@ class Environment(Closing):
         self._api: RuntimeApi | None = None
         self._life: Life | None = None
         self._log = _Log()
+        self._snapshots: list[Snapshot] = []  # taken of this environment
+        self._origin: Snapshot | None = None  # whose memory this environment begins with
         for path in (self.task, *self._python_path, *self._layers, *self._extensions):
             if not path.exists():
                 raise FileNotFoundError(f"{path} of the environment for {self.function_name} does not exist")
@@ -194,6 +202,18 @@ class Environment(Closing):
                 raise
             return self
 
+    def snapshot(self) -> Snapshot:
+        """
+        Keep what init left in memory and in /tmp, before any restore; this environment goes on as if nothing had been.
+
+        Returns: the snapshot, which is closed with this environment.
+        Raises: RuntimeError where it is not at its snapshot, or has extensions: programs, which cannot be copied.
+            Blocks: for `init_timeout_s` at most.
+        """
+        with self._one_at_a_time:
+            self._snapshots.append(Snapshot(self))
+            return self._snapshots[-1]
+
     def restore(self) -> float:
         """
         Go on from the snapshot: run the after-restore hooks. Only with `snap_start`, and once.
@@ -206,20 +226,12 @@ class Environment(Closing):
             life = self._require_life()
             if not life.at_snapshot:
                 raise RuntimeError("there is no snapshot to restore: start with snap_start=True, and restore it once")
-            mark = self._log.size()
+            mark, begun = self._log.size(), time.perf_counter()
             self.thaw()
-            begun = time.perf_counter()
             life.begin_restore()
-            try:
+            with _judged(life, "Restore", self._init_timeout_s):
                 life.wait(lambda: life.idle or life.failure is not None, self._init_timeout_s)
-            except NotInTime:
-                life.failure = _failure("Sandbox.Timedout", f"Restore took longer than {self._init_timeout_s:g} s")
-            except Ended as ended:
-                life.failure = life.failure or _exit_error(ended.code)
-            if life.failure is not None:
-                error = InitError(life.failure, life.failed_phase or "restore", self._log.lines(mark))
-                self._end_life("failure")
-                raise error
+            self._raise_failure(life, "restore", mark)
             self.restore_s = time.perf_counter() - begun
             self.freeze()
             return self.restore_s
@@ -305,6 +317,8 @@ class Environment(Closing):
     def close(self) -> None:
         """Shut down and remove everything that is temporary; `log` can still be read. Nothing if done before."""
         with self._one_at_a_time:
+            while self._snapshots:
+                self._snapshots.pop().close()
             self.shutdown()
             if self._api is not None:
                 self._api.close()
@@ -322,47 +336,34 @@ class Environment(Closing):
         life = self._life = self._api.life = Life(self.handler, {program.name for program in self._extensions})
         environ = _variables_of(self, self._api.address, self._folder / "tmp")
         try:
-            for program in self._extensions:  # they register before the runtime starts
-                life.processes.append(self._launch([program], environ))
-                life.wait(lambda: len(life.extensions) >= len(life.processes), self._init_timeout_s, life.processes[-1])
-            life.runtime = self._launch([self._python, "-m", "awslambdaric", self.handler], environ)
-            life.processes.append(life.runtime)
-            begun = life.runtime.started_at
-            life.wait(lambda: life.initialised, self._init_timeout_s)
-            life.wait(lambda: life.failure is not None or life.extensions_idle, self._init_timeout_s)
-        except NotInTime:
-            life.failure = _failure("Sandbox.Timedout", f"Init took longer than {self._init_timeout_s:g} s")
-        except Ended as ended:
-            life.failure = life.failure or _exit_error(ended.code)
+            with _judged(life, "Init", self._init_timeout_s):
+                for program in self._extensions:  # they register before the runtime starts
+                    begun = self._launch([program], environ)
+                    life.processes.append(begun)
+                    life.wait(lambda: len(life.extensions) >= len(life.processes), self._init_timeout_s, begun)
+                life.runtime = self._start_runtime(life, environ)
+                life.processes.append(life.runtime)
+                life.wait(lambda: life.initialised, self._init_timeout_s)
+                life.wait(lambda: life.failure is not None or life.extensions_idle, self._init_timeout_s)
         except BaseException:
             self._end_life("failure")
             raise
+        if life.failure is not None and life.runtime is not None:
+            life.runtime.wait(1.0)  # it writes its log and ends by itself
+        self._raise_failure(life, "init", mark)
+        assert life.runtime is not None
+        self.init_s = time.time() - life.runtime.started_at
+        self.freeze()
+
+    def _raise_failure(self, life: Life, phase: str, mark: int) -> None:
         if life.failure is not None:
-            if life.runtime is not None:
-                life.runtime.wait(1.0)  # it writes its log and ends by itself
-            error = InitError(life.failure, life.failed_phase or "init", self._log.lines(mark))
+            error = InitError(life.failure, life.failed_phase or phase, self._log.lines(mark))
             self._end_life("failure")
             raise error
-        self.init_s = time.time() - begun
-        self.freeze()
 
     def _run(self, life: Life, work: Work) -> None:
         self.thaw()
-        work.deadline = time.time() + self.timeout_s
-        life.begin(work)
-        reset = ""
-        try:
-            life.wait(lambda: work.finished_at > 0, self.timeout_s)
-            # The invocation is over when the runtime and the extensions ask for the next one.
-            life.wait(lambda: life.idle and life.extensions_idle, max(0.0, work.deadline - time.time()))
-        except NotInTime:
-            reset = "timeout"
-            text = f"Error: Task timed out after {self.timeout_s:.2f} seconds"
-            work.fail(_failure("Sandbox.Timedout", f"RequestId: {work.request_id} {text}"))
-        except Ended as ended:
-            reset = "failure"
-            work.fail(_exit_error(ended.code, work.request_id))
-        if reset:
+        if reset := _perform(life, work, self.timeout_s):
             self._end_life(reset)
         else:
             self.freeze()
@@ -372,10 +373,15 @@ class Environment(Closing):
         self.thaw()
         shutdown = _shut_down(life, reason)
         self._life = None
-        assert self._folder is not None
-        if reason != "spindown":
+        if reason != "spindown" and self._folder is not None:
             shutil.rmtree(self._folder / "tmp", ignore_errors=True)  # a reset environment has an empty /tmp
         return shutdown
+
+    def _start_runtime(self, life: Life, environ: dict[str, str]) -> Process:
+        if self._origin is not None:
+            return self._origin._clone(life, environ)
+        client: list[str | Path] = [_COPYABLE] if self._snap_start else ["-m", "awslambdaric"]
+        return self._launch([self._python, *client, self.handler], environ)
 
     def _launch(self, command: list[str | Path], environ: dict[str, str]) -> GuardedProcess:
         assert self._folder is not None
@@ -385,6 +391,91 @@ class Environment(Closing):
         if self._life is None:
             raise RuntimeError("the environment has no process: start it, or invoke it after a reset")
         return self._life
+
+
+class Snapshot(Closing):
+    """
+    What SnapStart keeps of an initialised environment; `Environment.snapshot` takes it.
+
+    Environments that are restored from it have the same memory, and all the rest of their own: process, /tmp, log and
+    Runtime API; they are invoked, frozen, reset and shut down as any other. As on AWS each sees the same variables, and
+    descriptors that were open at the snapshot are open in all of them. Not as on AWS: threads that init started do not
+    go on, and the process ids differ. A lock that such a thread held at the snapshot stays locked.
+
+    Raises: RuntimeError for an environment that `Environment.snapshot` refuses.
+    Threads: safe. Forks: a child must not use it.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        """Take it of an environment; as `Environment.snapshot`, which is the way to one."""
+        life, self._environment = environment._require_life(), environment
+        if not life.at_snapshot:
+            raise RuntimeError("there is no snapshot to keep: start with snap_start=True, and do not restore it first")
+        if environment._extensions or environment._origin is not None:
+            raise RuntimeError("neither an environment with extensions nor one of a snapshot can be kept as one")
+        assert environment._folder is not None
+        self._temporary = TemporaryFolder("snapshot")
+        self._restored: list[Environment] = []
+        self._closed = False
+        self._image = Image()
+        try:
+            environment.thaw()
+            life.begin_copy(self._image.address)
+            self._image.receive(environment._init_timeout_s)
+            life.wait(lambda: life.at_snapshot, environment._init_timeout_s)
+            environment.freeze()
+            shutil.copytree(environment._folder / "tmp", self._temporary.path / "tmp")
+        except BaseException:
+            self.close()
+            raise
+        self._inside = [extension.name for extension in life.extensions.values()]
+
+    def restore(self) -> Environment:
+        """
+        Return a new environment that goes on from here: its after-restore hooks have run, and it is frozen.
+
+        It is shut down with the snapshot, if not before. After a time-out or a crash it is restored anew.
+        Raises: InitError if a hook fails; OSError if there is no memory for it; RuntimeError after `close`. Blocks: for
+            `init_timeout_s` twice at most.
+        """
+        if self._closed:
+            raise RuntimeError("the snapshot is closed")
+        of = self._environment
+        environment = Environment(
+            of.task,
+            of.handler,
+            timeout_s=of.timeout_s,
+            init_timeout_s=of._init_timeout_s,
+            memory_mb=of._memory_mb,
+            function_name=of.function_name,
+            region=of._region,
+            snap_start=True,
+            python=of._python,
+        )
+        environment._origin = self
+        self._restored.append(environment)
+        try:
+            environment.start().restore()
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+    def close(self) -> None:
+        """Shut down the environments that were restored, and let go of the memory. Nothing if done before."""
+        self._closed = True
+        while self._restored:
+            self._restored.pop().close()
+        self._image.close()
+        self._temporary.remove()
+
+    def _clone(self, life: Life, environ: Mapping[str, str]) -> Process:
+        """Return the process of an environment with these variables, on its way to the snapshot."""
+        life.adopt(self._inside)
+        own = {name: environ[name] for name in ("AWS_LAMBDA_RUNTIME_API", "HOME", "TMPDIR")}
+        temporary = Path(environ["TMPDIR"])
+        shutil.copytree(self._temporary.path / "tmp", temporary, dirs_exist_ok=True)
+        return self._image.clone(temporary.with_name("log"), own)
 
 
 def _variables_of(environment: Environment, api: str, temporary: Path) -> dict[str, str]:
@@ -445,7 +536,36 @@ class _Log:
         self._kept = self.lines()
 
 
-def _stop_running(processes: Sequence[GuardedProcess]) -> None:
+@contextlib.contextmanager
+def _judged(life: Life, phase: str, timeout_s: float) -> Iterator[None]:
+    """Take it for the environment's failure where the phase is not over in time, or its process ends before."""
+    try:
+        yield
+    except NotInTime:
+        life.failure = _failure("Sandbox.Timedout", f"{phase} took longer than {timeout_s:g} s")
+    except Ended as ended:
+        life.failure = life.failure or _exit_error(ended.code)
+
+
+def _perform(life: Life, work: Work, timeout_s: float) -> str:
+    """Have the runtime, which is not frozen, do its work; return why the environment has to be reset, or nothing."""
+    work.deadline = time.time() + timeout_s
+    life.begin(work)
+    try:
+        life.wait(lambda: work.finished_at > 0, timeout_s)
+        # The invocation is over when the runtime and the extensions ask for the next one.
+        life.wait(lambda: life.idle and life.extensions_idle, max(0.0, work.deadline - time.time()))
+    except NotInTime:
+        text = f"Error: Task timed out after {timeout_s:.2f} seconds"
+        work.fail(_failure("Sandbox.Timedout", f"RequestId: {work.request_id} {text}"))
+        return "timeout"
+    except Ended as ended:
+        work.fail(_exit_error(ended.code, work.request_id))
+        return "failure"
+    return ""
+
+
+def _stop_running(processes: Sequence[Process]) -> None:
     for process in processes:
         process.signal(signal.SIGSTOP)
     for process in processes:
@@ -475,7 +595,7 @@ def _shut_down(life: Life, reason: str) -> Shutdown:
     return Shutdown(exit_code=code, signalled=signalled, duration_s=time.perf_counter() - begun)
 
 
-def _wait_for_state(process: GuardedProcess, states: str, timeout_s: float) -> None:
+def _wait_for_state(process: Process, states: str, timeout_s: float) -> None:
     """
     Wait until the process is in one of these states, or ended, or the time is over; without /proc, do not wait.
 
@@ -490,7 +610,7 @@ def _wait_for_state(process: GuardedProcess, states: str, timeout_s: float) -> N
         time.sleep(0.0002)
 
 
-def _let_settle(process: GuardedProcess, timeout_s: float) -> None:
+def _let_settle(process: Process, timeout_s: float) -> None:
     """
     Wait until the main thread of a process that was thawed sleeps, as it has done for minutes when Lambda shuts it
     down.

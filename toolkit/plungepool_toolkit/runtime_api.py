@@ -17,14 +17,31 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from plungepool_toolkit.processes import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from plungepool_toolkit.processes import GuardedProcess
+
+class Process(Protocol):
+    """A process of an environment: a GuardedProcess, or a Clone."""
+
+    pid: int
+    started_at: float
+
+    def poll(self) -> int | None:
+        """Return the exit code (negative: the signal that ended it), or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code, or None if it still runs after `timeout` seconds."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and to every process of its group; one that has ended is no error."""
+
+    def stop(self) -> int:
+        """End it; return its exit code."""
 
 
 class NotInTime(Exception):
@@ -76,12 +93,13 @@ class Life:
     def __init__(self, handler: str, external: set[str]) -> None:
         self.handler = handler
         self.changed = threading.Condition()
-        self.processes: list[GuardedProcess] = []
-        self.runtime: GuardedProcess | None = None
+        self.processes: list[Process] = []
+        self.runtime: Process | None = None
         self.extensions: dict[str, _Extension] = {}
         self.idle = False  # the runtime waits for an invocation
         self.at_snapshot = False
         self.restoring = False
+        self.keeper: str | None = None  # where the keeper of a copy has to come to
         self.failure: dict[str, Any] | None = None
         self.failed_phase: str | None = None
         self.ended = False
@@ -101,7 +119,7 @@ class Life:
 
     # For the environment
 
-    def wait(self, reached: Callable[[], bool], timeout_s: float, process: GuardedProcess | None = None) -> None:
+    def wait(self, reached: Callable[[], bool], timeout_s: float, process: Process | None = None) -> None:
         """Wait for a state; raise Ended if the process ends before, NotInTime if it is not reached in time."""
         deadline = time.monotonic() + timeout_s
         process = process or self.runtime
@@ -139,6 +157,19 @@ class Life:
             self.at_snapshot = False
             self.restoring = True
             self.changed.notify_all()
+
+    def begin_copy(self, keeper: str) -> None:
+        """Have the runtime, which is at its snapshot, copied by a keeper that comes to this address."""
+        with self.changed:
+            self.at_snapshot = False
+            self.keeper = keeper
+            self.changed.notify_all()
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Know of the extensions inside a runtime that was copied: their threads are gone, and SIGTERM is due to it."""
+        with self.changed:
+            for name in names:
+                self.extensions[str(uuid.uuid4())] = _Extension(name, [], external=False)
 
     def announce(self, event: dict[str, Any], deadline: float) -> None:
         """Hand an event to every extension that registered for its kind."""
@@ -186,14 +217,15 @@ class Life:
             self.changed.notify_all()
             return True
 
-    def wait_for_restore(self) -> bool:
-        """Say that the snapshot can be taken, and wait for its restore; False at the end."""
+    def wait_for_restore(self) -> dict[str, Any] | None:
+        """Say that the snapshot can be taken, and wait for its restore or its copy; None at the end."""
         with self.changed:
             self.at_snapshot = True
             self.changed.notify_all()
-            while not (self.restoring or self.ended):
+            while not (self.restoring or self.keeper or self.ended):
                 self.changed.wait()
-            return self.restoring
+            keeper, self.keeper = self.keeper, None
+            return {"keeper": keeper} if keeper else {} if self.restoring else None
 
     def fail(self, phase: str, error: dict[str, Any]) -> None:
         """Take the error that the runtime reports of init, of a hook or of the restore."""
@@ -301,10 +333,11 @@ class _Request(BaseHTTPRequestHandler):
                     headers["Lambda-Runtime-Client-Context"] = json.dumps(work.client_context)
                 self._reply(200, work.event, headers)
             case ["2018-06-01", "runtime", "restore", "next"]:
-                if life.wait_for_restore():
-                    self._reply(200, {})
-                else:
+                answer = life.wait_for_restore()
+                if answer is None:
                     self.close_connection = True
+                else:
+                    self._reply(200, answer)
             case ["2020-01-01", "extension", "event", "next"]:
                 identifier = self.headers.get("Lambda-Extension-Identifier", "")
                 if identifier not in life.extensions:

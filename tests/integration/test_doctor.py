@@ -491,6 +491,19 @@ SET_UPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "set_up", [one for one in SET_UPS if "PLUNGEPOOL_" in one.says + one.cure], ids=lambda set_up: set_up.what
+)
+def test_with_a_prefix_it_is_named_with_it(environ: dict[str, str], world: World, set_up: SetUp) -> None:
+    """Where several databases have their variables, cause and cure are those of the one that was asked for."""
+    given = {f"A_{name}" if name.startswith("PLUNGEPOOL_") else name: value for name, value in (environ | set_up.changes(world)).items()}  # fmt: skip
+    checks = list(check_environment({name: value for name, value in given.items() if value}, prefix="A_"))
+    says, cure = (text.replace("PLUNGEPOOL_", "A_PLUNGEPOOL_") for text in (set_up.says, set_up.cure))
+    assert [check for check in checks if says in check.found and cure in check.cure], checks
+    named = " ".join(f"{check.found} {check.cure}" for check in checks)
+    assert named.count("PLUNGEPOOL_") == named.count("A_PLUNGEPOOL_")
+
+
 @pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.what)
 def test_set_up_leads_to_its_cure(environ: dict[str, str], world: World, set_up: SetUp) -> None:
     """
@@ -776,6 +789,19 @@ def test_command_gives_json(environ: dict[str, str]) -> None:
     assert [check["name"] for check in document["checks"]] == STEPS
 
 
+def test_command_looks_at_one_database_of_several(environ: dict[str, str]) -> None:
+    """With --prefix at that one; and what it does not look at, it says."""
+    both = environ | {f"A_{name}": value for name, value in environ.items()} | {"A_PLUNGEPOOL_PASSWORD": "wrong"}
+    good, bad = run_command(both), run_command(both, "--prefix", "A_")
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "not looked at: the database of A_PLUNGEPOOL_…" in good.output
+    assert "not looked at: the database of PLUNGEPOOL_…" in bad.output
+    assert "✗ authentication" in bad.output
+    none = run_command(both, "--prefix", "B_")
+    assert none.exit_code == 1
+    assert "no variable begins with B_PLUNGEPOOL_; there are those of A_" in none.output
+
+
 def test_sample_function_gives_the_same_answers(
     environ: dict[str, str], lambda_environment: Callable[..., Any]
 ) -> None:
@@ -793,3 +819,5 @@ def test_sample_function_gives_the_same_answers(
     assert result.payload["ok"] is True
     assert [check["name"] for check in result.payload["checks"]] == STEPS
     assert PASSWORD not in json.dumps(result.payload)
+    other = environment.invoke(event | {"prefix": "A_"})
+    assert other.payload["checks"][0]["found"].startswith("no variable begins with A_PLUNGEPOOL_")

@@ -183,12 +183,12 @@ def test_rows_of_one_insert_stay_below_what_pins(endpoint: Any, rows: int) -> No
 @pytest.mark.parametrize("mode", ["refuse", "warn"])
 def test_pinning_is_guarded_behind_a_proxy_only(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     """The guard is set with the mode of the settings, and on no direct connection."""
-    guarded: list[str] = []
-    monkeypatch.setattr(pinning, "guard_pinning", lambda _, mode: guarded.append(mode))
+    guarded: list[tuple[str, str]] = []
+    monkeypatch.setattr(pinning, "guard_pinning", lambda _, mode, setting: guarded.append((mode, setting)))
     engine.build_engine(settings(endpoint="direct", pinning=mode))
     assert guarded == []
-    engine.build_engine(settings(endpoint="proxy", pinning=mode))
-    assert guarded == [mode]
+    engine.build_engine(settings(endpoint="proxy", pinning=mode, prefix="REPORTS_"))
+    assert guarded == [(mode, "REPORTS_PLUNGEPOOL_PINNING")]
 
 
 @pytest.mark.parametrize(("endpoint", "imported"), [("direct", []), ("proxy", ["pinning", "statements"])])

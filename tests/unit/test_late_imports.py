@@ -24,6 +24,7 @@ PATHS = {
     "engine.build_engine": "init, behind a proxy",
     "lifecycle": "init",
     "settings.Settings._read": "init, and its only error",
+    "settings._misplaced": "init, and its only error",
     "settings.host_problem": "init",
     "settings._secret_problem": "init",
     "tls.is_loopback": "connect",

@@ -29,13 +29,16 @@ class Database:
         """Run SQL in this database as the superuser; see `Postgres.execute`."""
         return self.server.execute(sql, *parameters, database=self.name)
 
-    def variables(self, user: str = Postgres.superuser) -> dict[str, str]:
-        """Return the environment variables with which a function's `get_engine()` reaches this database."""
+    def variables(self, user: str = Postgres.superuser, *, prefix: str = "") -> dict[str, str]:
+        """
+        Return the environment variables with which a function's `get_engine()` reaches this database; with a prefix,
+        `get_engine(Settings.from_env(os.environ, prefix=…))` does.
+        """
         return {
-            "PLUNGEPOOL_URL": self.server.url(user, self.name),
+            f"{prefix}PLUNGEPOOL_URL": self.server.url(user, self.name),
             # Roles of a test's own are not asked on the fixture's server; they may be on one of yours.
-            "PLUNGEPOOL_PASSWORD": (user == Postgres.superuser and self.server.password) or "not asked for",
-            "PLUNGEPOOL_TLS": "disable",
+            f"{prefix}PLUNGEPOOL_PASSWORD": (user == Postgres.superuser and self.server.password) or "not asked for",
+            f"{prefix}PLUNGEPOOL_TLS": "disable",
         }
 
 

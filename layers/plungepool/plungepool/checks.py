@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from . import connect, credentials, tls
 from .engine import build_engine
 from .errors import CredentialsError, SettingsError
-from .settings import Settings, split_address
+from .settings import PREFIX, Settings, prefixes, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,21 +60,24 @@ class _Failure(Exception):
         self.check = Check(name, "failed", found, cure)
 
 
-def check_environment(environ: Mapping[str, str]) -> Iterator[Check]:
+def check_environment(environ: Mapping[str, str], *, prefix: str = "") -> Iterator[Check]:
     """
     Check the settings of an environment, and all that follows from them.
 
-    Args: environ: usually `os.environ`. AWS credentials are always those of the process.
+    Args: environ: usually `os.environ`. AWS credentials are always those of the process. prefix: of the variables, for
+        one database of several; as `Settings.from_env` takes it.
     Returns: one Check a step, in order, each as soon as it is known; the last one failed if any did.
     Blocks: for some seconds if something is silent, PLUNGEPOOL_CONNECT_TIMEOUT_S a step. Raises: nothing of its own.
     """
     try:
-        settings = Settings.from_env(environ)
+        settings = Settings.from_env(environ, prefix=prefix)
     except SettingsError as error:
         for problem in error.problems:
             yield Check("settings", "failed", problem, "correct the variable; Plungepool's README lists them all")
         return
-    yield Check("settings", "ok", f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}")
+    found = f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}"
+    others = ", ".join(f"{other}{PREFIX}…" for other in prefixes(environ) if other != prefix)
+    yield Check("settings", "ok", f"{found}; not looked at: the database of {others}" if others else found)
     yield from check_settings(settings)
 
 
@@ -98,11 +101,12 @@ class _Way:
     port: int
     address: str
     address_port: int
+    settings: Settings
 
     def __str__(self) -> str:
         to = f"{self.host}:{self.port}"
         dialled = f"{self.address}:{self.address_port}"
-        return to if to == dialled else f"{dialled} (PLUNGEPOOL_ADDRESS, for {to})"
+        return to if to == dialled else f"{dialled} ({self.settings.variable('address')}, for {to})"
 
 
 def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
@@ -113,7 +117,7 @@ def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
         login, check = _login(settings)
         yield check
         host, port = login.host, login.port
-    way = _Way(host, port, *(split_address(settings.address, port) if settings.address else (host, port)))
+    way = _Way(host, port, *(split_address(settings.address, port) if settings.address else (host, port)), settings)
     yield _resolve(way)
     yield from _endpoint(settings, host)
     yield _reach(settings, way)
@@ -142,19 +146,19 @@ def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
 
 
 def _resolve(way: _Way) -> Check:
-    given = "PLUNGEPOOL_HOST" if way.address == way.host else "PLUNGEPOOL_ADDRESS"
+    by_name = way.address == way.host
+    given = way.settings.variable("host" if by_name else "address")
     try:
         found = socket.getaddrinfo(way.address, way.address_port, type=socket.SOCK_STREAM)
     except OSError as error:
         cure = (
-            "copy the endpoint's name into PLUNGEPOOL_HOST; for a private name the VPC needs DNS support and DNS host "
-            "names"
-            if given == "PLUNGEPOOL_HOST"
-            else "name the tunnel's own end in PLUNGEPOOL_ADDRESS, such as localhost:15432"
+            f"copy the endpoint's name into {given}; for a private name the VPC needs DNS support and DNS host names"
+            if by_name
+            else f"name the tunnel's own end in {given}, such as localhost:15432"
         )
         raise _Failure("name", f"{way.address} ({given}) cannot be resolved: {error.strerror}", cure) from error
     where = ", ".join(sorted({str(address[0]) for *_, address in found}))
-    if given == "PLUNGEPOOL_HOST" and way.port == way.address_port:
+    if by_name and way.port == way.address_port:
         return Check("name", "ok", f"{way.host} is {where}")
     # The name itself is not asked for: behind a tunnel it need not resolve here.
     return Check(
@@ -170,33 +174,34 @@ def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
     match = _ENDPOINT.search(host.lower())
     region = match and (match["a"] or match["b"])
     is_proxy = bool(_PROXY.search(host.lower()))
+    variable = settings.variable
     if is_proxy and settings.endpoint == "direct":
         yield Check(
             "endpoint",
             "warning",
-            f"{host} is an RDS Proxy, and PLUNGEPOOL_ENDPOINT says direct",
-            "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins",
+            f"{host} is an RDS Proxy, and {variable('endpoint')} says direct",
+            f"set {variable('endpoint')}=proxy, so that nothing is sent that pins",
         )
     elif region and not is_proxy and settings.endpoint == "proxy":
         yield Check(
             "endpoint",
             "warning",
-            f"{host} is a database's own endpoint, and PLUNGEPOOL_ENDPOINT says proxy",
-            "name the proxy's endpoint in PLUNGEPOOL_HOST, or set PLUNGEPOOL_ENDPOINT=direct",
+            f"{host} is a database's own endpoint, and {variable('endpoint')} says proxy",
+            f"name the proxy's endpoint in {variable('host')}, or set {variable('endpoint')}=direct",
         )
     else:
         kind = "a transaction pooler" if settings.endpoint == "proxy" else "the database itself"
-        yield Check("endpoint", "ok", f"{host} is taken for {kind} (PLUNGEPOOL_ENDPOINT={settings.endpoint})")
+        yield Check("endpoint", "ok", f"{host} is taken for {kind} ({variable('endpoint')}={settings.endpoint})")
     if region and settings.region and region != settings.region:
         cure = (
-            f"set PLUNGEPOOL_REGION={region}: tokens are signed for a region, and each has certificate authorities of "
-            "its own"
+            f"set {variable('region')}={region}: tokens are signed for a region, and each has certificate authorities "
+            "of its own"
         )
         yield Check("region", "warning", f"{host} is in {region}, and the settings say {settings.region}", cure)
     elif not region and settings.auth in ("iam", "dsql") and not tls.is_loopback(host):
         cure = (
-            "set PLUNGEPOOL_HOST to the name that AWS gives the endpoint: a token for another name or an address is "
-            "refused"
+            f"set {variable('host')} to the name that AWS gives the endpoint: a token for another name or an address "
+            "is refused"
         )
         yield Check("region", "warning", f"{host} is no name that AWS gives", cure)
 
@@ -215,9 +220,9 @@ def _reach(settings: Settings, way: _Way) -> Check:
         ) from error
     except ConnectionRefusedError as error:
         cure = (
-            "check that the tunnel is up, and PLUNGEPOOL_ADDRESS"
+            f"check that the tunnel is up, and {settings.variable('address')}"
             if settings.address
-            else "check PLUNGEPOOL_PORT, and that the server is running and listens on this address"
+            else f"check {settings.variable('port')}, and that the server is running and listens on this address"
         )
         raise _Failure("TCP", f"{way} cannot be reached: nothing listens there (connection refused)", cure) from error
     except OSError as error:
@@ -234,7 +239,7 @@ def _secure(settings: Settings, way: _Way) -> Check:
     if settings.tls == "disable":
         if tls.is_loopback(way.host):
             return Check("TLS", "ok", "disabled, to this machine only")
-        cure = "remove PLUNGEPOOL_TLS; name an authority of your own in PLUNGEPOOL_CA_FILE"
+        cure = f"remove {settings.variable('tls')}; name an authority of your own in {settings.variable('ca_file')}"
         return Check("TLS", "warning", f"disabled: passwords and rows travel to {way.host} in plain text", cure)
     made: list[ssl.SSLContext] = []
 
@@ -255,7 +260,7 @@ def _secure(settings: Settings, way: _Way) -> Check:
                 raise
             certificate, version = shake_hands(tls.client_context(settings, every_curve=True))
     except SettingsError as error:
-        raise _Failure("TLS", str(error), "correct PLUNGEPOOL_CA_FILE, or leave it unset") from error
+        raise _Failure("TLS", str(error), f"correct {settings.variable('ca_file')}, or leave it unset") from error
     except ssl.SSLError as error:
         cure = "until this is corrected no password, token or statement is sent"
         raise _Failure("TLS", tls.explain(error, way.host, made[-1]), cure) from error
@@ -322,7 +327,7 @@ def _ask_for_tls(sock: socket.socket, way: _Way) -> None:
     raise _Failure(
         "TLS",
         f"{way} does not speak PostgreSQL's protocol (it answers {answer[:1]!r} to the request for TLS)",
-        "check PLUNGEPOOL_PORT: something else listens there",
+        f"check {way.settings.variable('port')}: something else listens there",
     )
 
 
@@ -341,7 +346,7 @@ def _login(settings: Settings) -> tuple[credentials.Login, Check]:
     if settings.auth == "secret":
         found = f"the secret names user {who} of database {login.database!r} at {login.host}:{login.port}"
     elif settings.auth == "password":
-        found = f"user {who} with the password of PLUNGEPOOL_PASSWORD"
+        found = f"user {who} with the password of {settings.variable('password')}"
     else:
         # The identifier of a key is no secret: CloudTrail logs it.
         key = re.search(r"X-Amz-Credential=(\w+)", login.password)
@@ -417,15 +422,15 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
     elif sqlstate == "28000":
         cure = _not_let_in(settings, login, said)
     elif sqlstate == "53300":
-        cure = _full(login, said)
+        cure = _full(settings, login, said)
     elif sqlstate is None:
         cure = (
-            "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT, and look into "
-            "the server's log"
+            "what answers there did not go through with PostgreSQL's protocol: check "
+            f"{settings.variable('port')}, and look into the server's log"
         )
     else:
         cure = {
-            "3D000": f"create the database {login.database!r}, or correct PLUNGEPOOL_DATABASE",
+            "3D000": f"create the database {login.database!r}, or correct {settings.variable('database')}",
             "42501": f"GRANT CONNECT ON DATABASE {_quoted(login.database)} TO {_quoted(login.user)}",
             "57P03": "the server is starting or stopping: try again in a minute",
         }.get(sqlstate, "see docs/troubleshoot.md for its SQLSTATE")
@@ -454,10 +459,10 @@ def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> 
         f"there is no role {user!r}, or it has no password, or its VALID UNTIL is over: the server says the same of "
         "all these"
     )
-    iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
+    iam = f"the role has rds_iam (RDS), which refuses every password: set {settings.variable('auth')}=iam"
     causes = [copied] if login.password != login.password.strip() else []
     if settings.endpoint == "proxy":
-        proxy_iam = "the proxy asks for IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"
+        proxy_iam = f"the proxy asks for IAM (IAMAuth: REQUIRED): set {settings.variable('auth')}=iam"
         secret = f"the proxy has no secret for {user!r}, or another password in it"
         causes += [proxy_iam, wrong, secret] if "IAM" in said else [wrong, secret, proxy_iam]
     else:
@@ -467,11 +472,11 @@ def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> 
 
 def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
     user = login.user
-    role = f"CREATE ROLE {_quoted(user)} LOGIN, or correct PLUNGEPOOL_USER"
+    role = f"CREATE ROLE {_quoted(user)} LOGIN, or correct {settings.variable('user')}"
     may = f"ALTER ROLE {_quoted(user)} LOGIN"
     entry = f"let {user!r} into {login.database!r} from this address in pg_hba.conf"
-    plain = "the server wants TLS: remove PLUNGEPOOL_TLS=disable"
-    iam = "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"
+    plain = f"the server wants TLS: remove {settings.variable('tls')}=disable"
+    iam = f"the role has rds_iam (RDS), which refuses every password: set {settings.variable('auth')}=iam"
     causes = [role, may, entry, iam]
     first = (
         iam
@@ -492,8 +497,8 @@ def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
     return first or _in_order(*causes)
 
 
-def _full(login: credentials.Login, said: str) -> str:
-    functions = "reserved concurrency x PLUNGEPOOL_POOL_SIZE, summed over the functions"
+def _full(settings: Settings, login: credentials.Login, said: str) -> str:
+    functions = f"reserved concurrency x {settings.variable('pool_size')}, summed over the functions"
     role = (
         f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below "
         "it, or raise it"
@@ -592,28 +597,29 @@ def _between(settings: Settings, connection: Connection, process: int) -> Iterat
     A server announces at the start the process that will serve (the key for a cancel request); a pooler has to announce
     something before it has chosen a server's connection, so what it announces is not the process that answers.
     """
+    endpoint = settings.variable("endpoint")
     announced = getattr(connection.connection.dbapi_connection, "backend_pid", None)
     if settings.endpoint == "direct" and announced != process:
         found = (
             f"process {process} serves, and {announced} was announced at the start: a pooler stands between, and "
-            "PLUNGEPOOL_ENDPOINT says direct"
+            f"{endpoint} says direct"
         )
         yield Check(
             "endpoint",
             "warning",
             found,
-            "set PLUNGEPOOL_ENDPOINT=proxy, so that nothing is sent that pins, or name the database's own endpoint",
+            f"set {endpoint}=proxy, so that nothing is sent that pins, or name the database's own endpoint",
         )
     if settings.endpoint == "proxy" and announced == process:
         found = (
             "the process that was announced at the start serves: this looks like the database itself, and "
-            "PLUNGEPOOL_ENDPOINT says proxy"
+            f"{endpoint} says proxy"
         )
         yield Check(
             "endpoint",
             "warning",
             found,
-            "name the proxy's endpoint in PLUNGEPOOL_HOST, or set PLUNGEPOOL_ENDPOINT=direct",
+            f"name the proxy's endpoint in {settings.variable('host')}, or set {endpoint}=direct",
         )
 
 
@@ -670,10 +676,11 @@ def _head_room(settings: Settings, most: int, reserved: int, used: int) -> Check
 
 
 def _pinning(settings: Settings) -> Check:
+    pinning = settings.variable("pinning")
     if settings.pinning == "refuse":
-        return Check("pinning", "ok", "statements that would pin the proxy are refused (PLUNGEPOOL_PINNING)")
+        return Check("pinning", "ok", f"statements that would pin the proxy are refused ({pinning})")
     return Check(
-        "pinning", "ok", "statements that would pin the proxy are logged; PLUNGEPOOL_PINNING=refuse stops them in tests"
+        "pinning", "ok", f"statements that would pin the proxy are logged; {pinning}=refuse stops them in tests"
     )
 
 
@@ -689,6 +696,6 @@ def as_document(checks: list[Check]) -> dict[str, Any]:
     }
 
 
-def check_process() -> dict[str, Any]:
+def check_process(prefix: str = "") -> dict[str, Any]:
     """Check this process's own environment; see `check_environment` and `as_document`."""
-    return as_document(list(check_environment(os.environ)))
+    return as_document(list(check_environment(os.environ, prefix=prefix)))

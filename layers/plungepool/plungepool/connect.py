@@ -232,10 +232,11 @@ class Connector:
             return
         self._warned = True
         _logger.warning(
-            "PLUNGEPOOL_TLS=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who "
-            "answers there. Remove the setting; a certificate of your own authority is trusted with "
-            "PLUNGEPOOL_CA_FILE.",
+            "%s=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who answers "
+            "there. Remove the setting; a certificate of your own authority is trusted with %s.",
+            self._settings.variable("tls"),
             host,
+            self._settings.variable("ca_file"),
         )
 
 

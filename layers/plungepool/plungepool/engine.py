@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import URL, create_engine, exc
 from . import connect, dialect, lifecycle
 from .errors import CredentialsError, DeadlineExceeded, SettingsError
 from .pool import PoolExhausted, build_pool
-from .settings import Settings, variable
+from .settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -33,21 +34,21 @@ Unavailable: tuple[type[Exception], ...] = (
 _engines: dict[Settings | None, tuple[Engine, dict[str, Any]]] = {}
 _lock = threading.Lock()
 
-# What create_engine takes and this engine decides by itself, with what to use instead.
+# What create_engine takes and this engine decides by itself, with what to use instead; a setting stands in braces.
 _DECIDED = {
     **dict.fromkeys(("url", "connect_args"), "the settings say where to connect and how"),
-    **dict.fromkeys(("creator", "pool", "poolclass"), f"use {variable('pool')}"),
+    **dict.fromkeys(("creator", "pool", "poolclass"), "use {pool}"),
     **dict.fromkeys(("module", "dialect"), "the driver is this package's own"),
     **dict.fromkeys(("paramstyle", "client_encoding"), "the driver speaks one: $1 for placeholders, UTF-8 for text"),
     "hide_parameters": "values stay out of errors and logs",
     **dict.fromkeys(("echo_pool", "pool_logging_name"), "use the logger sqlalchemy.pool"),
     "pool_events": "use sqlalchemy.event.listen",
     "strategy": "it is another kind of engine",
-    "pool_size": f"use {variable('pool_size')}",
-    "max_overflow": f"there is never an overflow; use {variable('pool_size')}",
-    "pool_timeout": f"use {variable('checkout_timeout_s')}",
-    "pool_recycle": f"use {variable('max_age_s')}",
-    "pool_pre_ping": f"a kept connection is looked at anyway; use {variable('ping_after_idle_s')}",
+    "pool_size": "use {pool_size}",
+    "max_overflow": "there is never an overflow; use {pool_size}",
+    "pool_timeout": "use {checkout_timeout_s}",
+    "pool_recycle": "use {max_age_s}",
+    "pool_pre_ping": "a kept connection is looked at anyway; use {ping_after_idle_s}",
     "pool_use_lifo": "what was used last is used next, always",
     "pool_reset_on_return": "a connection is rolled back when it is returned, always",
 }
@@ -97,7 +98,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         at the first connect sqlalchemy.exc.OperationalError, CredentialsError.
     Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     """
-    if contradictions := [f"{name}: {_DECIDED[name]}" for name in options if name in _DECIDED]:
+    if contradictions := [f"{name}: {_instead(name, settings)}" for name in options if name in _DECIDED]:
         raise SettingsError([f"get_engine does not take the option {one}" for one in contradictions])
     if settings.tls != "disable":
         import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
@@ -124,9 +125,15 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     if proxy:
         from . import pinning  # a direct endpoint pays nothing for it
 
-        pinning.guard_pinning(engine, "refuse" if settings.pinning == "refuse" else "warn")
+        pinning.guard_pinning(
+            engine, "refuse" if settings.pinning == "refuse" else "warn", settings.variable("pinning")
+        )
     lifecycle.follow(engine, connector.forget)
     return engine
+
+
+def _instead(option: str, settings: Settings) -> str:
+    return _DECIDED[option].format_map({one.name: settings.variable(one.name) for one in fields(settings)})
 
 
 def dispose_engine() -> None:

@@ -111,15 +111,16 @@ class PinningRefused(PlungepoolError):
     A statement would pin the proxy, and PLUNGEPOOL_PINNING is `refuse`; nothing was sent.
 
     `reason` says why: its `kind` in a word or two, `why` as a sentence, `instead` what to do; `shape` is the statement
-    without its literals and comments, `where` the line of the program that executed it.
+    without its literals and comments, `where` the line of the program that executed it, `setting` the variable that
+    says so.
     """
 
-    def __init__(self, reason: PinningReason, shape: str, where: str) -> None:
-        self.reason, self.shape, self.where = reason, shape, where
-        super().__init__(reason, shape, where)
+    def __init__(self, reason: PinningReason, shape: str, where: str, setting: str) -> None:
+        self.reason, self.shape, self.where, self.setting = reason, shape, where, setting
+        super().__init__(reason, shape, where, setting)
 
     def __str__(self) -> str:
         return (
             f"{self.reason.kind} would pin the proxy: {self.reason.why}. Instead: {self.reason.instead}. Nothing was "
-            f"sent, because PLUNGEPOOL_PINNING=refuse. The statement, executed at {self.where}: {self.shape}"
+            f"sent, because {self.setting}=refuse. The statement, executed at {self.where}: {self.shape}"
         )

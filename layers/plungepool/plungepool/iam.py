@@ -186,8 +186,8 @@ class TokenSource:
 
     def _keys_of_chain(self) -> Keys:
         nowhere = (
-            f"PLUNGEPOOL_AUTH={self._settings.auth} found no AWS credentials: a function has those of its role; "
-            "elsewhere set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{self._settings.variable('auth')}={self._settings.auth} found no AWS credentials: a function has those "
+            "of its role; elsewhere set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
         try:
             from botocore.session import Session
@@ -218,8 +218,8 @@ class TokenSource:
             causes = [
                 f"the function's role is not allowed dsql:{action} on the cluster's ARN",
                 f"the database role is not mapped to it (as admin: AWS IAM GRANT {settings.user} TO '<the role ARN>')",
-                f"the cluster is not in {settings.region} (PLUNGEPOOL_REGION)",
-                "PLUNGEPOOL_HOST is not the cluster's own endpoint",
+                f"the cluster is not in {settings.region} ({settings.variable('region')})",
+                f"{settings.variable('host')} is not the cluster's own endpoint",
                 clock,
             ]
         else:
@@ -230,8 +230,8 @@ class TokenSource:
                 " (the resource id, not the name)"
             )
             named = (
-                "PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or "
-                f"the endpoint is not in {settings.region} (PLUNGEPOOL_REGION)"
+                f"{settings.variable('host')} is a name of your own (CNAME) or an address, not the endpoint's, or "
+                f"the endpoint is not in {settings.region} ({settings.variable('region')})"
             )
             asked = "the proxy does not ask for IAM (IAMAuth: REQUIRED)"
             known = "the proxy has neither a secret for this user nor IAM to the database itself"

@@ -24,6 +24,7 @@ from sqlalchemy import event
 from . import statements
 from .errors import PinningRefused
 from .pool import caller
+from .settings import variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -277,12 +278,13 @@ def pinning_reason(statement: str) -> Reason | None:
     return _reader.reason(statement)
 
 
-def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
+def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str = variable("pinning")) -> None:
     """
     Look at every statement of an engine before it is sent.
 
     Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most), with the line
-    of the program that executed it first; `refuse` raises PinningRefused out of the call that executes the statement.
+        of the program that executed it first; `refuse` raises PinningRefused out of the call that executes the
+        statement. setting: the variable that has the mode.
     Threads: safe.
     """
     warned: dict[str, object] = {}
@@ -298,7 +300,7 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"]) -> None:
             return
         shape = statements.shape(statement)
         if mode == "refuse":
-            raise PinningRefused(reason, shape, caller())
+            raise PinningRefused(reason, shape, caller(), setting)
         if len(warned) > _MOST_SHAPES:
             return
         # setdefault is atomic: of several threads with one shape, one finds its own object and logs.

@@ -149,6 +149,7 @@ class BoundedPool(Pool):
         timeout_s: float,
         margin_s: float | None = 0.0,
         raise_leaks: bool = False,
+        prefix: str = "",
         keep: Callable[[Any], bool],
         is_alive: Callable[[Any, float], bool],
         **arguments: Any,
@@ -157,12 +158,12 @@ class BoundedPool(Pool):
         Take `sqlalchemy.pool.Pool`'s arguments and these.
 
         Args: keep(connection): asked at each return; False closes it. is_alive(connection, idle_s): whether a kept
-            connection may be handed out again.
+            connection may be handed out again. prefix: what the settings' variables begin with, for errors.
         Units: seconds of wall clock.
         """
         super().__init__(creator, **arguments)
         self._timeout_s, self._keep, self._is_alive = timeout_s, keep, is_alive
-        self._margin_s, self.raise_leaks = margin_s, raise_leaks
+        self._margin_s, self.raise_leaks, self._prefix = margin_s, raise_leaks, prefix
         self._places = tuple(_Place() for _ in range(size))
         self._line: deque[_Checkout] = deque()
 
@@ -174,6 +175,7 @@ class BoundedPool(Pool):
             timeout_s=self._timeout_s,
             margin_s=self._margin_s,
             raise_leaks=self.raise_leaks,
+            prefix=self._prefix,
             keep=self._keep,
             is_alive=self._is_alive,
             recycle=self._recycle,
@@ -344,7 +346,7 @@ class BoundedPool(Pool):
                 self._line[0].bell.release()
 
     def _exhausted(self, waited_s: float) -> PoolExhausted:
-        now, me = time.time(), threading.get_ident()
+        now, me, pool_size = time.time(), threading.get_ident(), variable("pool_size", self._prefix)
         held = [last for last in (place.last() for place in self._places) if "end" not in last.fate]
         where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
         waiting = len(self._line) - 1
@@ -357,9 +359,9 @@ class BoundedPool(Pool):
             advice = "Other threads use them; make their transactions shorter"
         return PoolExhausted(
             f"no connection became free within {min(self._timeout_s, round(waited_s, 2)):g} s "
-            f"({variable('checkout_timeout_s')}): the pool has {self.size()} ({variable('pool_size')}), taken at "
+            f"({variable('checkout_timeout_s', self._prefix)}): the pool has {self.size()} ({pool_size}), taken at "
             f"{where}; {waiting} more {'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or "
-            f"raise {variable('pool_size')}"
+            f"raise {pool_size}"
         )
 
     # ---- return
@@ -396,6 +398,7 @@ def build_pool(
         timeout_s=settings.checkout_timeout_s,
         margin_s=settings.margin_s,
         raise_leaks=settings.leaks == "raise",
+        prefix=settings.prefix,
         keep={"tiny": _always, "null": _never}[settings.pool],
         is_alive=is_alive,
         recycle=settings.max_age_s,

@@ -77,7 +77,8 @@ class SecretSource:
         elif settings.endpoint == "proxy":
             cause = (
                 "the secret's password is not the one that the proxy has for this user, the proxy's own secret for it "
-                "is missing or wrong, or the proxy asks for IAM (IAMAuth: REQUIRED; then set PLUNGEPOOL_AUTH=iam)"
+                "is missing or wrong, or the proxy asks for IAM (IAMAuth: REQUIRED; then set "
+                f"{settings.variable('auth')}=iam)"
             )
         else:
             cause = (
@@ -118,8 +119,8 @@ class SecretSource:
             raise SettingsError(
                 [
                     (
-                        f"PLUNGEPOOL_USER is {settings.user!r} and the secret's username is {user!r}; leave "
-                        "PLUNGEPOOL_USER unset"
+                        f"{settings.variable('user')} is {settings.user!r} and the secret's username is {user!r}; "
+                        f"leave {settings.variable('user')} unset"
                     )
                 ]
             )
@@ -129,8 +130,10 @@ class SecretSource:
             host = content.get("host")
             port = _port(content.get("port", int)) or port
             if not host:
-                raise SettingsError([f"PLUNGEPOOL_HOST is missing, and the secret {name!r} holds no host either"])
-            if problem := host_problem(host):
+                raise SettingsError(
+                    [f"{settings.variable('host')} is missing, and the secret {name!r} holds no host either"]
+                )
+            if problem := host_problem(host, settings.variable("port")):
                 raise CredentialsError(f"the host in the secret {name!r} {problem}")
         database = settings.database
         if database == _DEFAULT_DATABASE:
@@ -230,7 +233,9 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
             "(aws sso login)"
         )
     if kinds & {"NoRegionError", "InvalidRegionError"}:
-        return f"{what}a secret given by name needs PLUNGEPOOL_REGION (or AWS_REGION), or give its whole ARN"
+        return (
+            f"{what}a secret given by name needs {settings.variable('region')} (or AWS_REGION), or give its whole ARN"
+        )
     if kinds.intersection(_NO_WAY):
         return (
             f"{what}there is no way to Secrets Manager in {region} from here; a function in a VPC needs NAT, or an "
@@ -241,8 +246,8 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
         return f"{what}AWS does not take these credentials; renew them, and check this machine's clock"
     if code == "ResourceNotFoundException":
         return (
-            f"{what}there is no such secret, or no current version of it, in {region}: check PLUNGEPOOL_SECRET_ARN, "
-            "its region and its account"
+            f"{what}there is no such secret, or no current version of it, in {region}: check "
+            f"{settings.variable('secret_arn')}, its region and its account"
         )
     if code == "DecryptionFailure" or (code == "AccessDeniedException" and "KMS" in words):
         return (
@@ -259,8 +264,8 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
     if code in ("ThrottlingException", "InternalServiceError", "InternalServiceErrorException", "ServiceUnavailable"):
         return f"{what}Secrets Manager is too busy or out of order: try again"
     return (
-        f"{what}check PLUNGEPOOL_SECRET_ARN and its region, and the role's secretsmanager:GetSecretValue (and "
-        "kms:Decrypt with a key of your own)"
+        f"{what}check {settings.variable('secret_arn')} and its region, and the role's secretsmanager:GetSecretValue "
+        "(and kms:Decrypt with a key of your own)"
     )
 
 

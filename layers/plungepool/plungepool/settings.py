@@ -44,9 +44,11 @@ _SECONDS_AT_MOST = {
 _ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "statement_timeout_s")
 
 
-def variable(name: str) -> str:
-    """Return the environment variable of a setting: `pool_size` is PLUNGEPOOL_POOL_SIZE."""
-    return PREFIX + name.upper()
+def variable(name: str, prefix: str = "") -> str:
+    """
+    Return the environment variable of a setting: `pool_size` is PLUNGEPOOL_POOL_SIZE, or REPORTS_PLUNGEPOOL_POOL_SIZE.
+    """
+    return f"{prefix}{PREFIX}{name.upper()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,9 @@ class Settings:
 
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
         it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
-        host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`.
+        host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`;
+        `prefix` is no variable, but what stands before the name of each one: settings of different prefixes have
+        engines of their own, and each error names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
@@ -88,8 +92,11 @@ class Settings:
     deadline: str = ""
     deadline_margin_s: float = 0.5
     leaks: str = "close"
+    prefix: str = ""
 
     def __post_init__(self, url: str | None) -> None:
+        if problem := _prefix_problem(self.prefix):
+            raise SettingsError([problem])  # every other text would name variables by it
         problems = self._take_url(url) if url else []
         if isinstance(self.password, str):
             self._set("password", _Password(self.password))
@@ -112,16 +119,22 @@ class Settings:
         """What the invocation's deadline leaves for the handler, in seconds; None where there is no deadline."""
         return None if self.deadline == "off" else self.deadline_margin_s
 
+    def variable(self, name: str) -> str:
+        """Return the environment variable of one of these settings, with their prefix: for the text of an error."""
+        return variable(name, self.prefix)
+
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+    def from_env(cls, environ: Mapping[str, str], *, prefix: str = "") -> Settings:
         """
         Read the settings from environment variables; an empty value counts as not set.
 
         Args: environ: usually `os.environ`. A PLUNGEPOOL_ name that is not a setting is a problem, so that a typo is
-            not silent. AWS_REGION stands in for PLUNGEPOOL_REGION.
+            not silent. AWS_REGION stands in for PLUNGEPOOL_REGION. prefix: for one database of several: with
+            "REPORTS_" the variables are REPORTS_PLUNGEPOOL_HOST and so on, and no others: nothing is taken from those
+            without the prefix.
         Raises: SettingsError, which names every problem at once.
         """
-        settings, problems = cls._read(environ)
+        settings, problems = cls._read(environ, prefix)
         # What is raised from here shows the locals of this frame to a crash reporter.
         del environ
         if settings is None:
@@ -129,17 +142,20 @@ class Settings:
         return settings
 
     @classmethod
-    def _read(cls, environ: Mapping[str, str]) -> tuple[Settings | None, list[str]]:
+    def _read(cls, environ: Mapping[str, str], prefix: str) -> tuple[Settings | None, list[str]]:
         """Return the settings, or what is wrong; raises nothing, since its locals hold every value."""
-        problems: list[str] = []
-        values: dict[str, Any] = {}
-        given = {key: value for key, value in environ.items() if key.startswith(PREFIX)}
+        if problem := _prefix_problem(prefix):
+            return None, [problem]
+        problems = list(_misplaced(environ, prefix)) if prefix else []
+        values: dict[str, Any] = {"prefix": prefix}
+        start = prefix + PREFIX
+        given = {key: value for key, value in environ.items() if key.startswith(start)}
         for key, value in sorted(given.items()):
-            name = key.removeprefix(PREFIX).lower()
+            name = key.removeprefix(start).lower()
             if key != key.upper() or name not in _READERS:
                 import difflib  # for a typo only: not at a cold start that goes well
 
-                close = difflib.get_close_matches(key.upper(), [variable(known) for known in _READERS], n=1)
+                close = difflib.get_close_matches(key.upper(), [variable(known, prefix) for known in _READERS], n=1)
                 problems.append(f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
             elif value:
                 try:
@@ -163,6 +179,7 @@ class Settings:
 
     def _take_url(self, url: str) -> list[str]:
         """Fill the parts from the URL; return what is wrong with it, never quoting it: it may hold a password."""
+        variable = self.variable
         here = variable("url")
         if any(character.isspace() or character < " " for character in url):
             # urlsplit would drop some of them without a word.
@@ -199,6 +216,7 @@ class Settings:
 
     def _wrong_values(self) -> Iterator[tuple[str, str]]:
         """Yield (setting, what is wrong with its value by itself)."""
+        variable = self.variable
         for name in (*_CHOICES, "host", "address", "database", "user", "password", "secret_arn", "region", "ca_file"):
             value = getattr(self, name)
             if value is None and name not in _CHOICES:
@@ -209,7 +227,7 @@ class Settings:
                 yield name, f"{variable(name)} begins or ends with a line break, as a copied value does; remove it"
             elif name in _CHOICES and value not in _CHOICES[name]:
                 yield name, f"{variable(name)} must be one of {', '.join(_CHOICES[name])}, not {value!r}"
-            elif name in _SHAPES and value and (problem := _SHAPES[name](value)):
+            elif name in _SHAPES and value and (problem := _SHAPES[name](value, variable("port"))):
                 yield name, f"{variable(name)} {problem}"
         if not self.host and self.auth != "secret":  # a secret may hold the host
             yield "host", f"{variable('host')} is missing (or {variable('url')})"
@@ -228,6 +246,7 @@ class Settings:
 
     def _contradictions(self) -> Iterator[tuple[set[str], str]]:
         """Yield (the settings involved, how they contradict each other)."""
+        variable = self.variable
         auth = f"{variable('auth')}={self.auth}"
         if not self.user and self.auth != "secret":
             yield {"user", "auth"}, f"{variable('user')} is missing; {auth} needs it"
@@ -303,6 +322,12 @@ def _without_values(init: Callable[..., None]) -> Callable[..., None]:
 Settings.__init__ = _without_values(Settings.__init__)  # type: ignore[method-assign]
 
 
+def prefixes(environ: Mapping[str, str]) -> list[str]:
+    """Return the prefixes under which the variables name a database; "" where they do without one."""
+    names = _names_by_prefix(environ)
+    return [prefix for prefix in names if not _prefix_problem(prefix) and not _NAMES_A_SERVER.isdisjoint(names[prefix])]
+
+
 def split_address(address: str, port: int) -> tuple[str, int]:
     """
     Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none.
@@ -320,14 +345,16 @@ def split_address(address: str, port: int) -> tuple[str, int]:
     return host, _whole_number(number) if rest else port
 
 
-def host_problem(value: str) -> str | None:
+def host_problem(value: str, port: str) -> str | None:
     """
     Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake.
+
+    Args: port: the variable that a port belongs in.
     """
     if value.startswith("["):
-        return f"must be an IPv6 address without its brackets; a port has a setting of its own, {variable('port')}"
+        return f"must be an IPv6 address without its brackets; a port has a setting of its own, {port}"
     if value.count(":") == 1 and value.rpartition(":")[2].isdigit():
-        return f"must not hold a port: set {variable('port')} to it"
+        return f"must not hold a port: set {port} to it"
     if any(character.isspace() or character in "/@,[]" for character in value):
         return "must be one host name or address, without user, port, path or blanks"
     if ":" in value:
@@ -352,7 +379,56 @@ def host_problem(value: str) -> str | None:
     return None
 
 
-def _address_problem(value: str) -> str | None:
+def _prefix_problem(prefix: object) -> str | None:
+    if prefix == "":
+        return None
+    if not isinstance(prefix, str) or PREFIX in f"{prefix}_":
+        return f"prefix must be what stands before {PREFIX} in the names of the variables, such as REPORTS_; or empty"
+    letters = prefix.replace("_", "")
+    if not (
+        prefix[0].isalpha() and prefix[-1] == "_" and letters.isascii() and letters.isalnum() and letters.isupper()
+    ):
+        return "prefix must be of capital letters, digits and underscores, and end in one, such as REPORTS_"
+    return None
+
+
+def _misplaced(environ: Mapping[str, str], prefix: str) -> Iterator[str]:
+    """
+    Yield which variables have a prefix that is a typo of this one, and where there is none of this one.
+
+    Two databases may have names as near as READER1_ and READER2_; but variables that name no endpoint are of no
+    database, and nobody could use them.
+    """
+    if not any(key.startswith(prefix + PREFIX) for key in environ):
+        others = ", ".join(other for other in prefixes(environ) if other)
+        yield f"no variable begins with {prefix}{PREFIX}" + (f"; there are those of {others}" if others else "")
+    for other, names in _names_by_prefix(environ).items():
+        if other not in ("", prefix) and _NAMES_A_SERVER.isdisjoint(names):
+            import difflib  # for a typo only
+
+            if difflib.get_close_matches(other.upper(), [prefix], cutoff=_NEARLY):
+                for name in names:
+                    right = variable(name, prefix)
+                    yield f"{variable(name, other)} belongs to no database; did you mean {right}?"
+
+
+def _names_by_prefix(environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the settings that stand in the variables, by what stands before PLUNGEPOOL_ there."""
+    names: dict[str, list[str]] = {}
+    for key in sorted(environ):
+        before, found, name = key.partition(PREFIX)
+        if found and name.isupper() and name.lower() in _READERS and environ[key]:
+            names.setdefault(before, []).append(name.lower())
+    return names
+
+
+# One of these is in the settings of every database.
+_NAMES_A_SERVER = frozenset(("url", "host", "secret_arn"))
+# How alike two prefixes are of which one is a typo: a letter left out or two exchanged.
+_NEARLY = 0.75
+
+
+def _address_problem(value: str, port_variable: str) -> str | None:
     shape = "must be a host or address to dial, with or without a port: host, host:5432, [::1]:5432"
     try:
         host, port = split_address(value, 1)
@@ -360,10 +436,10 @@ def _address_problem(value: str) -> str | None:
         return shape
     if not 1 <= port <= 65535:
         return "must have a port from 1 to 65535"
-    return shape if host_problem(host) else None
+    return shape if host_problem(host, port_variable) else None
 
 
-def _region_problem(value: str) -> str | None:
+def _region_problem(value: str, _: str) -> str | None:
     # No pattern on the way that every cold start takes: compiling one is dearer than all the rest here.
     letters = value.replace("-", "")
     return (
@@ -373,7 +449,7 @@ def _region_problem(value: str) -> str | None:
     )
 
 
-def _secret_problem(value: str) -> str | None:
+def _secret_problem(value: str, _: str) -> str | None:
     import re
 
     if value.startswith("arn:"):
@@ -386,7 +462,8 @@ def _secret_problem(value: str) -> str | None:
     return None if re.fullmatch(r"[\w/+=.@-]+", value) else "must be the ARN or the name of a secret"
 
 
-_SHAPES: dict[str, Callable[[str], str | None]] = {
+# Of a value, and the variable that a port belongs in.
+_SHAPES: dict[str, Callable[[str, str], str | None]] = {
     "host": host_problem,
     "address": _address_problem,
     "region": _region_problem,
@@ -435,5 +512,5 @@ def _reader(annotation: str) -> Callable[[str], object]:
 
 _READERS: dict[str, Callable[[str], object]] = {
     "url": str,
-    **{one.name: _reader(str(one.type)) for one in fields(Settings)},
+    **{one.name: _reader(str(one.type)) for one in fields(Settings) if one.name != "prefix"},
 }

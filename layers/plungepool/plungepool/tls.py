@@ -16,6 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .errors import SettingsError
+from .settings import variable
 
 if TYPE_CHECKING:
     import ssl
@@ -26,15 +27,16 @@ _CERTIFICATES = os.path.join(os.path.dirname(__file__), "certificates")
 _AMAZON_ROOTS = "amazon-roots.pem"
 
 # What is trusted -> the state that the file was in, and the context made from it.
-_contexts: dict[tuple[str | None, str | None, bool, bool], tuple[object, ssl.SSLContext]] = {}
+_contexts: dict[tuple[str | None, str | None, bool, bool, str], tuple[object, ssl.SSLContext]] = {}
 
 
 def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLContext | None:
     """
     Return the process-wide verifying context for these settings, made on first use; None where TLS is disabled.
 
-    Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide. every_curve: offer what OpenSSL
-        does; else the one curve that saves a round trip with most servers.
+    Args: settings: ``tls``, ``tls_negotiation``, ``ca_file`` and ``region`` decide; by ``prefix`` a context knows what
+        errors call them. every_curve: offer what OpenSSL does; else the one curve that saves a round trip with most
+        servers.
     Raises: SettingsError when the file of PLUNGEPOOL_CA_FILE cannot be read or holds no certificate; one that was
         written anew is read anew.
     Threads, forks: safe; two threads that come first make two contexts, of which one is kept.
@@ -42,7 +44,7 @@ def client_context(settings: Settings, *, every_curve: bool = False) -> ssl.SSLC
     if settings.tls == "disable":
         return None
     direct = settings.tls_negotiation == "direct"
-    key = (settings.ca_file, None if settings.ca_file else settings.region, every_curve, direct)
+    key = (settings.ca_file, None if settings.ca_file else settings.region, every_curve, direct, settings.prefix)
     state = _state_of(settings.ca_file)
     known, context = _contexts.get(key, (None, None))
     if context is None or known != state:
@@ -88,9 +90,9 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     code = getattr(error, "verify_code", None)
     if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
         return (
-            f"the server shows a certificate for another name than {host}: PLUNGEPOOL_HOST must be the endpoint's own "
-            "name as AWS gives it, not an address or a name of your own; where a tunnel has another address, that is "
-            "PLUNGEPOOL_ADDRESS"
+            f"the server shows a certificate for another name than {host}: {setting(context, 'host')} must be the "
+            "endpoint's own name as AWS gives it, not an address or a name of your own; where a tunnel has another "
+            f"address, that is {setting(context, 'address')}"
         )
     if code in (_EXPIRED, _NOT_YET_VALID):
         return (
@@ -101,20 +103,25 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     if code is not None:
         own = getattr(context, "ca_file", None)
         cure = (
-            f"PLUNGEPOOL_CA_FILE names {own!r}, and nothing else is trusted: put the certificate of the authority that "
-            "issued the server's into that file, or leave the setting unset for a server of AWS's"
+            f"{setting(context, 'ca_file')} names {own!r}, and nothing else is trusted: put the certificate of the "
+            "authority that issued the server's into that file, or leave the setting unset for a server of AWS's"
             if own
             else (
-                "trusted are the authorities of Amazon RDS in PLUNGEPOOL_REGION, as far as this version ships them, "
-                "unless PLUNGEPOOL_CA_FILE names a PEM file with others"
+                f"trusted are the authorities of Amazon RDS in {setting(context, 'region')}, as far as this version "
+                f"ships them, unless {setting(context, 'ca_file')} names a PEM file with others"
             )
         )
         message = getattr(error, "verify_message", "")
         return f"the certificate of {host} comes from an authority that is not trusted here ({message}): {cure}"
     return (
         f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS "
-        "1.2 or newer; PLUNGEPOOL_TLS=disable is for a database on this machine only"
+        f"1.2 or newer; {setting(context, 'tls')}=disable is for a database on this machine only"
     )
+
+
+def setting(context: ssl.SSLContext | None, name: str) -> str:
+    """Return the variable of a setting, as the settings that `client_context` made this context of call it."""
+    return variable(name, getattr(context, "prefix", ""))
 
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h; the module ssl names none of them.
@@ -133,12 +140,15 @@ def _state_of(ca_file: str | None) -> object:
     return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _make_context(ca_file: str | None, region: str | None, every_curve: bool, direct: bool) -> ssl.SSLContext:
+def _make_context(
+    ca_file: str | None, region: str | None, every_curve: bool, direct: bool, prefix: str
+) -> ssl.SSLContext:
     import ssl
 
     # Not create_default_context(): from Python 3.13 it sets VERIFY_X509_STRICT, and what is trusted must not depend
     # on the runtime. PROTOCOL_TLS_CLIENT asks for a certificate and checks the host name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.prefix = prefix  # type: ignore[attr-defined]  # for `setting`
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not every_curve:
         # PostgreSQL before 18 knows no other curve unless told to (ssl_ecdh_curve), and every server of TLS 1.3 must
@@ -156,12 +166,12 @@ def _make_context(ca_file: str | None, region: str | None, every_curve: bool, di
     try:
         context.load_verify_locations(cafile=ca_file)
     except ssl.SSLError as error:
-        raise SettingsError(
-            [f"PLUNGEPOOL_CA_FILE names {ca_file!r}, which holds no certificate in PEM format"]
-        ) from error
+        problem = f"{variable('ca_file', prefix)} names {ca_file!r}, which holds no certificate in PEM format"
+        raise SettingsError([problem]) from error
     except OSError as error:
         problem = (
-            f"PLUNGEPOOL_CA_FILE names {ca_file!r}, which cannot be read ({error.strerror}); leave it unset for AWS"
+            f"{variable('ca_file', prefix)} names {ca_file!r}, which cannot be read ({error.strerror}); leave it unset "
+            "for AWS"
         )
         raise SettingsError([problem]) from error
     return context

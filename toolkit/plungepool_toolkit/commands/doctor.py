@@ -18,6 +18,7 @@ _STYLES = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗",
 def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    prefix: Annotated[str, typer.Option(help="What stands before PLUNGEPOOL_ in the variables, as REPORTS_.")] = "",
 ) -> None:
     """
     Say step by step what works with the PLUNGEPOOL_ variables of this environment.
@@ -26,7 +27,7 @@ def doctor(
     """
     console = Console(highlight=False, soft_wrap=True)
     checks = []
-    for check in check_environment(os.environ):
+    for check in check_environment(os.environ, prefix=prefix):
         checks.append(check)
         if not as_json:
             _print(console, check)

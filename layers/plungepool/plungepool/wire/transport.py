@@ -11,7 +11,7 @@ import struct
 import time as clock
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..tls import explain
+from ..tls import explain, setting
 from .errors import EndOfStream, Lost, OperationalError, Secret, TooLate, lost
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ALPN = "postgresql"
 TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 
 _NO_TLS = {
-    b"N": "{} does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent",
+    b"N": "{} does not offer TLS, and {} asks for it; nothing else was sent",
     b"E": "{} refused the connection before TLS began (too many connections, or it is starting up)",
 }
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
@@ -120,7 +120,8 @@ class Transport:
         if answer == b"S":
             self._shake_hands()
             return
-        raise OperationalError(_NO_TLS.get(answer, "{} did not answer the request for TLS").format(self.place))
+        said = _NO_TLS.get(answer, "{} did not answer the request for TLS")
+        raise OperationalError(said.format(self.place, setting(self._ssl_context, "tls")))
 
     def _shake_hands(self) -> None:
         import ssl
@@ -148,15 +149,15 @@ class Transport:
                     break
         except ssl.SSLError as error:
             if self._direct and not _is_of_tls(error):
-                raise _not_at_once(self.place) from error
+                raise _not_at_once(self.place, context) from error
             raise OperationalError(explain(error, self.place, context)) from error
         except OSError as error:
             if self._direct and error.errno is not None:  # as for `lost`
-                raise _not_at_once(self.place) from error.with_traceback(None)
+                raise _not_at_once(self.place, context) from error.with_traceback(None)
             raise lost(error) from None
         # As libpq demands it: a server of another protocol that speaks TLS must not take what follows for its own.
         if self._direct and secured.selected_alpn_protocol() != ALPN:
-            raise _not_at_once(self.place)
+            raise _not_at_once(self.place, context)
 
     def peer_certificate(self) -> bytes | None:
         """Return the server's certificate, as DER; None without TLS."""
@@ -365,10 +366,11 @@ def _resolve(host: str, port: int, place: str) -> list[Any]:
         raise OperationalError(f"the host name {host} cannot be resolved{where}: {reason}") from error
 
 
-def _not_at_once(place: str) -> OperationalError:
+def _not_at_once(place: str, context: ssl.SSLContext) -> OperationalError:
     return OperationalError(
-        f"{place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and PLUNGEPOOL_TLS_NEGOTIATION=direct asks "
-        "for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked for first"
+        f"{place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and {setting(context, 'tls_negotiation')}="
+        "direct asks for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked "
+        "for first"
     )
 
 

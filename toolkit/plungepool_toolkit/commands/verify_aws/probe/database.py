@@ -40,10 +40,7 @@ _SCHEMA = "plungepool_probe"
 
 def settings_of(prefix: str = "") -> Settings:
     """Return the settings of the proxy (no prefix), of the database (`DIRECT_`) or of its administrator (`ADMIN_`)."""
-    names = {name.removeprefix(prefix): name for name in os.environ if name.startswith(f"{prefix}PLUNGEPOOL_")}
-    if "AWS_REGION" in os.environ:
-        names["AWS_REGION"] = "AWS_REGION"
-    return Settings.from_env({own: os.environ[name] for own, name in names.items()})
+    return Settings.from_env(os.environ, prefix=prefix)
 
 
 # ---- a client that sends what it is told ----------------------------------------------------------------------------

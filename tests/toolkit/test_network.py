@@ -142,6 +142,24 @@ def test_partition_swallows_until_it_heals(proxy: ChaosProxy) -> None:
         assert client.recv(1) == b"b"
 
 
+def test_what_is_swallowed_stays_silent_and_new_connections_pass(proxy) -> None:
+    """Neither end hears anything again, not even the end of the other; whoever connects anew is served."""
+    with connect(proxy) as lost:
+        ask(lost, b"a")
+        assert proxy.swallow() == 1
+        lost.sendall(b"b")
+        with connect(proxy) as client:
+            assert ask(client, b"c") == b"c"
+            lost.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                lost.recv(1)
+            proxy.partition()
+            proxy.heal()
+            with pytest.raises(TimeoutError):
+                lost.recv(1)
+            assert proxy.swallow() == 1
+
+
 @pytest.mark.parametrize("gracefully", [False, True])
 def test_cut_lets_exactly_so_many_bytes_pass(proxy: ChaosProxy, gracefully: Any) -> None:
     """The client gets the bytes before the cut, then the end; the next connection lives."""

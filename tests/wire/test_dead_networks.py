@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import ipaddress
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from black_hole import BlackHole
 from fuzz_server import Fault, FuzzServer
 
 from plungepool import wire
@@ -214,74 +212,6 @@ def test_other_addresses_of_a_name_are_tried(
 
 
 # ---- a real black hole: packets vanish, and nothing acknowledges anything
-
-
-class BlackHole:
-    """
-    A network of its own, one virtual cable away, whose answers can be made to vanish.
-
-    A listener in a network namespace passes on to the server outside; the namespace's route back is what vanishes.
-    Names and addresses follow from the process's number, so that two runs at a time do not meet.
-    """
-
-    port = 5432
-
-    def __init__(self, postgres: Postgres) -> None:
-        # 198.18.0.0/15 is for tests of networks (RFC 2544); process numbers end at 2^22, and a /30 for each fits 2^15.
-        network = int(ipaddress.ip_address("198.18.0.0")) + os.getpid() % 2**15 * 4
-        self.client, self.host = (str(ipaddress.ip_address(network + number)) for number in (1, 2))
-        self.target = postgres.host, postgres.port
-        self.space, self.cable, self.far_end = (f"{kind}{os.getpid()}" for kind in ("plungepool", "ppa", "ppb"))
-        self.sockets = []
-
-    def __enter__(self) -> Any:
-        run("ip", "netns", "add", self.space)
-        self.inside = ("ip", "-n", self.space)
-        run("ip", "link", "add", self.cable, "type", "veth", "peer", "name", self.far_end, "netns", self.space)
-        run("ip", "addr", "add", f"{self.client}/30", "dev", self.cable)
-        run("ip", "link", "set", self.cable, "up")
-        run(*self.inside, "addr", "add", f"{self.host}/30", "dev", self.far_end)
-        run(*self.inside, "link", "set", self.far_end, "up")
-        thread = threading.Thread(target=self._listen)
-        thread.start()
-        thread.join()
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def _listen(self) -> None:
-        # A socket belongs to the namespace of the thread that makes it.
-        with open(f"/run/netns/{self.space}") as namespace:
-            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) == 0  # CLONE_NEWNET
-        self.listener = socket.create_server((self.host, self.port))
-        self.sockets.append(self.listener)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                peer, _ = self.listener.accept()
-                server = socket.create_connection(self.target)
-                self.sockets += (peer, server)
-                for one, other in ((peer, server), (server, peer)):
-                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
-
-    def _pump(self, one: Any, other: Any) -> None:
-        with contextlib.suppress(OSError):
-            while data := one.recv(65536):
-                other.sendall(data)
-
-    def swallow(self) -> None:
-        run(*self.inside, "route", "add", "blackhole", f"{self.client}/32")
-
-    def __exit__(self, *_: object) -> None:
-        for one in self.sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        run("ip", "netns", "del", self.space)
-
-
-def run(*command: Any) -> None:
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture

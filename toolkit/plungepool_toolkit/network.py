@@ -54,6 +54,7 @@ class _Link:
         self.down = _Stream(server, client, from_client=False)
         self.client_spoke_last = False
         self.opens_at = opens_at
+        self.swallowed = False
         self.closed = False
 
     def stream_from(self, source: socket.socket) -> _Stream:
@@ -263,6 +264,24 @@ class ChaosProxy(Closing):
 
         self._call(act)
 
+    def swallow(self) -> int:
+        """
+        Lose every connection that is open, for good and without a word, as a NAT gateway or a load balancer loses those
+        that were idle for too long: neither end hears of the other again, and new connections pass. Return how many
+        there were.
+
+        As in a partition, this machine's TCP still acknowledges what is sent.
+        """
+
+        def act() -> int:
+            lost = [link for link in self._links if not link.swallowed]
+            for link in lost:
+                link.swallowed = True
+                self._refresh(link)
+            return len(lost)
+
+        return self._call(act)
+
     def cut_after(
         self, *, from_client: int | None = None, from_server: int | None = None, gracefully: bool = False
     ) -> None:
@@ -360,7 +379,7 @@ class ChaosProxy(Closing):
         stream = link.stream_from(end)
         if events & selectors.EVENT_WRITE:
             self._flush(link, link.down if end is link.client else link.up)
-        if events & selectors.EVENT_READ and not self._partitioned and not stream.ended:
+        if events & selectors.EVENT_READ and not self._is_silent(link) and not stream.ended:
             self._read(link, stream)
         self._refresh(link)
 
@@ -411,7 +430,7 @@ class ChaosProxy(Closing):
             deliver()
 
     def _flush(self, link: _Link, stream: _Stream) -> None:
-        if self._partitioned or link.closed:
+        if self._is_silent(link) or link.closed:
             return
         try:
             while stream.pending:
@@ -437,6 +456,9 @@ class ChaosProxy(Closing):
         self._cut_from_client = self._cut_from_server = None
         self._close_link(link, reset=not self._cut_gracefully)
 
+    def _is_silent(self, link: _Link) -> bool:
+        return self._partitioned or link.swallowed
+
     def _refresh_all(self) -> None:
         for link in list(self._links):
             self._refresh(link)
@@ -447,7 +469,7 @@ class ChaosProxy(Closing):
             return
         for source, outgoing, incoming in ((link.client, link.up, link.down), (link.server, link.down, link.up)):
             events = 0
-            if not self._partitioned:
+            if not self._is_silent(link):
                 if not outgoing.ended and outgoing.held_bytes < _BUFFER_BYTES:
                     events |= selectors.EVENT_READ
                 if incoming.pending:

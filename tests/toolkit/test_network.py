@@ -142,7 +142,7 @@ def test_partition_swallows_until_it_heals(proxy: ChaosProxy) -> None:
         assert client.recv(1) == b"b"
 
 
-def test_what_is_swallowed_stays_silent_and_new_connections_pass(proxy) -> None:
+def test_what_is_swallowed_stays_silent_and_new_connections_pass(proxy: ChaosProxy) -> None:
     """Neither end hears anything again, not even the end of the other; whoever connects anew is served."""
     with connect(proxy) as lost:
         ask(lost, b"a")

@@ -231,7 +231,8 @@ class Session:
         """
         End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
 
-        Args: stop: ask the server to stop what it does for us, too, if it does something; half a second at most.
+        Args: stop: ask the server to stop what it does for us, too, if it does something; a quarter of a second at
+            most.
 
         The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must
         read an end, and not what another connection receives on a descriptor of the same number.

@@ -64,6 +64,8 @@ class BlackHole:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+        # By itself it would go some time after its namespace, and the next one has the same name.
+        _run("ip", "link", "del", self.cable)
         _run("ip", "netns", "del", self.space)
 
     def _listen(self) -> None:

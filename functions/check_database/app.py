@@ -1,7 +1,8 @@
 """
 Check the way to the database from where the functions run, step by step; to be invoked by hand after a deployment.
 
-With {"prefix": "REPORTS_"} in the event it is the database of REPORTS_PLUNGEPOOL_HOST and its like.
+With {"prefix": "REPORTS_"} in the event it is the database of REPORTS_PLUNGEPOOL_HOST and its like. With {"rls": true,
+"schemas": ["tenants"]} it is also looked at whether row-level security holds for the function's role there.
 """
 
 from aws_lambda_powertools import Logger
@@ -13,7 +14,10 @@ logger = Logger()
 
 @logger.inject_lambda_context
 def handler(event: dict, context: object) -> dict:
-    result = checks.check_process(event.get("prefix", ""))
+    asked = event if isinstance(event, dict) else {}
+    result = checks.check_process(
+        asked.get("prefix", ""), rls=asked.get("rls") is True, schemas=asked.get("schemas") or ()
+    )
     for check in result["checks"]:
         write = logger.info if check["state"] == "ok" else logger.warning
         write(check["found"], check=check["name"], state=check["state"], cure=check["cure"])

@@ -27,7 +27,7 @@ from .errors import CredentialsError, SettingsError
 from .settings import PREFIX, Settings, prefixes, split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -60,13 +60,17 @@ class _Failure(Exception):
         self.check = Check(name, "failed", found, cure)
 
 
-def check_environment(environ: Mapping[str, str], *, prefix: str = "") -> Iterator[Check]:
+def check_environment(
+    environ: Mapping[str, str], *, prefix: str = "", rls: bool = False, schemas: Collection[str] = ()
+) -> Iterator[Check]:
     """
     Check the settings of an environment, and all that follows from them.
 
     Args: environ: usually `os.environ`. AWS credentials are always those of the process. prefix: of the variables, for
-        one database of several; as `Settings.from_env` takes it.
-    Returns: one Check a step, in order, each as soon as it is known; the last one failed if any did.
+        one database of several; as `Settings.from_env` takes it. rls: also whether row-level security holds for the
+        role. schemas: where; none for wherever the role may use a table.
+    Returns: one Check a step, in order, each as soon as it is known; a step that failed is the last one, but for those
+        of row-level security, which are independent of each other.
     Blocks: for some seconds if something is silent, PLUNGEPOOL_CONNECT_TIMEOUT_S a step. Raises: nothing of its own.
     """
     try:
@@ -78,14 +82,16 @@ def check_environment(environ: Mapping[str, str], *, prefix: str = "") -> Iterat
     found = f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}"
     others = ", ".join(f"{other}{PREFIX}…" for other in prefixes(environ) if other != prefix)
     yield Check("settings", "ok", f"{found}; not looked at: the database of {others}" if others else found)
-    yield from check_settings(settings)
+    yield from check_settings(settings, rls=rls, schemas=schemas)
 
 
-def check_settings(settings: Settings) -> Iterator[Check]:
+def check_settings(settings: Settings, *, rls: bool = False, schemas: Collection[str] = ()) -> Iterator[Check]:
     """Check what follows from settings that are right in themselves; see `check_environment`."""
     doubts: list[Check] = []
+    # A name by itself is a collection of letters.
+    chosen = ((schemas,) if isinstance(schemas, str) else tuple(schemas)) if rls else None
     try:
-        for check in _check_settings(settings, doubts):
+        for check in _check_settings(settings, doubts, chosen):
             if check.state == "warning":
                 doubts.append(check)
             yield check
@@ -109,7 +115,7 @@ class _Way:
         return to if to == dialled else f"{dialled} ({self.settings.variable('address')}, for {to})"
 
 
-def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
+def _check_settings(settings: Settings, doubts: list[Check], schemas: tuple[str, ...] | None) -> Iterator[Check]:
     host, port = settings.host, settings.port
     login = None
     if not host:
@@ -138,6 +144,8 @@ def _check_settings(settings: Settings, doubts: list[Check]) -> Iterator[Check]:
             yield _let_in(settings, way, login, connection, (time.time() - started) * 1000)
             try:
                 yield from _server(settings, login.user, connection)
+                if schemas is not None:
+                    yield from _row_security(settings, connection, schemas)
             except DBAPIError as error:
                 found = str(error.orig)
                 raise _Failure("server", found, "see docs/troubleshoot.md for its SQLSTATE") from error
@@ -684,6 +692,18 @@ def _pinning(settings: Settings) -> Check:
     )
 
 
+def _row_security(settings: Settings, connection: Connection, schemas: tuple[str, ...]) -> Iterator[Check]:
+    from . import row_security
+
+    if settings.auth == "dsql":
+        found = "nothing was looked at: Aurora DSQL has no row-level security"
+        yield Check("RLS", "warning", found, "keep tenants apart by a schema and a role, or a cluster, for each")
+        return
+    for finding in row_security.examine(connection, schemas):
+        yield Check(*finding)
+    connection.commit()
+
+
 def as_document(checks: list[Check]) -> dict[str, Any]:
     """
     Return the checks as JSON can hold them.
@@ -696,6 +716,6 @@ def as_document(checks: list[Check]) -> dict[str, Any]:
     }
 
 
-def check_process(prefix: str = "") -> dict[str, Any]:
+def check_process(prefix: str = "", *, rls: bool = False, schemas: Collection[str] = ()) -> dict[str, Any]:
     """Check this process's own environment; see `check_environment` and `as_document`."""
-    return as_document(list(check_environment(os.environ, prefix=prefix)))
+    return as_document(list(check_environment(os.environ, prefix=prefix, rls=rls, schemas=schemas)))

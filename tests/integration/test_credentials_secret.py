@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import botocore.client
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 from moto import mock_aws
 from sqlalchemy.exc import OperationalError
 
@@ -138,6 +138,16 @@ def test_secret_gives_the_whole_address(secret: Secret) -> None:
     assert server.logins == [Login("app", "first", "db.secret", 5433, "mine")]
 
 
+@pytest.mark.parametrize("port", [None, "", "5432a", "0", "65536", "123456789"])
+def test_port_of_the_settings_stands_in_for_one_that_is_none(secret: Secret, port: str | None) -> None:
+    """A secret with a host, and without a port or with one that cannot be."""
+    content = {name: value for name, value in FULL.items() if name != "port"}
+    secret.put(content if port is None else content | {"port": port})
+    server = Server(app="first")
+    source(make_settings(secret, host="", port=6000)).connect(server)
+    assert [(login.host, login.port) for login in server.logins] == [("db.secret", 6000)]
+
+
 def test_rds_managed_secret_holds_user_and_password_only(secret: Secret) -> None:
     """The second shape is enough when the settings name the host, and an error that says so when they do not."""
     secret.put({"username": "postgres", "password": "managed"})
@@ -193,6 +203,7 @@ def test_pending_version_is_tried_in_the_rotation_window(secret: Secret) -> None
     for _ in range(2):
         assert secrets.connect(server) == "a connection"
     assert server.shown == ["first", "second", "second"]
+    assert len(secret.regions) == 1, "one client read both versions"
 
 
 def test_previous_version_is_tried_where_the_server_is_late(secret: Secret) -> None:
@@ -324,8 +335,9 @@ def test_secrets_manager_that_never_answers_ends_the_connect(secret: Secret, mon
             "AccessDeniedException: User: arn:aws:sts::1:x is not authorized",
             "the role is not allowed secretsmanager:GetSecretValue",
         ),
-        ("AccessDeniedException: Access to KMS is not allowed", "kms:Decrypt"),
-        ("DecryptionFailure: no", "kms:Decrypt"),
+        ("AccessDeniedException: Access to KMS is not allowed", "the role needs kms:Decrypt on it"),
+        ("DecryptionFailure: no", "the role needs kms:Decrypt on it"),
+        ("ThrottlingException: KMS is slow", "try again"),
         ("ExpiredTokenException: no", "does not take these credentials"),
         ("UnrecognizedClientException: no", "does not take these credentials"),
         ("InvalidRequestException: marked for deletion", "about to be deleted"),
@@ -348,6 +360,31 @@ def test_refusal_of_secrets_manager_leads_to_its_cure(
     assert f"({code})" in str(caught.value)
     assert words in str(caught.value)
     assert "GetParameterError" not in str(caught.value)
+
+
+def test_version_that_may_not_be_read_is_no_missing_version(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role that may read the current version only: what AWS says of the pending one is the error."""
+    call = botocore.client.BaseClient._make_api_call
+
+    def refuse_others(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+        if parameters.get("VersionStage", "AWSCURRENT") != "AWSCURRENT":
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, operation)
+        return call(client, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse_others)
+    with pytest.raises(CredentialsError, match="the role is not allowed secretsmanager:GetSecretValue"):
+        source(make_settings(secret)).connect(Server(app="another"))
+
+
+def test_missing_credentials_are_named_by_awss_own_error(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No code of AWS's has come: the error of the client is named that says most."""
+
+    def refuse(*_: object) -> None:
+        raise NoCredentialsError
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+    with pytest.raises(CredentialsError, match=r"could not be read \(NoCredentialsError\): no AWS credentials"):
+        source(make_settings(secret)).connect(Server())
 
 
 def test_missing_region_is_named(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def _secret_reader(settings: Settings) -> Callable[[str], Document]:
         # out.
         options: dict[str, Any] = {} if stage == "AWSCURRENT" else {"VersionStage": stage}
         answer = Hidden()
-        answer.text = provider.get(name, force_fetch=True, max_age=0, **options)
+        answer.text = provider.get(name, max_age=0, **options)
         return Document(lambda: answer.text)
 
     return read_by_powertools

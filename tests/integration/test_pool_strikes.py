@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
 from sqlalchemy import event, text
+from strikes import KINDS, Injector, StruckError, StruckExit
 
 from plungepool import PoolExhausted, lifecycle, wire
 
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
 # In all; `STRIKES=100000 pytest tests/integration/test_pool_strikes.py` is the long run.
 STRIKES = int(os.environ.get("STRIKES", "2000"))
 SHAPES = [(threads, size) for threads in (1, 2, 4) for size in (1, 2, 4)]
-STRUCK_MODULES = ("sqlalchemy.", "plungepool.", "weakref", "contextlib", "threading")
-
-
-class StruckError(Exception):
-    """What an application's own time-out may raise."""
-
-
-class StruckExit(BaseException):
-    """What is no error."""
-
-
-KINDS = [StruckError, StruckExit, TimeoutError, KeyboardInterrupt]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Double checkin attempted"),
@@ -94,36 +83,6 @@ def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
             raise problem
 
     return run
-
-
-class Injector:
-    """Raises at the n-th line, return or instruction that a thread executes in the modules of interest."""
-
-    def __init__(self, at: int, kind: type[BaseException], *, instructions: bool = False) -> None:
-        self.left, self.kind, self.instructions, self.struck = at, kind, instructions, False
-
-    def __enter__(self) -> Self:
-        sys.settrace(self._enter)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        sys.settrace(None)
-
-    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_globals.get("__name__", "").startswith(STRUCK_MODULES):
-            return None
-        frame.f_trace_opcodes = self.instructions
-        return self._look
-
-    def _look(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "exception":
-            return self._look
-        self.left -= 1
-        if self.left == 0:
-            sys.settrace(None)
-            self.struck = True
-            raise self.kind("struck")
-        return self._look
 
 
 def one_use(engine: Engine, number: int, wrong: list[tuple[int, Any]]) -> None:

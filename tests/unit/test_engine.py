@@ -149,7 +149,9 @@ def test_pool_follows_the_settings(name: str, keeps: bool) -> None:
     built = engine.build_engine(settings).pool
     assert isinstance(built, pool.BoundedPool)
     for one in (built, built.recreate()):
-        assert (one.size(), one.timeout(), one.overflow(), one._recycle) == (3, 2, 0, 60)
+        assert (one.size(), one.timeout(), one.overflow()) == (3, 2, 0)
+        assert isinstance(one._examine, pool.Examiner)
+        assert one._examine._max_age_s == 60
         assert one._keep(object()) is keeps
 
 

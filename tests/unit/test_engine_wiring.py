@@ -230,46 +230,9 @@ def test_variables_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Driver:
-    """A connection that answers a ping, or not, and notes the deadline that it had then."""
+    """A connection whose deadline can be looked at."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.deadline, self.deadlines = error, None, []
-
-    def ping(self) -> None:
-        self.deadlines.append(self.deadline)
-        if self.error:
-            raise self.error
-
-
-@pytest.fixture
-def is_alive(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """How the engine asks a connection that was idle."""
-    handed: list[Any] = []
-    build = engine.build_pool
-    monkeypatch.setattr(engine, "build_pool", lambda *arguments: handed.append(arguments[2]) or build(*arguments))
-    engine.build_engine(settings(ping_after_idle_s=30, connect_timeout_s=4))
-    return handed[0]
-
-
-def test_a_ping_has_the_time_of_a_connect_and_leaves_no_deadline(is_alive: Any) -> None:
-    """Asked after the idle time of the settings and not before; the deadline of the question ends with it."""
-    driver = Driver()
-    assert is_alive(driver, 29.9) is True
-    assert driver.deadlines == []
-    assert is_alive(driver, 30) is True
-    assert 3 < driver.deadlines[0] - time.time() <= 4
-    assert driver.deadline is None
-
-
-def test_a_ping_that_fails_means_dead_and_another_exception_passes(is_alive: Any) -> None:
-    """The driver's errors are an answer; anything else is the caller's."""
-    lost = Driver(wire.OperationalError("lost"))
-    assert is_alive(lost, 60) is False
-    assert lost.deadline is None
-    struck = Driver(ValueError("not the driver's"))
-    with pytest.raises(ValueError, match="not the driver's"):
-        is_alive(struck, 60)
-    assert struck.deadline is None
+    deadline: float | None = None
 
 
 @pytest.fixture
@@ -277,29 +240,6 @@ def invocation_ends(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the moment at which the invocation has to be over; nobody has said so any more after the test."""
     monkeypatch.setattr(invocation, "_end", None)
     return invocation.end_at
-
-
-def test_a_ping_ends_with_the_invocation_and_leaves_its_deadline(is_alive: Any, invocation_ends: Any) -> None:
-    """The earlier of the two limits holds for the question, and the invocation's alone afterwards."""
-    for left_s in (2.0, 60.0):
-        ends = time.time() + left_s
-        invocation_ends(ends)
-        driver = Driver()
-        assert is_alive(driver, 60) is True
-        assert driver.deadlines[0] == pytest.approx(min(ends, time.time() + 4), abs=0.5)
-        assert driver.deadline == ends
-
-
-def test_what_is_handed_out_has_the_deadline_of_this_invocation(is_alive: Any, invocation_ends: Any) -> None:
-    """A connection that is not asked anything gets it, too, and keeps none of the invocation before."""
-    driver = Driver()
-    driver.deadline = 1.0
-    assert is_alive(driver, 0) is True
-    assert (driver.deadline, driver.deadlines) == (None, [])
-    ends = time.time() + 9
-    invocation_ends(ends)
-    assert is_alive(driver, 0) is True
-    assert driver.deadline == ends
 
 
 def test_a_connect_has_no_more_time_than_the_invocation(given: list[dict[str, Any]], invocation_ends: Any) -> None:

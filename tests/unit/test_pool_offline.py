@@ -35,20 +35,20 @@ class Connection:
 
 
 class Server:
-    """Gives connections, numbered from 1, and says of those that were idle whether they live."""
+    """Gives connections, numbered from 1, and says of those that were kept whether they may be handed out."""
 
     def __init__(self) -> None:
         self.given: list[Connection] = []
         self.asked: list[tuple[int, float]] = []
-        self.alive = True
+        self.dead: pool.Dead | None = None
 
     def connect(self, _record: Any) -> Connection:
         self.given.append(Connection(len(self.given) + 1))
         return self.given[-1]
 
-    def is_alive(self, connection: Connection, idle_s: float) -> bool:
-        self.asked.append((connection.number, idle_s))
-        return self.alive
+    def examine(self, connection: Connection, opened_at: float) -> pool.Dead | None:
+        self.asked.append((connection.number, opened_at))
+        return self.dead
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def make_pool(server: Server) -> Callable[..., BoundedPool]:
 
     def make(**changes: Any) -> BoundedPool:
         settings = {"host": "db.invalid", "user": "app", "password": "p", "tls": "disable", "checkout_timeout_s": 0.05}
-        return pool.build_pool(Settings(**(settings | changes)), server.connect, server.is_alive)
+        return pool.build_pool(Settings(**(settings | changes)), server.connect, server.examine)
 
     return make
 
@@ -112,11 +112,11 @@ def test_last_used_is_used_next(make_pool: Callable[..., BoundedPool]) -> None:
         fairy.close()
 
 
-def test_kept_connection_is_asked_with_the_time_that_it_was_idle(
+def test_kept_connection_is_examined_with_the_moment_that_it_was_opened(
     make_pool: Callable[..., BoundedPool], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its return to the checkout, by the wall clock; a frozen environment's clock jumps, and that counts."""
-    now = 1_700_000_000.0
+    """By the wall clock, at each checkout; a new one is not examined."""
+    begun = now = 1_700_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     one = make_pool()
     one.connect().close()
@@ -124,14 +124,14 @@ def test_kept_connection_is_asked_with_the_time_that_it_was_idle(
     now += 1234.5
     one.connect().close()
     one.connect().close()
-    assert server.asked == [(1, 1234.5), (1, 0.0)]
+    assert server.asked == [(1, begun), (1, begun)]
 
 
 def test_kept_connection_that_is_dead_is_replaced(make_pool: Callable[..., BoundedPool], server: Server) -> None:
     """It is closed, and the checkout gets a new one."""
     one = make_pool()
     one.connect().close()
-    server.alive = False
+    server.dead = pool.Dead("it was struck by lightning")
     fairy = one.connect()
     assert (number(fairy), server.given[0].gone) == (2, True)
     fairy.close()
@@ -155,12 +155,12 @@ def test_dispose_closes_what_is_kept_at_once_and_what_is_out_at_its_return(
 
 def test_pool_after_dispose_is_of_the_same_kind(make_pool: Callable[..., BoundedPool], server: Server) -> None:
     """
-    What Engine.dispose() puts in its place has the same size, patience, policy, age, name and log, and nothing in it.
+    What Engine.dispose() puts in its place has the same size, patience, policy, name and log, and nothing in it.
     """
-    old = make_pool(pool_size=3, checkout_timeout_s=0.07, max_age_s=77.0)
+    old = make_pool(pool_size=3, checkout_timeout_s=0.07)
     old.connect().close()
     new = old.recreate()
-    assert (new.size(), new.timeout(), new._recycle, new.checkedin()) == (3, 0.07, 77.0, 0)
+    assert (new.size(), new.timeout(), new.checkedin()) == (3, 0.07, 0)
     new.connect().close()
     new.connect().close()
     assert (len(server.given), [of for of, _ in server.asked]) == (2, [2])
@@ -174,7 +174,7 @@ def test_pool_after_dispose_keeps_its_listeners_and_its_name(server: Server) -> 
     from sqlalchemy import event
 
     old = pool.BoundedPool(
-        server.connect, size=1, timeout_s=0.05, keep=lambda _: True, is_alive=server.is_alive,
+        server.connect, size=1, timeout_s=0.05, keep=lambda _: True, examine=server.examine,
         logging_name="orders", reset_on_return=None, echo=True,
     )  # fmt: skip
     seen: list[str] = []

@@ -89,7 +89,7 @@ class _Plan(NamedTuple):
 
 class Connector:
     """
-    Opens the connections of one engine, and asks those that were idle whether they still live.
+    Opens the connections of one engine.
 
     Units: seconds of wall clock.        Threads: safe; each decides by what it saw last.
     """
@@ -173,24 +173,6 @@ class Connector:
                 raise failure
             finally:
                 del failure  # else the error, its traceback, this frame and the error again would be a circle
-
-    def is_alive(self, connection: Any, idle_s: float) -> bool:
-        """
-        Say whether a kept connection may be handed out again, and give it the deadline of the invocation.
-
-        At each checkout the dialect looks at the socket, at no cost, and finds what the server has closed; after a long
-        idle time the way to the server may have gone without a word, and only a question finds that. It has the time of
-        a connect.
-        """
-        try:
-            if idle_s >= self._settings.ping_after_idle_s:
-                connection.deadline = invocation.until(self._settings.connect_timeout_s, self._settings.margin_s)
-                connection.ping()
-        except wire.Error:
-            return False
-        finally:
-            connection.deadline = invocation.deadline(self._settings.margin_s)
-        return True
 
     def _begin(self, login: Login) -> _Plan:
         """

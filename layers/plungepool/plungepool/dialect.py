@@ -270,8 +270,12 @@ class PlungepoolDialect(PGDialect_pg8000):
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
-        """No plain pool may hand out a connection that was torn, or that the server has hung up."""
-        event.listen(engine, "checkout", _refuse_dead)
+        """
+        No plain pool may hand out a connection that was torn, or that the server has hung up; this package's own looks
+        at what it has kept by itself, and says so.
+        """
+        if not getattr(engine.pool, "examines", False):
+            event.listen(engine, "checkout", _refuse_dead)
         event.listen(engine, "handle_error", _name_deadline)
         engine.dialect._engine = weakref.ref(engine)  # type: ignore[attr-defined]
 

@@ -115,7 +115,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     )
     engine = create_engine(
         url,
-        pool=build_pool(settings, connector.connect, connector.is_alive),
+        pool=build_pool(settings, connector.connect),
         hide_parameters=True,
         # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
         # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.

@@ -5,6 +5,11 @@ A policy says at each return whether to keep the connection (`tiny`: always; `nu
 out LIFO, so that what was used last, which is the likeliest to live, is used next. Nothing runs in the background: an
 environment is frozen when it is idle, so every decision is taken at checkout or at return, by the wall clock.
 
+**After a freeze** a kept connection may have been closed, reset, or forgotten without a word. Before it is handed out,
+`Examiner` looks at its age and its socket, which costs no round trip, and asks it one short question where the server
+has not answered for long. What is found dead is replaced within the same checkout, told in one line at INFO, and may
+show something of the others that are kept: nothing, that they should be looked at, or that they are as dead.
+
 **State by evidence.** An exception can strike between any two lines: a signal handler's, another thread's, a
 time-out's. So no number is kept that somebody must remember to put back, and there is no lock that somebody must
 remember to release. The pool has a fixed tuple of places. Whoever has a place has it by a *checkout*, which ends once
@@ -19,6 +24,7 @@ Waiting is first come, first served. Threads: safe; signal handlers and finalize
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import threading
@@ -26,7 +32,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool
@@ -35,13 +41,20 @@ from sqlalchemy.pool import base as _sqlalchemys
 from . import invocation
 from .errors import PlungepoolError
 from .settings import Settings, variable
-from .wire.errors import DeadlineExceeded
+from .wire.errors import DeadlineExceeded, Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from .wire import Connection
+
+    # Whether another kept connection is dead, by itself and by when its connect began.
+    _OfOthers = Callable[[Any, float], bool]
+
+_logger = logging.getLogger("plungepool")
 
 # How a checkout ends.
 _RETURNED, _LOST = "returned", "lost"
@@ -50,7 +63,11 @@ _LOOK_AGAIN_S = 0.1
 # Frames that are remembered of each checkout, nearest first: enough to get past a framework's own to the user's line.
 _FRAMES_KEPT = 16
 _NEVER = float("inf")
+# A question has an answer of six bytes: who has not given it by then, after several retransmissions, is not there.
+_PING_AT_MOST_S = 2.0
 _NOTE = "plungepool_checkout"
+# A shutdown or pg_terminate_backend, a crash, a start; a write that is refused.
+_ENDS_SEVERAL, _READ_ONLY = frozenset(("57P01", "57P02", "57P03")), "25006"
 
 
 class PoolExhausted(PlungepoolError, exc.TimeoutError):
@@ -69,6 +86,7 @@ class _Checkout:
             "fate",
             "parked",
             "record",
+            "replaced",
             "returned_at",
             "since",
             "thread",
@@ -90,6 +108,8 @@ class _Checkout:
         self.disposed = False
         self.parked: ConnectionPoolEntry | None = None
         self.returned_at = 0.0
+        # Why it has another connection than the one that was kept for it, and how many others were dropped with that.
+        self.replaced: tuple[str, int] | None = None
         self.bell: Any = None
 
 
@@ -138,8 +158,97 @@ class _HandedOut:
         self._pool._ring()
 
 
+class Dead(NamedTuple):
+    """Why a kept connection is not handed out again."""
+
+    why: str
+    #: Of which others that are kept it shows the same.
+    others: _OfOthers | None = None
+
+
+class Examiner:
+    """
+    Asks of a kept connection whether it may be handed out again, and gives one that may the invocation's deadline.
+
+    Units: seconds of wall clock.        Threads: safe, for connections that nobody else uses.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the settings of an engine."""
+        self._max_age_s, self._ping_after_idle_s = settings.max_age_s, settings.ping_after_idle_s
+        self._ping_s = min(_PING_AT_MOST_S, settings.connect_timeout_s)
+        self._margin_s, self._max_age = settings.margin_s, settings.variable("max_age_s")
+
+    def __call__(self, connection: Connection, opened_at: float) -> Dead | None:
+        """
+        Say why a connection must be replaced; None: it may be handed out.
+
+        By its age and a look at its socket, which costs no round trip; where the server has not answered for
+        PLUNGEPOOL_PING_AFTER_IDLE_S, by a question that has two seconds at most, or half of what the invocation has
+        left. A moment that lies in the future is of a clock that was set back since, and says nothing: the connection
+        counts as too old, or as idle for too long.
+
+        Args: opened_at: when its connect began.
+        """
+        now = time.time()
+        if not 0 <= now - opened_at <= self._max_age_s:
+            return Dead(f"it was older than {self._max_age}")
+        idle_s = now - connection.answered_at
+        try:
+            connection.check()
+            if not 0 <= idle_s < self._ping_after_idle_s:
+                end = invocation.deadline(self._margin_s) or _NEVER
+                given_s = min(self._ping_s, (end - now) / 2)
+                connection.deadline = now + given_s
+                connection.ping()
+        except DeadlineExceeded:
+            why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
+            # What was not waited out shows nothing of others.
+            return Dead(why, _not_answered_since(now) if given_s == self._ping_s else None)
+        except Error as error:
+            why = f"the server had closed it ({error})" if error.sqlstate else str(error)
+            return Dead(why, _shown_by(error, opened_at))
+        connection.deadline = invocation.deadline(self._margin_s)
+        return None
+
+
+def _not_answered_since(moment: float) -> _OfOthers:
+    return lambda connection, _opened_at: connection.answered_at < moment
+
+
+def _is_hung_up(connection: Connection, _opened_at: float) -> bool:
+    try:
+        connection.check()
+    except Error:
+        return True
+    return False
+
+
+def _shown_by(error: BaseException, opened_at: float) -> _OfOthers | None:
+    """
+    Return of which kept connections the loss of one shows that they are lost as well; None: of none.
+
+    Who ends one session may be ending all, as at a restart: each socket shows it, so that they are looked at. Where
+    the way to the server, or what stands in between, was lost without a word, no socket shows it, and what has not
+    answered since counts as lost. Where a writer has moved, what was opened no later leads to where it was. What a
+    server says or does to one session (an idle time-out), or a deadline of this side's, shows nothing of another.
+    """
+    if isinstance(error, DeadlineExceeded) or not isinstance(error, Error):
+        return None
+    if error.sqlstate == _READ_ONLY:
+        return lambda _, others: others <= opened_at
+    if error.sqlstate is not None:
+        return _is_hung_up if error.sqlstate in _ENDS_SEVERAL else None
+    return _not_answered_since(time.time()) if isinstance(error.__cause__, OSError) else _is_hung_up
+
+
 class BoundedPool(Pool):
     """At most `size` connections, each handed out again only while it seems to live."""
+
+    #: The dialect need not look at what is checked out once more.
+    examines = True
+    # Where SQLAlchemy's pools log what they do; else it would be this module's.
+    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"
 
     def __init__(
         self,
@@ -151,18 +260,19 @@ class BoundedPool(Pool):
         raise_leaks: bool = False,
         prefix: str = "",
         keep: Callable[[Any], bool],
-        is_alive: Callable[[Any, float], bool],
+        examine: Callable[[Any, float], Dead | None],
         **arguments: Any,
     ) -> None:
         """
         Take `sqlalchemy.pool.Pool`'s arguments and these.
 
-        Args: keep(connection): asked at each return; False closes it. is_alive(connection, idle_s): whether a kept
-            connection may be handed out again. prefix: what the settings' variables begin with, for errors.
+        Args: keep(connection): asked at each return; False closes it. examine(connection, opened_at): why a kept
+            connection may not be handed out again; None where it may. prefix: what the settings' variables begin with,
+            for errors.
         Units: seconds of wall clock.
         """
         super().__init__(creator, **arguments)
-        self._timeout_s, self._keep, self._is_alive = timeout_s, keep, is_alive
+        self._timeout_s, self._keep, self._examine = timeout_s, keep, examine
         self._margin_s, self.raise_leaks, self._prefix = margin_s, raise_leaks, prefix
         self._places = tuple(_Place() for _ in range(size))
         self._line: deque[_Checkout] = deque()
@@ -177,7 +287,7 @@ class BoundedPool(Pool):
             raise_leaks=self.raise_leaks,
             prefix=self._prefix,
             keep=self._keep,
-            is_alive=self._is_alive,
+            examine=self._examine,
             recycle=self._recycle,
             echo=self.echo,
             logging_name=self._orig_logging_name,
@@ -189,11 +299,18 @@ class BoundedPool(Pool):
     def dispose(self) -> None:
         """Close what is kept; what is out is closed at its return."""
         for place in self._places:
-            last, nobody = place.last(), _Checkout([])
+            nobody = _Checkout([])
             nobody.fate["end"] = _RETURNED
-            last.disposed = True
-            if "end" in last.fate and last.fate.setdefault("heir", nobody) is nobody and last.parked is not None:
-                last.parked.close()
+            heir: _Checkout | None = None
+            while heir is not nobody:
+                last = place.last()
+                last.disposed = True
+                if "end" not in last.fate:
+                    break
+                # Where another checkout has taken it over meanwhile, that one has to know.
+                heir = last.fate.setdefault("heir", nobody)
+                if heir is nobody and last.parked is not None:
+                    last.parked.close()
 
     # ---- what SQLAlchemy's pools tell of themselves
 
@@ -237,6 +354,8 @@ class BoundedPool(Pool):
             checkout.delivered = True
             if invocation.is_running():
                 invocation.note(_HandedOut(self, checkout))
+            if checkout.replaced is not None:
+                _tell(*checkout.replaced)
             return fairy
         except BaseException:
             # Nobody will ever get it. Its end comes last: whoever finds none does all of this again.
@@ -248,6 +367,8 @@ class BoundedPool(Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         checkout = _asking(sys._getframe(1))
+        if invocation.is_over(self._margin_s):
+            raise DeadlineExceeded("the invocation was over before a connection was asked for")
         before = self._inherit(checkout, look_closely=False) if not self._line else None
         if before is None:
             before = self._wait(checkout)
@@ -259,11 +380,53 @@ class BoundedPool(Pool):
             checkout.record = weakref.ref(record)
             before.parked = None
             connection = record.dbapi_connection
-            if connection is not None and not self._is_alive(connection, time.time() - before.returned_at):
+            dead = None if connection is None else self._examine(connection, _opened_at(record))
+            if dead is not None:
                 record.close()  # the record connects anew when it is asked for its connection, which is next
+                checkout.replaced = dead.why, 0 if dead.others is None else self._drop(dead.others)
         checkout.before = None
         _notes(record)[_NOTE] = checkout
         return record
+
+    def _drop(self, is_dead: _OfOthers) -> int:
+        """Close those of the kept connections of which that is true, and return how many."""
+        dropped = 0
+        for place in self._places:
+            last = place.last()
+            record = last.parked
+            if record is None or "end" not in last.fate:
+                continue
+            # The place is in use meanwhile, as by any checkout, and is lost and found as any is.
+            checkout = _Checkout([])
+            checkout.record, checkout.before, checkout.returned_at = weakref.ref(record), last, last.returned_at
+            if last.fate.setdefault("heir", checkout) is not checkout:
+                continue
+            connection = record.dbapi_connection
+            if connection is not None and is_dead(connection, _opened_at(record)):
+                record.close()
+                dropped += 1
+            last.parked = None
+            self._park(checkout, record)
+        return dropped
+
+    def _invalidate(
+        self, connection: PoolProxiedConnection, exception: BaseException | None = None, _checkin: bool = True
+    ) -> None:
+        """
+        Have a connection that was lost in use end, and with it those others of which that shows that they are lost.
+
+        SQLAlchemy asks for this, and by itself would give up every connection that was opened before, whatever the
+        cause. Where a listener asks for that by its InvalidatePoolError, it has it.
+        """
+        if not isinstance(exception, Error):
+            super()._invalidate(connection, exception, _checkin)
+            return
+        record = getattr(connection, "_connection_record", None)
+        others = _shown_by(exception, _opened_at(record)) if record is not None else None
+        if others is not None and (dropped := self._drop(others)):
+            _logger.info("%s with one that was lost in use (%s)", _dropped(dropped), exception)
+        if _checkin and getattr(connection, "is_valid", False):
+            connection.invalidate(exception)
 
     def _inherit(self, checkout: _Checkout, *, look_closely: bool) -> _Checkout | None:
         """Take over a place whose last checkout is over, and return that one; None where every place is in use."""
@@ -275,7 +438,7 @@ class BoundedPool(Pool):
                 last.fate.setdefault("end", _LOST)
             if "end" in last.fate:
                 over.append(last)
-        for last in sorted(over, key=lambda one: one.returned_at, reverse=True):
+        for last in sorted(over, key=_kept_since, reverse=True):
             checkout.before = last
             if last.fate.setdefault("heir", checkout) is checkout:
                 return last
@@ -369,12 +532,18 @@ class BoundedPool(Pool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         checkout = _notes(record).pop(_NOTE, None)
         connection = record.dbapi_connection
-        if checkout is None or checkout.disposed or (connection is not None and not self._keep(connection)):
+        if checkout is None or (connection is not None and not self._keep(connection)):
             record.close()
         if checkout is None:
             return
         checkout.returned_at = time.time()
+        self._park(checkout, record)
+
+    def _park(self, checkout: _Checkout, record: ConnectionPoolEntry) -> None:
+        """End a checkout, and keep its record, closed or not, for the next one that has the place."""
         checkout.parked = record
+        if checkout.disposed:
+            record.close()
         if checkout.fate.setdefault("end", _RETURNED) is not _RETURNED:
             # Somebody found that nobody had it, and the place is another's.
             checkout.parked = None
@@ -383,13 +552,13 @@ class BoundedPool(Pool):
 
 
 def build_pool(
-    settings: Settings, creator: Callable[[Any], Any], is_alive: Callable[[Any, float], bool]
+    settings: Settings, creator: Callable[[Any], Any], examine: Callable[[Any, float], Dead | None] | None = None
 ) -> BoundedPool:
     """
     Return the pool that the settings ask for; nothing is connected yet.
 
-    Args: creator(record): opens a connection. is_alive(connection, idle_s): whether a kept connection may be handed out
-        again.
+    Args: creator(record): opens a connection. examine(connection, opened_at): why a kept connection may not be handed
+        out again; by the settings where nothing else is given.
     Source: SQLAlchemy, Connection Pooling, "Constructing a Pool".
     """
     return BoundedPool(
@@ -400,14 +569,32 @@ def build_pool(
         raise_leaks=settings.leaks == "raise",
         prefix=settings.prefix,
         keep={"tiny": _always, "null": _never}[settings.pool],
-        is_alive=is_alive,
-        recycle=settings.max_age_s,
+        examine=examine or Examiner(settings),
     )
 
 
 def caller() -> str:
     """Return `file:line in function` of the nearest frame that is the user's: no library's and not Python's own."""
     return _where(_trace(sys._getframe(1)))
+
+
+def _tell(why: str, dropped: int) -> None:
+    _logger.info("a kept connection was replaced: %s%s", why, f". {_dropped(dropped)} with it" if dropped else "")
+
+
+def _dropped(count: int) -> str:
+    return "1 other was dropped" if count == 1 else f"{count} others were dropped"
+
+
+def _opened_at(record: Any) -> float:
+    # SQLAlchemy's own note of when the connect began.
+    return float(record.starttime)
+
+
+def _kept_since(checkout: _Checkout) -> float:
+    """Return when what is kept of a checkout that is over was used last; 0 where nothing is."""
+    record = checkout.parked
+    return checkout.returned_at if record is not None and record.dbapi_connection is not None else 0.0
 
 
 def _nothing() -> None:
@@ -464,7 +651,7 @@ def _in_hands(checkout: _Checkout, record: Any) -> bool:
         for top in sys._current_frames().values():
             frame = top
             while frame is not None:
-                if frame.f_code is _CONNECT or frame.f_code is _RETURN or frame.f_globals is _SQLALCHEMYS:
+                if frame.f_code in _OURS or frame.f_globals is _SQLALCHEMYS:
                     for value in list(frame.f_locals.values()):
                         if value is checkout or (record is not None and value is record):
                             return True
@@ -475,7 +662,8 @@ def _in_hands(checkout: _Checkout, record: Any) -> bool:
         top = frame = None
 
 
-_CONNECT, _RETURN = BoundedPool.connect.__code__, BoundedPool._do_return_conn.__code__
+_CONNECT = BoundedPool.connect.__code__
+_OURS = (_CONNECT, *(one.__code__ for one in (BoundedPool._do_return_conn, BoundedPool._park, BoundedPool._drop)))
 _SQLALCHEMYS = vars(_sqlalchemys)
 
 

@@ -23,7 +23,7 @@ from .errors import (
     Secret,
     TooLate,
 )
-from .protocol import IDLE, SEVERAL, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
+from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
 from .transport import DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class Session:
         self.authentication = "trust"
         #: how often the server was waited for since the connection was made
         self.flights = 0
+        #: when it answered last, in seconds since the epoch: the last proof that there is a way to it
+        self.answered_at = 0.0
         self.cancel_on_abandon = cancel_on_abandon
 
         self._process = os.getpid()
@@ -217,6 +219,7 @@ class Session:
                 raise login.refuse(f"{self._place} hung up when the password came before it had asked for it") from None
             raise
         self.authentication = login.method
+        self.answered_at = clock.time()
 
     def close(self) -> None:
         """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
@@ -307,6 +310,7 @@ class Session:
                     raise reply.own
         except BaseException as error:  # noqa: BLE001 - `_give_up` raises it
             self._give_up(error, reply)
+        self.answered_at = clock.time()
         self._flying = False
         if reply.may_have_asked:
             self._writer.note(default_before)
@@ -359,7 +363,8 @@ class Session:
         if isinstance(error, EndOfStream):
             seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
         elif isinstance(error, TooLate):
-            self._discard("the deadline passed", cancel=True)
+            # A question alone leaves nothing at work that could be stopped.
+            self._discard("the deadline passed", cancel=reply is None or reply.sent != (SYNC,))
             seen = DeadlineExceeded(
                 f"the server {self._place} had not answered at the deadline; the connection is closed"
             )

@@ -509,22 +509,11 @@ class BoundedPool(Pool):
                 self._line[0].bell.release()
 
     def _exhausted(self, waited_s: float) -> PoolExhausted:
-        now, me, pool_size = time.time(), threading.get_ident(), variable("pool_size", self._prefix)
         held = [last for last in (place.last() for place in self._places) if "end" not in last.fate]
-        where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
-        waiting = len(self._line) - 1
-        if any(last.thread == me for last in held):
-            advice = (
-                "This thread holds one of them itself: return it before taking another (use `with engine.begin() as "
-                "connection:`)"
-            )
-        else:
-            advice = "Other threads use them; make their transactions shorter"
+        waited = f"{min(self._timeout_s, round(waited_s, 2)):g} s ({variable('checkout_timeout_s', self._prefix)})"
+        size = f"{self.size()} ({variable('pool_size', self._prefix)})"
         return PoolExhausted(
-            f"no connection became free within {min(self._timeout_s, round(waited_s, 2)):g} s "
-            f"({variable('checkout_timeout_s', self._prefix)}): the pool has {self.size()} ({pool_size}), taken at "
-            f"{where}; {waiting} more {'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}, or "
-            f"raise {pool_size}"
+            f"{_why_exhausted(held, waited, size, len(self._line) - 1)}, or raise {variable('pool_size', self._prefix)}"
         )
 
     # ---- return
@@ -702,6 +691,23 @@ def _where(trace: list[tuple[CodeType, int, str]]) -> str:
         return "an unknown place"
     code, line, _ = next((one for one in trace if not _is_library(one[0].co_filename, one[2])), trace[0])
     return f"{code.co_filename}:{line} in {code.co_name}"
+
+
+def _why_exhausted(held: list[_Checkout], waited: str, size: str, waiting: int) -> str:
+    """Return what an error says of who has the connections, where each was taken, and what to do."""
+    now, me = time.time(), threading.get_ident()
+    where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
+    if any(last.thread == me for last in held):
+        advice = (
+            "This thread holds one of them itself: hand that one on, or return it before taking another (use `with "
+            "engine.begin() as connection:`)"
+        )
+    else:
+        advice = "Other threads use them; make their transactions shorter"
+    return (
+        f"no connection became free within {waited}: the pool has {size}, taken at {where}; {waiting} more "
+        f"{'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}"
+    )
 
 
 _PYTHONS_OWN = os.path.dirname(os.__file__) + os.sep

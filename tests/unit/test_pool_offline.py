@@ -245,7 +245,8 @@ def test_exhaustion_by_other_threads_tells_how_many_wait(make_pool: Callable[...
     for thread in threads:
         thread.join()
     assert "1 more checkout was waiting. Other threads use them" in messages[0]
-    assert "0 more checkouts were waiting. Other threads use them" in messages[1]
+    # The first may still be about to say so when the second's time is over.
+    assert re.search(r"[01] more checkouts? (was|were) waiting\. Other threads use them", messages[1])
     held.close()
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 from moto import mock_aws
 from moto.secretsmanager.models import SecretsManagerBackend
+from rotation import Rotation
 from sqlalchemy import text
 
 from plungepool import Settings, build_engine
@@ -43,35 +41,6 @@ def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
                 return method(*arguments, **options)
 
         monkeypatch.setattr(SecretsManagerBackend, name, locked)
-
-
-class Rotation:
-    """What the rotation functions of Secrets Manager do, in their four steps, over a secret of moto's."""
-
-    def __init__(self, server: Postgres, users: list[str]) -> None:
-        self.server = server
-        self.users = users
-        self.client = boto3.client("secretsmanager", region_name="eu-west-1")
-        self.passwords: list[str] = []
-        first = self._content(users[0])
-        self._set(first)
-        self.arn = self.client.create_secret(Name=f"s-{uuid.uuid4()}", SecretString=json.dumps(first))["ARN"]
-
-    def _content(self, user: str) -> dict[str, str]:
-        self.passwords.append(f"unmistakable-{uuid.uuid4()}")
-        return {"username": user, "password": self.passwords[-1]}
-
-    def _set(self, content: dict[str, str]) -> None:
-        self.server.execute(f"ALTER ROLE {content['username']} PASSWORD '{content['password']}'")
-
-    def rotate(self, number: int, wait: Callable[[], None]) -> None:
-        """Create the pending version, set it on the server, and only after a wait make it current."""
-        content = self._content(self.users[number % len(self.users)])
-        text = json.dumps(content)
-        self.client.put_secret_value(SecretId=self.arn, SecretString=text, VersionStages=["AWSPENDING"])
-        self._set(content)
-        wait()
-        self.client.put_secret_value(SecretId=self.arn, SecretString=text, VersionStages=["AWSCURRENT"])
 
 
 @pytest.mark.parametrize("users", [["app"], ["app", "app_clone"]], ids=["single user", "alternating users"])

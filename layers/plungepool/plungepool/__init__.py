@@ -10,6 +10,7 @@ from .errors import (
     PinningRefused,
     PlungepoolError,
     SettingsError,
+    SettingsMissing,
 )
 from .invocation import guard_invocation
 from .pool import PoolExhausted
@@ -26,6 +27,7 @@ __all__ = [
     "PoolExhausted",
     "Settings",
     "SettingsError",
+    "SettingsMissing",
     "Unavailable",
     "build_engine",
     "dispose_engine",

@@ -11,6 +11,7 @@ and DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session st
 from __future__ import annotations
 
 import re
+import sys
 import weakref
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,23 +29,41 @@ from sqlalchemy.dialects.postgresql.base import (
     PGReadOnlyConnectionCharacteristic,
 )
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
+from sqlalchemy.engine import Connection
+from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
 from . import errors, wire
 from .compiler import Compiler
 from .sqltypes import Array, MultiRange, Numeric, Range, json_as_text
+from .wire.local import checked
 from .wire.values import CIDR, INET, JSON, JSONB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Mapping, Sequence
+    from types import FrameType, ModuleType
 
-    from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
+    from sqlalchemy.engine import URL, Engine, ExceptionContext
 
-__all__ = ["PlungepoolDialect"]
+__all__ = ["OWN", "SETTINGS", "PlungepoolDialect"]
+
+#: The option of engines, connections and sessions that holds the settings of their transactions.
+SETTINGS = "plungepool_settings"
+#: The option of a statement that is this package's own, and touches no row of the user's: no setting is required.
+OWN = "plungepool_own"
 
 
 class DeadlineExceeded(exc.OperationalError, errors.DeadlineExceeded):
     """The deadline came before the database had answered: what SQLAlchemy's error of it is, and this package's."""
+
+
+class SettingsMissing(exc.ProgrammingError, errors.SettingsMissing):
+    """A transaction lacks a required setting: what SQLAlchemy's error of it is, and this package's."""
+
+
+_NAMED: tuple[tuple[type[Exception], type[exc.DBAPIError]], ...] = (
+    (errors.DeadlineExceeded, DeadlineExceeded),
+    (errors.SettingsMissing, SettingsMissing),
+)
 
 
 class _ReadOnly(PGReadOnlyConnectionCharacteristic):
@@ -57,6 +76,67 @@ class _ReadOnly(PGReadOnlyConnectionCharacteristic):
 class _Deferrable(PGDeferrableConnectionCharacteristic):
     def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
         dbapi_conn.deferrable = None
+
+
+class _Settings(ConnectionCharacteristic):
+    """`plungepool_settings`: what each transaction has for itself, the tenant; told in BEGIN's own exchange."""
+
+    transactional = True
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
+        dbapi_conn.transaction_settings = {}
+
+    def set_characteristic(self, dialect: Any, dbapi_conn: Any, value: Any) -> None:
+        dialect._uses_settings = True
+        _check_settings(value)
+        dbapi_conn.transaction_settings = value
+
+    def get_characteristic(self, dialect: Any, dbapi_conn: Any) -> Any:
+        return dbapi_conn.transaction_settings
+
+
+def _check_settings(value: Any) -> None:
+    try:
+        checked(value)
+    except wire.ProgrammingError as error:
+        problem = f"{SETTINGS}: {error}"
+    else:
+        return
+    raise exc.ArgumentError(problem)
+
+
+def _hold_settings(cursor: Any, context: Any) -> None:
+    """
+    Have a statement run with the settings that its connection's options name, whatever has happened since they were
+    set.
+
+    A reconnect, an exception that struck `execution_options()`, a dictionary that was changed: what the transaction has
+    is compared with what the options say now.
+    Raises: InvalidRequestError for the option of a statement, and for a transaction that was begun with other settings;
+    ArgumentError.
+    """
+    options, invoked = context.execution_options, context.invoked_statement
+    if OWN in options:
+        cursor.is_own = True
+    if SETTINGS not in options:
+        return
+    given = context.root_connection._execution_options.get(SETTINGS, {})
+    for of_statement in (options, invoked._execution_options if invoked is not None else {}):
+        # A Session's own default options are its connection's and each statement's.
+        if of_statement.get(SETTINGS, given) != given:
+            raise exc.InvalidRequestError(
+                f"{SETTINGS} is no option of a statement: a transaction has its settings from its start to its end. "
+                "Give it to the engine, the connection, Session(execution_options=…) or "
+                "Session.connection(execution_options=…)"
+            )
+    connection: wire.Connection = cursor.connection
+    if given != connection.transaction_settings:
+        if connection.in_transaction:
+            raise exc.InvalidRequestError(
+                f"{SETTINGS} was changed within a transaction, which was begun with others: nothing was sent. Commit "
+                "or roll back first"
+            )
+        _Settings().set_characteristic(context.dialect, connection, given)
 
 
 class _Inspector(PGInspector):
@@ -96,6 +176,14 @@ class _ServerSideCursor:
     @property
     def description(self) -> list[tuple[Any, ...]] | None:
         return self._cursor.description
+
+    @property
+    def is_own(self) -> bool:
+        return self._cursor.is_own
+
+    @is_own.setter
+    def is_own(self, value: bool) -> None:
+        self._cursor.is_own = value
 
     def execute(self, operation: str, args: Sequence[Any] = ()) -> None:
         self._cursor.declare(self._name, operation, args)
@@ -232,9 +320,11 @@ class PlungepoolDialect(PGDialect_pg8000):
     _initializing = False
     _setting_up = False
     _engine: weakref.ref[Engine] | None = None
+    # Whether a connection was ever given settings: else none that reconnects can have them.
+    _uses_settings = False
 
     connection_characteristics = PGDialect.connection_characteristics.union(
-        {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable()}
+        {"postgresql_readonly": _ReadOnly(), "postgresql_deferrable": _Deferrable(), SETTINGS: _Settings()}
     )
 
     colspecs = {
@@ -272,12 +362,55 @@ class PlungepoolDialect(PGDialect_pg8000):
     def engine_created(cls, engine: Engine) -> None:
         """
         No plain pool may hand out a connection that was torn, or that the server has hung up; this package's own looks
-        at what it has kept by itself, and says so.
+        at what it has kept by itself, and says so. Neither may hand out one that is still set as it was used.
         """
-        if not getattr(engine.pool, "examines", False):
-            event.listen(engine, "checkout", _refuse_dead)
-        event.listen(engine, "handle_error", _name_deadline)
+        dialect: Any = engine.dialect
+        examines = getattr(engine.pool, "examines", False)
+        event.listen(engine, "checkout", dialect._hand_out if examines else dialect._examine_and_hand_out)
+        event.listen(engine, "handle_error", _name_error)
         engine.dialect._engine = weakref.ref(engine)  # type: ignore[attr-defined]
+
+    def _examine_and_hand_out(self, dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:
+        try:
+            dbapi_connection.check()
+        except wire.Error as error:
+            raise exc.DisconnectionError(str(error)) from error
+        self._hand_out(dbapi_connection, connection_record, connection_proxy)
+
+    def _hand_out(self, dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:
+        """
+        See that nothing is left on a connection of whoever had it before.
+
+        Its return undoes what was set; but an exception may have struck between the two.
+        """
+        try:
+            dbapi_connection.start_anew()
+        except wire.Error as error:
+            raise exc.DisconnectionError(str(error)) from error
+        if self._uses_settings and (given := _settings_of_reconnect(sys._getframe(1))):
+            _check_settings(given)
+            dbapi_connection.transaction_settings = given
+
+    def set_engine_execution_options(self, engine: Engine, opts: Mapping[str, Any]) -> None:
+        """Take the options of an engine, if they can be: also of one that is never connected."""
+        if SETTINGS in opts:
+            _check_settings(opts[SETTINGS])
+        super().set_engine_execution_options(engine, opts)
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        if context is not None and context.execution_options:
+            _hold_settings(cursor, context)
+        cursor.execute(statement, parameters)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        if context is not None and context.execution_options:
+            _hold_settings(cursor, context)
+        cursor.executemany(statement, parameters)
+
+    def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
+        if context is not None and context.execution_options:
+            _hold_settings(cursor, context)
+        cursor.execute(statement)
 
     def retrieve_dbapi_version(self, dbapi: Any) -> Any:
         return None
@@ -364,7 +497,7 @@ class PlungepoolDialect(PGDialect_pg8000):
         """
         if self._knows_default_schema_name:
             return
-        found = connection.exec_driver_sql(_SEARCH_PATH_AT_THE_START).all()
+        found = connection.exec_driver_sql(_SEARCH_PATH_AT_THE_START, execution_options={OWN: True}).all()
         path, user, usable = found[0] if found else ("public", "", ["public"])
         names = [user if name == "$user" else name for name in _identifiers(path)]
         self.default_schema_name = next((name for name in names if name in usable), None)  # type: ignore[assignment]
@@ -394,12 +527,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
         if self._setting_up:
             return None
-        before = dbapi_conn.in_transaction
-        with dbapi_conn.cursor() as cursor:
-            level = cursor.execute("SHOW default_transaction_isolation").fetchone()[0]
-        if not before:
-            dbapi_conn.rollback()
-        return level.upper()
+        return _show(dbapi_conn, "default_transaction_isolation")
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         dbapi_connection.autocommit = level == "AUTOCOMMIT"
@@ -410,11 +538,7 @@ class PlungepoolDialect(PGDialect_pg8000):
             return "AUTOCOMMIT"
         if dbapi_connection.isolation_level is not None:
             return dbapi_connection.isolation_level
-        before = dbapi_connection.in_transaction
-        level = super().get_isolation_level(dbapi_connection)
-        if not before:
-            dbapi_connection.rollback()
-        return level
+        return _show(dbapi_connection, "transaction_isolation")
 
     def reset_isolation_level(self, dbapi_conn: Any) -> None:
         if self._on_connect_isolation_level is not None:
@@ -468,26 +592,54 @@ def _dbapi(connection: Any) -> wire.Connection:
     return dbapi_connection
 
 
-def _refuse_dead(dbapi_connection: Any, connection_record: Any, connection_proxy: Any) -> None:
-    try:
-        dbapi_connection.check()
-    except wire.Error as error:
-        raise exc.DisconnectionError(str(error)) from error
+def _show(dbapi_connection: wire.Connection, name: str) -> str:
+    """Ask for a setting, of the open transaction or of one that it takes for it."""
+    before = dbapi_connection.in_transaction
+    with dbapi_connection.cursor() as cursor:
+        cursor.is_own = True
+        row = cursor.execute(f"SHOW {name}").fetchone()
+    if not before:
+        dbapi_connection.rollback()
+    return str(row[0]).upper() if row else ""
 
 
-def _name_deadline(context: ExceptionContext) -> DeadlineExceeded | None:
+_RECONNECT = Connection._revalidate_connection.__code__
+# Between a connection that reconnects and the listener of the checkout.
+_FRAMES_AT_MOST = 12
+
+
+def _settings_of_reconnect(frame: FrameType | None) -> Mapping[str, str]:
+    """
+    Return the settings of the connection that checks this one out in place of a lost one; none where it is a new one.
+
+    SQLAlchemy lets go of the options that it has set; a cursor of the driver's, which it does not see, may be what
+    comes next.
+    """
+    for _ in range(_FRAMES_AT_MOST):
+        if frame is None:
+            break
+        if frame.f_code is _RECONNECT:
+            given: Mapping[str, str] = frame.f_locals["self"]._execution_options.get(SETTINGS, {})
+            return given
+        frame = frame.f_back
+    return {}
+
+
+def _name_error(context: ExceptionContext) -> exc.DBAPIError | None:
+    """Return what SQLAlchemy's error is to be, so that it can be caught by this package's name."""
     wrapped = context.sqlalchemy_exception
-    if not isinstance(context.original_exception, errors.DeadlineExceeded) or not isinstance(wrapped, exc.DBAPIError):
-        return None
-    return DeadlineExceeded(
-        wrapped.statement,
-        wrapped.params,
-        context.original_exception,
-        hide_parameters=wrapped.hide_parameters,
-        connection_invalidated=wrapped.connection_invalidated,
-        code=wrapped.code,
-        ismulti=wrapped.ismulti,
-    )
+    for ours, both in _NAMED:
+        if isinstance(context.original_exception, ours) and isinstance(wrapped, exc.DBAPIError):
+            return both(
+                wrapped.statement,
+                wrapped.params,
+                context.original_exception,
+                hide_parameters=wrapped.hide_parameters,
+                connection_invalidated=wrapped.connection_invalidated,
+                code=wrapped.code,
+                ismulti=wrapped.ismulti,
+            )
+    return None
 
 
 dialect = PlungepoolDialect

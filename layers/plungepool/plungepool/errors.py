@@ -4,6 +4,7 @@ The errors that a caller can act on. Database errors pass as SQLAlchemy wraps th
 PlungepoolError
 ├── SettingsError (also ValueError)        a setting is wrong, missing, unknown or contradicts another
 ├── CredentialsError                       no usable user and password, or the server refused them
+├── SettingsMissing                        a transaction lacks a setting that PLUNGEPOOL_REQUIRE_SETTINGS names
 ├── DeadlineExceeded (also TimeoutError)   the time was over before the database had answered
 ├── ConnectionLeak                         the handler kept a connection, and PLUNGEPOOL_LEAKS=raise
 ├── PoolExhausted (also sqlalchemy.exc.TimeoutError)    in pool.py: every connection of the pool is checked out
@@ -56,6 +57,16 @@ class CredentialsError(PlungepoolError):
     No usable user and password, or the server refused them; raised `from` what happened.
 
     Without a cause where that would quote a request that AWS refused, and with it a session token.
+    """
+
+
+class SettingsMissing(PlungepoolError):
+    """
+    A transaction has no value for a setting that PLUNGEPOOL_REQUIRE_SETTINGS names, the tenant's; nothing was sent.
+
+    Give it by `execution_options(plungepool_settings={...})`. Not in `Unavailable`: it is a mistake of the program, and
+    comes again. The driver raises it as one of its own errors, and an engine as one of SQLAlchemy's
+    (`sqlalchemy.exc.ProgrammingError`), either caught by this name.
     """
 
 

@@ -25,6 +25,8 @@ from aws_lambda_powertools.utilities.idempotency.persistence.base import BasePer
 from aws_lambda_powertools.utilities.idempotency.persistence.datarecord import DataRecord
 from sqlalchemy import text
 
+from .dialect import OWN
+
 if TYPE_CHECKING:
     from typing import Any
 
@@ -119,7 +121,8 @@ class PostgreSQLPersistenceLayer(BasePersistenceLayer):
 
     def _execute(self, statement: Any, **parameters: Any) -> Row[Any] | None:
         with self._engine.connect() as connection:
-            result = connection.execute(statement, parameters)
+            # Its table is this package's: it needs no tenant.
+            result = connection.execute(statement, parameters, execution_options={OWN: True})
             return result.first() if result.returns_rows else None
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sqlalchemy import event
 
 from . import statements
+from .dialect import SETTINGS
 from .errors import PinningRefused
 from .pool import caller
 from .settings import variable
@@ -29,7 +30,7 @@ from .settings import variable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 _logger = logging.getLogger("plungepool")
 
@@ -51,7 +52,7 @@ class Condition(NamedTuple):
     Each is one way, and any of them is enough. `begins` are the statement's first words in lower case, after an
     EXPLAIN; `calls` are names of the server's own functions; `holds` are patterns that begin where the statement does
     and end where it pins, over tokens as `statements` gives them; a text without any of the words of `hints` holds none
-    of them.
+    of them. `option` is one of SQLAlchemy's execution options, for what this package sends beside a statement.
     """
 
     reason: Reason
@@ -60,6 +61,7 @@ class Condition(NamedTuple):
     holds: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
     longer_than_bytes: int | None = None
+    option: str | None = None
 
 
 # The parts of patterns. What a function that is being created holds does not run now.
@@ -103,6 +105,15 @@ CONDITIONS = (
             "set it on the role (ALTER ROLE ... SET ...), or pass the value as a parameter of the statement",
         ),
         calls=("set_config",),
+    ),
+    Condition(
+        Reason(
+            "plungepool_settings",
+            "they travel as set_config with is_local, which RDS Proxy is not documented to exempt",
+            "a direct endpoint for what needs them, or a database role for each tenant (docs/tenants.md); PgBouncer "
+            "does not pin",
+        ),
+        option=SETTINGS,
     ),
     Condition(
         Reason("PREPARE", "the prepared statement stays on the session", "send the statement with parameters"),
@@ -267,6 +278,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 _reader = Reader(CONDITIONS)
 _server_side_cursor = next(one.reason for one in CONDITIONS if "declare" in one.begins)
+_of_options = [(one.option, one.reason) for one in CONDITIONS if one.option is not None]
 
 
 def pinning_reason(statement: str) -> Reason | None:
@@ -282,21 +294,15 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
     """
     Look at every statement of an engine before it is sent.
 
-    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most), with the line
-        of the program that executed it first; `refuse` raises PinningRefused out of the call that executes the
-        statement. setting: the variable that has the mode.
+    Args: mode: `warn` logs a line for each shape of statement (logger `plungepool`, 256 shapes at most) and one for an
+        option, with the line of the program that executed it first; `refuse` raises PinningRefused out of the call that
+        executes the statement. setting: the variable that has the mode.
     Threads: safe.
     """
     warned: dict[str, object] = {}
 
-    def look(
-        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _executemany: bool
-    ) -> None:
-        reason = pinning_reason(statement)
-        if reason is None and getattr(context, "_is_server_side", False):
-            # stream_results and yield_per: the dialect puts the DECLARE before the statement, after this event.
-            reason = _server_side_cursor
-        if reason is None:
+    def tell(reason: Reason, statement: str, option: str | None = None) -> None:
+        if option in warned:
             return
         shape = statements.shape(statement)
         if mode == "refuse":
@@ -305,7 +311,7 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
             return
         # setdefault is atomic: of several threads with one shape, one finds its own object and logs.
         mine = object()
-        if warned.setdefault(shape, mine) is not mine:
+        if warned.setdefault(option or shape, mine) is not mine:
             return
         if len(warned) > _MOST_SHAPES:
             _logger.warning("More than %d shapes of statements pin the proxy; others are not reported.", _MOST_SHAPES)
@@ -318,5 +324,20 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
                 caller(),
                 shape,
             )
+
+    def look(
+        connection: Connection, _cursor: object, statement: str, _parameters: object, context: Any, _executemany: bool
+    ) -> None:
+        options = connection.get_execution_options()
+        for option, of_option in _of_options:
+            if options.get(option):
+                # It goes before the statement, whichever that is: told once.
+                tell(of_option, statement, option)
+        reason = pinning_reason(statement)
+        if reason is None and getattr(context, "_is_server_side", False):
+            # stream_results and yield_per: the dialect puts the DECLARE before the statement, after this event.
+            reason = _server_side_cursor
+        if reason is not None:
+            tell(reason, statement)
 
     event.listen(engine, "before_cursor_execute", look)

@@ -59,8 +59,8 @@ class Settings:
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
         it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
         host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`;
-        `prefix` is no variable, but what stands before the name of each one: settings of different prefixes have
-        engines of their own, and each error names its own variables.
+        `require_settings` is a tuple of names. `prefix` is no variable, but what stands before the name of each one:
+        settings of different prefixes have engines of their own, and each error names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
@@ -92,6 +92,7 @@ class Settings:
     deadline: str = ""
     deadline_margin_s: float = 0.5
     leaks: str = "close"
+    require_settings: tuple[str, ...] = ()
     prefix: str = ""
 
     def __post_init__(self, url: str | None) -> None:
@@ -107,6 +108,9 @@ class Settings:
             # What is set in a transaction pins RDS Proxy, and Aurora DSQL has no such settings: there the client's word
             # has to do.
             self._set("deadline", "client" if self.endpoint == "proxy" or self.auth == "dsql" else "server")
+        if isinstance(self.require_settings, (list, tuple)):
+            names = [name.lower() if isinstance(name, str) else name for name in self.require_settings]
+            self._set("require_settings", tuple(names))
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
         contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]
@@ -243,6 +247,12 @@ class Settings:
             if not (_is_number(value) and (_SHORTEST_S <= value <= longest or (or_zero and value == 0))):
                 bounds = f"{'0, or ' if or_zero else ''}from {_SHORTEST_S:g} to {longest:.0f}"
                 yield name, f"{variable(name)} must be a number of seconds, {bounds}, not {_shown(value)}"
+
+        names: Any = self.require_settings
+        if not isinstance(names, tuple):
+            yield "require_settings", f"{variable('require_settings')} must be a tuple of names"
+        elif problems := list(filter(None, map(local_setting_problem, names))):
+            yield "require_settings", f"{variable('require_settings')}: {'; '.join(problems)}"
 
     def _contradictions(self) -> Iterator[tuple[set[str], str]]:
         """Yield (the settings involved, how they contradict each other)."""
@@ -471,6 +481,45 @@ _SHAPES: dict[str, Callable[[str, str], str | None]] = {
 }
 
 
+# What of the server's own settings a transaction may have for itself. Left out is what changes how statements or
+# values are read (client_encoding, DateStyle, TimeZone), what has an option of its own (transaction_isolation), and who
+# logged in (session_authorization).
+LOCAL_SETTINGS = (
+    "application_name",
+    "idle_in_transaction_session_timeout",
+    "jit",
+    "lock_timeout",
+    "role",
+    "search_path",
+    "statement_timeout",
+    "synchronous_commit",
+    "transaction_timeout",
+    "work_mem",
+)
+
+
+def local_setting_problem(name: object) -> str | None:
+    """Return why a setting of this name is none that a transaction may have for itself; None where it may."""
+    if not isinstance(name, str):
+        return f"the name of a setting must be text, not {type(name).__name__}"
+    name = str.__str__(name)
+    parts = name.split(".")
+    if len(name) <= 200 and name.isascii() and all(part.isidentifier() for part in parts):
+        if len(parts) > 1 or name.lower() in LOCAL_SETTINGS:
+            return None
+        return (
+            f"a transaction may not have the setting {name} for itself: its name must hold a dot, as app.tenant_id, or "
+            f"be one of {', '.join(LOCAL_SETTINGS)}"
+        )
+    return f"{name[:50]!r} cannot be the name of a setting: words with a dot between them, as app.tenant_id"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    if _has_line_break(text):
+        raise ValueError("names with commas between them")
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _is_plain(value: str) -> bool:
     # A byte of the environment that is no UTF-8 comes as half a character, which nothing that is sent can hold.
     return "\0" not in value and value == value.encode(errors="replace").decode()
@@ -507,7 +556,7 @@ def _seconds(text: str) -> float:
 
 
 def _reader(annotation: str) -> Callable[[str], object]:
-    return {"int": _whole_number, "float": _seconds}.get(annotation, str)
+    return {"int": _whole_number, "float": _seconds, "tuple[str, ...]": _names}.get(annotation, str)
 
 
 _READERS: dict[str, Callable[[str], object]] = {

@@ -35,6 +35,7 @@ from .errors import (
     OperationalError,
     PasswordAheadRefused,
     ProgrammingError,
+    SettingsMissing,
     Warning,  # noqa: A004 - PEP 249 names it
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "OperationalError",
     "PasswordAheadRefused",
     "ProgrammingError",
+    "SettingsMissing",
     "Warning",
     "Xid",
     "apilevel",

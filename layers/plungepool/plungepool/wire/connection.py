@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time as clock
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import errors
-from .errors import EndOfStream, Error, InterfaceError, InternalError, ProgrammingError, Secret
+from .errors import EndOfStream, Error, InterfaceError, InternalError, OperationalError, ProgrammingError, Secret
+from .local import Local
 from .protocol import (
     BIND_NOTHING,
     DESCRIBE,
@@ -19,8 +19,6 @@ from .protocol import (
     SYNC,
     Reply,
     bind,
-    first_words,
-    limit_transaction,
     parse,
     refuse_misuse,
     types_of,
@@ -90,17 +88,6 @@ def connect(
     )
 
 
-_LIMITS = ("transaction_timeout",)
-_LIMITS_BEFORE_17 = ("statement_timeout", "idle_in_transaction_session_timeout")
-_TELL_AGAIN_S = 0.5
-# What may have to stand before a transaction's snapshot, which the limit, a SELECT, takes: SET TRANSACTION and its
-# siblings fail behind it, and behind a LOCK a transaction above READ COMMITTED is to see what those have done that it
-# has waited for.
-_BEFORE_THE_SNAPSHOT = ("SET", "LOCK")
-# What a statement in AUTOCOMMIT begins with that may stand in a transaction with another one.
-_PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE")
-
-
 class Xid(NamedTuple):
     """PEP 249's name of a two-phase transaction; `str()` is the server's, written as psycopg writes it."""
 
@@ -124,15 +111,13 @@ class _Transactions(Session):
 
     def __init__(self, **options: Any) -> None:
         self._autocommit = False
-        #: whether the server is told `deadline` as well, with what begins a transaction: it then ends what this side
-        #: cannot end any more. By transaction_timeout, which ends the session; before PostgreSQL 17 by
-        #: statement_timeout and idle_in_transaction_session_timeout
-        self.tells_deadline = False
-        self._told_at = 0.0
+        self._local = Local()
         self._isolation_level: str | None = None
         self._deferrable: bool | None = None
         self._xid: str | None = None
         self._prepared = False
+        # How each checkout finds it: what it is set to before the first.
+        self._at_the_start: tuple[bool, str | None, bool | None, bool | None] | None = None
         # Before the session is opened: a strike behind that would leave a connection without its BEGIN.
         self._readonly: bool | None = None
         self._plan_begin()
@@ -216,6 +201,68 @@ class _Transactions(Session):
         self._deferrable = value
         self._plan_begin()
 
+    @property
+    def tells_deadline(self) -> bool:
+        """
+        Whether the server is told `deadline` as well, with what begins a transaction: it then ends what this side
+        cannot end any more. By transaction_timeout, which ends the session; before PostgreSQL 17 by statement_timeout
+        and idle_in_transaction_session_timeout.
+        """
+        return self._local.tells_deadline
+
+    @tells_deadline.setter
+    def tells_deadline(self, value: bool) -> None:
+        self._local.tells_deadline = value
+
+    @property
+    def transaction_settings(self) -> Mapping[str, str]:
+        """
+        Settings of the server that each transaction has for itself, by name: a copy of what was given. Empty: none.
+
+        They go with BEGIN, as bound parameters, and end with the transaction; in AUTOCOMMIT they go with each statement
+        that can stand in a transaction, and others are refused. A text of several statements is refused as well.
+        Raises: at setting, ProgrammingError within a transaction, for a name that may not be set (docs/tenants.md), and
+            for what is no text.
+        """
+        return self._local.given.copy()
+
+    @transaction_settings.setter
+    def transaction_settings(self, settings: Mapping[str, str]) -> None:
+        self._refuse_inside_transaction("transaction_settings")
+        self._local.give(settings)
+
+    def require_settings(self, names: Iterable[str], by: str = "require_settings") -> None:
+        """
+        Send nothing by a cursor where `transaction_settings` have no value for one of these, which is SettingsMissing.
+
+        Args: names: in lower case. by: who wants it, for the error's text.
+        """
+        self._local.require(names, by)
+
+    def start_anew(self) -> None:
+        """
+        Be as before the first use, for whoever gets the connection next; no I/O.
+
+        What was set before the first call (autocommit, isolation_level, readonly, deferrable) is set again; the
+        settings of transactions are none.
+        Raises: OperationalError where a transaction is open, whose settings are its own; the connection is closed.
+        """
+        if self.in_transaction and not self.closed:
+            self._discard("it was handed on with an open transaction")
+            error = OperationalError("the connection was handed on with an open transaction: it is closed")
+            error.disconnected = True
+            raise error
+        self._xid, self._prepared = None, False
+        if self._local.given:
+            self._local.give({})
+        now = self._autocommit, self._isolation_level, self._readonly, self._deferrable
+        if self._at_the_start is None:
+            self._at_the_start = now
+        elif now != self._at_the_start or self._begin_is_of != now[1:]:
+            self._autocommit, self._isolation_level, self._readonly, self._deferrable = self._at_the_start
+            self._writer.begun_read_only = self._readonly
+            self._plan_begin()
+
     def _refuse_inside_transaction(self, name: str) -> None:
         if self.in_transaction and not self.closed:
             raise ProgrammingError(f"{name} cannot change inside a transaction: commit or roll back first")
@@ -232,6 +279,8 @@ class _Transactions(Session):
         # As messages of the flight it rides with, and not as a query of its own: if BEGIN fails, the server skips the
         # rest, and nothing runs outside the transaction it was meant for.
         self._begin_messages = parse(begin) + BIND_NOTHING + EXECUTE
+        # Set last: what was struck before it is planned again.
+        self._begin_is_of = self._isolation_level, self._readonly, self._deferrable
 
     def commit(self) -> None:
         """
@@ -397,8 +446,7 @@ class Connection(_Transactions):
         if self._xid is None or self._prepared:
             raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named, and once")
         # Where nothing was executed, an empty transaction is prepared.
-        prefix = "" if self.in_transaction else f"{self._begin};"
-        reply = self._query(f"{prefix}PREPARE TRANSACTION {_literal(self._xid)}")
+        reply = self._run(f"PREPARE TRANSACTION {_literal(self._xid)}", ((),))
         if reply.tag == b"ROLLBACK":
             raise InternalError(
                 "PREPARE TRANSACTION was answered by ROLLBACK, since a statement of the transaction had failed"
@@ -446,32 +494,60 @@ class Connection(_Transactions):
 
     # ---- statements
 
-    def _execute(self, statement: str, values: Sequence[Any], stream: Any) -> Reply:
-        if not values and (stream is not None or ";" in statement):
+    def _execute(self, statement: str, values: Sequence[Any], stream: Any, *, own: bool) -> Reply:
+        """Run one statement; `own`: it is no user's, and needs none of the settings that are required."""
+        local = self._local
+        if not values and (stream is not None or ";" in statement) and not local.given:
             # The simple protocol: the only one that takes several statements, and the one for COPY.
+            if local.lacking and not own:
+                local.refuse_lack()
             idle = self._protocol.status == IDLE
+            if idle:
+                local.begin()
             limit = self._limit(statement)
-            first = [limit] if limit else []
+            first = [f"SELECT WHERE {limit}"] if limit else []
             if idle and self._autocommit:
                 # It may be one that stands in no transaction with another one, or a text that begins a transaction.
                 first, limit = [], ""
             elif idle:
                 first = [self._begin, *first]
             reply = self._query(statement, stream, first, kept=idle and self._autocommit)
-            self._note_limit(limit)
+            local.note(settings=False, limit=limit)
             return reply
-        return self._run(statement, (values,))
+        try:
+            return self._run(statement, (values,), stream=stream, own=own)
+        except ProgrammingError as error:
+            if error.sqlstate == "42601" and ";" in statement and not values:
+                error.args = (
+                    f"{error.args[0]}; with settings of a transaction (plungepool_settings) a text holds one statement",
+                )
+            raise
 
-    def _run(self, statement: str, rows: Sequence[Sequence[Any]], first: tuple[bytes, ...] = ()) -> Reply:
+    def _run(
+        self,
+        statement: str,
+        rows: Sequence[Sequence[Any]],
+        first: tuple[bytes, ...] = (),
+        *,
+        stream: Any = None,
+        own: bool = False,
+    ) -> Reply:
         """
         One flight of one statement, once for each of `rows`; `first` are messages of statements that go before it.
 
-        The statement is parsed anew where the types of the parameters change, and stays one flight.
+        The statement is parsed anew where the types of the parameters change, and stays one flight. Before all of them
+        go BEGIN, where a transaction has to start, and what it is to have for itself.
         """
+        local, status = self._local, self._protocol.status
+        if local.lacking and not own:
+            local.refuse_lack()
+        if status == IDLE:
+            local.begin()
+        settings = bool(local.given) and local.has_to_tell(statement, status, autocommit=self._autocommit)
         limit = self._limit(statement)
-        if limit:
-            first = (parse(limit) + BIND_NOTHING + EXECUTE, *first)
-        if not self._autocommit and self._protocol.status == IDLE:
+        if settings or limit:
+            first = (local.message(settings=settings, limit=limit), *first)
+        if not self._autocommit and status == IDLE:
             first = (self._begin_messages, *first)
         for values in rows:
             refuse_misuse(values)
@@ -484,53 +560,37 @@ class Connection(_Transactions):
                 parts += (bind(values, oids), describe, EXECUTE)
                 describe = b""
         parts.append(SYNC)
-        reply = Reply(parts)
-        reply.kept = self._autocommit and self._protocol.status == IDLE
+        reply = Reply(parts, stream)
+        reply.kept = self._autocommit and status == IDLE
         reply.runs = [len(run) for _, run in runs]
         self._fly(reply, len(first), len(rows))
-        self._note_limit(limit)
+        if settings or limit:
+            local.note(settings=settings, limit=limit)
+            if settings and self._protocol.status != IDLE:
+                self._protocol.declared.append(local.bound)
         return reply
 
     def _limit(self, statement: str) -> str:
-        """
-        Return the statement by which this flight tells the server the deadline; none where it knows, or may not be
-        told.
-        """
-        deadline, status = self.deadline, self._protocol.status
-        if status == IDLE:
-            self._told_at = 0.0  # that was in a transaction that is over
-        if deadline is None or not self.tells_deadline:
+        deadline = self._transport.deadline
+        if deadline is None or not self._local.tells_deadline:
             return ""
-        now = clock.time()
-        version = self._protocol.parameter_statuses.get("server_version", "")[:2]
-        names = _LIMITS if version.isdigit() and int(version) >= 17 else _LIMITS_BEFORE_17
-        if status == IDLE:
-            # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would
-            # fail.
-            if self._autocommit and not statement.lstrip()[:8].upper().startswith(_PLAIN):
-                return ""
-        elif status == FAILED or (self._told_at and (names is _LIMITS or now - self._told_at < _TELL_AGAIN_S)):
-            # Each statement has a limit of its own before PostgreSQL 17, and a later one less time left.
-            return ""
-        if not self._told_at and first_words(statement).startswith(_BEFORE_THE_SNAPSHOT):
-            return ""  # the next statement tells it
-        left_ms = math.ceil((deadline - now) * 1000)
-        return limit_transaction(names, min(left_ms, 2_000_000_000)) if left_ms > 0 else ""
+        version = self._protocol.parameter_statuses.get("server_version", "")
+        return self._local.limit(
+            statement, self._protocol.status, autocommit=self._autocommit, deadline=deadline, version=version
+        )
 
-    def _note_limit(self, limit: str) -> None:
-        """Note that the server has been told: only what was carried out was heard."""
-        if limit:
-            self._told_at = clock.time()
-
-    def _declare(self, name: str, statement: str, values: Sequence[Any]) -> Reply:
+    def _declare(self, name: str, statement: str, values: Sequence[Any], *, own: bool) -> Reply:
         refuse_misuse(values)
         oids = types_of(values)
         declare = parse(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}", oids) + bind(values, oids) + EXECUTE
-        return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,))
+        return self._run(f"FETCH FORWARD 0 FROM {name}", ((),), (declare,), own=own)
 
 
 class Cursor:
     """The result of one statement, all of it in memory."""
+
+    #: True for what no user executes, as a dialect's own questions: it needs none of the settings that are required
+    is_own = False
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -553,7 +613,7 @@ class Cursor:
             raises.
         """
         self._start()
-        self._take(self.connection._execute(operation, args, stream))
+        self._take(self.connection._execute(operation, args, stream, own=self.is_own))
         return self
 
     def declare(self, name: str, operation: str, args: Sequence[Any] = ()) -> None:
@@ -563,7 +623,7 @@ class Cursor:
         Raises: as `execute`.
         """
         self._start()
-        reply = self.connection._declare(name, operation, args)
+        reply = self.connection._declare(name, operation, args, own=self.is_own)
         self._take(reply)
         if args:  # an error of a later FETCH may show them
             self.connection._protocol.declared += reply.sent
@@ -577,7 +637,7 @@ class Cursor:
         self._start()
         sets = list(param_sets)
         if sets:
-            self._take(self.connection._run(operation, sets))
+            self._take(self.connection._run(operation, sets, own=self.is_own))
         else:
             self.rowcount = 0
         return self

@@ -5,7 +5,9 @@ PEP 249's errors, classed by SQLSTATE: what may be tried again, what ended the c
     Error
     ├── InterfaceError
     └── DatabaseError
-        ├── DataError, IntegrityError, InternalError, ProgrammingError, NotSupportedError
+        ├── DataError, IntegrityError, InternalError, NotSupportedError
+        ├── ProgrammingError
+        │   └── SettingsMissing (also plungepool.SettingsMissing)
         └── OperationalError
             ├── DeadlineExceeded (also plungepool.DeadlineExceeded and TimeoutError)
             └── PasswordAheadRefused
@@ -142,6 +144,10 @@ class NotSupportedError(DatabaseError):
     """The server does not offer this (0A000)."""
 
 
+class SettingsMissing(ProgrammingError, errors.SettingsMissing):
+    """A setting that is required of a connection has no value in its `transaction_settings`; nothing was sent."""
+
+
 class DeadlineExceeded(OperationalError, errors.DeadlineExceeded):
     """The flight was given up at `Connection.deadline`; the connection is closed."""
 
@@ -175,6 +181,7 @@ CLASSES: tuple[type[Exception], ...] = (
     InternalError,
     ProgrammingError,
     NotSupportedError,
+    SettingsMissing,
     DeadlineExceeded,
     PasswordAheadRefused,
 )

@@ -179,10 +179,11 @@ def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
 
 def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
     """
-    Return a statement that gives these time-outs of the server at most so long, until the transaction ends.
+    Return the conditions of a SELECT that gives these time-outs of the server at most so long, until the transaction
+    ends.
 
-    It has no parameter: it may stand in a text of several statements. It returns no row, and takes nothing back: a
-    time-out that is shorter already, of the role or of the user's own, stays.
+    They have no parameter: they may stand in a text of several statements. None is ever true, and nothing is taken
+    back: a time-out that is shorter already, of the role or of the user's own, stays.
     """
     conditions = []
     for name in names:
@@ -195,7 +196,7 @@ def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
         conditions.append(
             f"pg_catalog.set_config('{name}', GREATEST({least}, 1)::pg_catalog.int4::pg_catalog.text, true) IS NULL"
         )
-    return f"SELECT WHERE {' OR '.join(conditions)}"
+    return " OR ".join(conditions)
 
 
 def parameters_in(sent: Iterable[bytes]) -> Iterator[str]:
@@ -243,7 +244,17 @@ def first_words(statement: str) -> str:
     """Return the beginning of a statement in capitals, without the comments that stand before it. Pure."""
     statement = statement.lstrip()
     while statement.startswith(("--", "/*")):
-        statement = statement.partition("\n" if statement.startswith("--") else "*/")[2].lstrip()
+        if statement.startswith("--"):
+            statement = statement.replace("\r", "\n").partition("\n")[2]
+        else:
+            # Comments nest.
+            open_ones, end = 1, 2
+            while open_ones and end < len(statement):
+                two = statement[end : end + 2]
+                open_ones += (two == "/*") - (two == "*/")
+                end += 2 if two in ("/*", "*/") else 1
+            statement = statement[end:]
+        statement = statement.lstrip()
     return statement[:20].upper()
 
 

@@ -344,7 +344,8 @@ class Driver:
             connection = wire.connect(**parameters.values)
         connection.deadline = invocation.deadline(self._settings.margin_s)
         connection.tells_deadline = self._settings.deadline == "server"
-        connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
+        if self._settings.require_settings:
+            connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
         return connection
 
 

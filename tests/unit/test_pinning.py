@@ -172,8 +172,9 @@ def test_a_new_reason_is_one_entry(condition: Condition, pins: str, does_not: st
 
 
 def test_every_entry_is_recognised_by_something() -> None:
-    """No two entries are of one kind, each is tested above, and what is searched for has its hints."""
-    kinds = [condition.reason.kind for condition in CONDITIONS]
+    """No two entries are of one kind, each is tested here, and what is searched for has its hints."""
+    kinds = [condition.reason.kind for condition in CONDITIONS if condition.option is None]
+    assert [condition.option for condition in CONDITIONS if condition.option] == ["plungepool_settings"]
     assert sorted({*PINNING.values(), "over 16 KB"}) == sorted(kinds)
     assert [condition.reason.kind for condition in CONDITIONS if condition.holds and not condition.hints] == []
 
@@ -343,6 +344,32 @@ def test_warning_is_one_line_for_each_shape(caplog: pytest.LogCaptureFixture) ->
     assert [record.name for record in caplog.records] == ["plungepool", "plungepool"]
     assert "temporary object" in caplog.text
     assert "hush0" not in caplog.text
+    engine.dispose()
+
+
+def test_what_an_option_sends_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Beside what the statements do themselves; or it is refused, each time; an empty one is none."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    guard_pinning(engine, "warn")
+    options = {"plungepool_settings": {"app.tenant_id": "hush"}}
+    with caplog.at_level(logging.WARNING, logger="plungepool"), engine.connect() as connection:
+        connection.execution_options(**options)
+        for statement in ("SELECT 1", "SELECT 2, 3", "CREATE TEMP TABLE t (a int)"):
+            connection.execute(text(statement))
+    assert [record.getMessage().partition(" pins ")[0] for record in caplog.records] == [
+        "plungepool_settings",
+        "temporary object",
+    ]
+    assert "hush" not in caplog.text
+    engine.dispose()
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    guard_pinning(engine, "refuse")
+    with engine.connect() as connection:
+        connection.execution_options(plungepool_settings={}).execute(text("SELECT 1"))
+        connection.execution_options(**options)
+        for _ in range(2):
+            with pytest.raises(PinningRefused, match="plungepool_settings"):
+                connection.execute(text("SELECT 1"))
     engine.dispose()
 
 

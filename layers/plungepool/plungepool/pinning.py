@@ -30,7 +30,7 @@ from .settings import variable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
 _logger = logging.getLogger("plungepool")
 
@@ -326,9 +326,10 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
             )
 
     def look(
-        connection: Connection, _cursor: object, statement: str, _parameters: object, context: Any, _executemany: bool
+        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _executemany: bool
     ) -> None:
-        options = connection.get_execution_options()
+        # The statement's, and with them the connection's.
+        options = getattr(context, "execution_options", {})
         for option, of_option in _of_options:
             if options.get(option):
                 # It goes before the statement, whichever that is: told once.

@@ -87,6 +87,10 @@ FAST := tests/unit tests/wire/test_wire.py tests/wire/test_round_trips.py tests/
 test-fast: check ## In a minute: the checks, the unit tests, and those of pool and wire; not functions, commands, template
 	@$(PYTHON) -m pytest -q --ignore tests/unit/test_verify_aws.py $(FAST)
 
+.PHONY: chaos
+chaos: .venv/.ready services ## Environments that trade while all around them fails, for SECONDS=300 by SEED=… (drawn): is anything lost or done twice?
+	@$(PYTHON) tests/chaos/history/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(OPTIONS)
+
 .PHONY: mutants
 mutants: .venv/.ready services ## Change the code place by place, to find what no test would notice (TOPICS="engine tls"; see docs/mutants.md)
 	@$(PYTHON) tests/mutants/run.py $(TOPICS) $(if $(SAMPLE),--sample $(SAMPLE))

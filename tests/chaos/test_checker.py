@@ -169,6 +169,8 @@ def test_internal_inconsistency_is_found() -> None:
     changed = [transaction("T1", "x+1"), transaction("T2", "x=", "x=1")]
     assert "internal" in kinds(*changed, level=REPEATABLE_READ)
     assert kinds(*changed, level=READ_COMMITTED) == []
+    between = [transaction("T1", "x+1"), transaction("T2", "x=", "x+2", "x=1,2")]
+    assert kinds(*between, level=READ_COMMITTED) == []
     locked = [transaction("T1", "x+1"), transaction("T2", "x+2", "x=2", "x=2,1")]
     assert "internal" in kinds(*locked, level=READ_COMMITTED)
 

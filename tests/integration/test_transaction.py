@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cluster import Cluster
 from sqlalchemy import Connection, Text, exc, text
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, sessionmaker
 
@@ -122,6 +123,31 @@ def test_gives_up_after_the_attempts(engine: Engine) -> None:
         run_transaction(engine, conflict, attempts=3)
     assert len(calls) == 3
     assert caught.value.__notes__ == ["run_transaction: this was attempt 3 of 3"]
+
+
+@pytest.mark.parametrize("level", [None, "SERIALIZABLE"])
+def test_a_writer_that_has_moved_is_looked_for_and_the_transaction_runs_again(level: str | None) -> None:
+    """
+    A connection reaches what is a standby now, which refuses a write, and SERIALIZABLE altogether: neither is kept.
+    """
+    with Cluster() as cluster:
+        assert cluster.standby is not None
+        cluster.primary.execute("CREATE TABLE written (a int); CREATE ROLE app LOGIN PASSWORD 'known'")
+        cluster.primary.execute("GRANT ALL ON written TO app")
+        [proxy] = cluster.proxies
+        writer, proxy.upstream = proxy.upstream, (cluster.standby.host, cluster.standby.port)
+        engine = build_engine(Settings(host=proxy.host, port=proxy.port, user="app", password="known", tls="disable"))
+        runs = []
+
+        def write(connection: Connection) -> None:
+            runs.append(level)
+            proxy.upstream = writer
+            connection.execute(text("INSERT INTO written VALUES (1)"))
+
+        run_transaction(engine, write, isolation_level=level)
+        engine.dispose()
+        assert len(runs) == 2
+        assert cluster.primary.execute("SELECT count(*) FROM written") == [[1]]
 
 
 @pytest.mark.parametrize("sqlstate", ["23505", "57014", "22012", "P0001"])

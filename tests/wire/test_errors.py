@@ -522,6 +522,39 @@ def test_standby_is_recognized_whatever_was_set(standby: Any, reports: Any) -> N
     connection.close()
 
 
+@pytest.mark.parametrize("reports", ["on", None, "off"], ids=["reported", "not reported", "another server's"])
+@pytest.mark.parametrize("asked", ["in BEGIN", "by default"])
+def test_standby_that_refuses_serializable_is_a_moved_writer(standby, asked, reports):
+    """A standby refuses such a transaction before it can refuse a write; not so whoever asks for READ ONLY as well."""
+    connection = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
+    if reports != "on":  # PostgreSQL 13; a pooler, which tells what another server was when it first asked
+        del connection.parameter_statuses["in_hot_standby"]
+    if reports == "off":
+        connection.parameter_statuses["in_hot_standby"] = reports
+    if asked == "in BEGIN":
+        connection.isolation_level = "SERIALIZABLE"
+    else:
+        connection.cursor().execute("SET default_transaction_isolation TO serializable")
+        connection.commit()
+    error = failing(connection, "SELECT 1")
+    assert (error.sqlstate, error.disconnected, type(error)) == ("0A000", True, wire.OperationalError)
+    assert "has the writer moved?" in str(error)
+    connection.rollback()
+    connection.readonly = True
+    error = failing(connection, "SELECT 1")
+    assert (error.sqlstate, error.disconnected, type(error)) == ("0A000", False, wire.NotSupportedError)
+    connection.close()
+
+
+def test_what_no_server_supports_is_no_moved_writer(standby, connection):
+    """Any other 0A000 keeps the connection, to a standby as well."""
+    reader = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
+    for one in (connection, reader):
+        error = failing(one, "SELECT count(*) FROM pg_class FOR UPDATE")
+        assert (error.sqlstate, error.disconnected) == ("0A000", False)
+        one.close()
+
+
 # ---- TLS
 
 

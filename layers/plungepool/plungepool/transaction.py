@@ -35,7 +35,8 @@ _PAUSE_AT_MOST_S = 1.0
 _UNDONE = frozenset(("40001", "40P01", "OC000", "OC001", "25006"))
 # How a session ends that nobody limited in time: a restart, a failover, an idle time-out, a pooler that lost its
 # server.
-_ENDED = frozenset(("57P01", "57P02", "57P03", "57P05"))
+# 0A000: a standby that refuses SERIALIZABLE, where a writer was expected.
+_ENDED = frozenset(("57P01", "57P02", "57P03", "57P05", "0A000"))
 
 # SQS keeps a message for 14 days at most.
 _KEEP_S = 14 * 24 * 3600.0

@@ -161,11 +161,13 @@ class _Check:
         for one in transaction.operations:
             if isinstance(one, Append):
                 own[one.list] += (one.value,)
+                if self._level == READ_COMMITTED and len(own[one.list]) == 1:
+                    # Until it has locked the list, others' commits come between what it reads and what it appends to.
+                    before.pop(one.list, None)
                 if one.list in before:
                     before[one.list] += (one.value,)
             elif one.values is not None:
                 mine = own[one.list]
-                # READ COMMITTED sees the commits of others, but not after it has locked the list itself.
                 same = one.list in before and (self._level != READ_COMMITTED or bool(mine))
                 if (same and before[one.list] != one.values) or one.values[len(one.values) - len(mine) :] != mine:
                     expected = _short(before[one.list]) if same else f"ending with {_short(mine)}"

@@ -28,9 +28,10 @@ from poolers import pgbouncer
 from plungepool_toolkit.environment import Environment, Invocation
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.processes import Closing
+from plungepool_toolkit.rds_proxy import Address, RdsProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -125,13 +126,15 @@ class Worker:
         #: what others have delivered already, or deliver right now: queues deliver twice
         self.inbox: deque[Request] = deque()
         self.interfered_at = 0.0
+        # A process that was killed while it was frozen is missed by the next invocation only.
+        self._began_before = 0.0
         self.busy = False
         self.neighbour = self
         self._chance = random.Random(f"{seed} worker {number}")
         self._report = report
         self._to_fulfil: deque[str] = deque()
         self._values = 0
-        self._weights = (30, 10, 33, 13, 8, 3, 3 if report.handlers == "ours" else 0)
+        self._weights = (30, 10, 33, 13, 8, 3, *((3, 6) if report.handlers == "ours" else (0, 0)))
 
     @property
     def pid(self) -> int | None:
@@ -173,7 +176,7 @@ class Worker:
 
     def _next(self) -> Request:
         kind = self._chance.choices(
-            ("order", "fulfil", "transact", "begin", "autocommit", "change mind", "leak"), self._weights
+            ("order", "fulfil", "transact", "begin", "autocommit", "change mind", "leak", "strike"), self._weights
         )[0]
         if kind == "fulfil" and not self._to_fulfil:
             kind = "order"
@@ -212,7 +215,8 @@ class Worker:
             else:
                 operations.append((self._chance.choice(("read", "read", "read by rows")), one, None))
         key = name if kind == "transact" else None
-        event = {"do": kind, "key": key, "level": level, "operations": operations, "pause_s": self._pause()}
+        pause_s = self._chance.uniform(0.0, 0.01) if kind == "strike" else self._pause()
+        event = {"do": kind, "key": key, "level": level, "operations": operations, "pause_s": pause_s}
         return Request(name=name, event=event)
 
     def _pause(self) -> float:
@@ -231,6 +235,7 @@ class Worker:
             delivery.reads, delivery.reason = payload.get("reads"), payload.get("reason", "")
         else:
             self._judge_failure(request, delivery, invocation, hurried=timeout_s < TIMEOUT_S)
+        self._began_before = began
         self._report.outcomes[delivery.outcome] += 1
         if delivery.reason:
             self._report.reasons[delivery.reason[:100]] += 1
@@ -241,14 +246,14 @@ class Worker:
         error = invocation.error or {}
         kind, text = str(error.get("errorType")), str(error.get("errorMessage"))
         delivery.reason = f"{kind}: {text}"[:300]
-        if self.interfered_at >= delivery.began or (hurried and kind == "Sandbox.Timedout"):
+        if self.interfered_at >= self._began_before or (hurried and kind == "Sandbox.Timedout"):
             return
         if kind == "Sandbox.Timedout":
             self._report.findings.append(Finding("hung", f"{request.name}: {text}"))
         elif self._report.handlers == "naive" and not kind.startswith("Runtime."):
             delivery.outcome = "failed"  # it has answered that it has not done it
         else:
-            trace = " ".join("".join(error.get("stackTrace") or ())[-600:].split())
+            trace = " ".join("".join(error.get("stackTrace") or ())[-300:].split())
             self._report.findings.append(Finding("unexpected error", f"{request.name}: {delivery.reason} {trace}"))
 
 
@@ -276,6 +281,9 @@ class Shop(Closing):
                 )
             )
             self._front = stack.enter_context(ChaosProxy("127.0.0.1", port))
+            self._rds_proxy = stack.enter_context(
+                RdsProxy(Address(behind.host, behind.port), users={"pooled": FIXED_PASSWORD}, borrow_timeout_s=2)
+            )
             self._environments = stack.enter_context(contextlib.ExitStack())
             for number, variables in enumerate(self._fleet()):
                 environment = Environment(
@@ -348,7 +356,7 @@ class Shop(Closing):
         yield secret
         yield secret | {"PLUNGEPOOL_POOL": "null"}
         yield pooled
-        yield pooled | {"PLUNGEPOOL_PING_AFTER_IDLE_S": "0.05"}
+        yield self._rds_proxy.variables("pooled") | {"PLUNGEPOOL_DEADLINE_MARGIN_S": "1.5"}
 
     def _set_password(self, role: str, password: str) -> None:
         self._cluster.primary.execute(f"ALTER ROLE {role} PASSWORD '{password}'")
@@ -406,11 +414,18 @@ class Shop(Closing):
     def _look_at_logs(self) -> None:
         passwords = {FIXED_PASSWORD, *self._rotation.passwords}
         for worker in self._workers:
-            for line in worker.environment.log:
+            lines = worker.environment.log
+            for at, line in enumerate(lines):
                 if any(password in line for password in passwords):
                     self._report.findings.append(Finding("secret", "a password is in the log of an environment"))
                 if "Traceback" in line or "Exception ignored" in line:
-                    self._report.findings.append(Finding("logged", line[:300]))
+                    self._report.findings.append(Finding("logged", _end_of_traceback(lines[at:])))
+
+
+def _end_of_traceback(lines: Sequence[str]) -> str:
+    """Return the last lines of the traceback that begins here, the error's own with them."""
+    end = next((at for at, line in enumerate(lines) if at and line[:1].strip()), len(lines) - 1)
+    return " | ".join(line.strip() for line in lines[max(0, end - 6) : end + 3])[:1200]
 
 
 class _Thread(threading.Thread):

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _READ_ONLY = "25006"
+_NOT_SUPPORTED = "0A000"
+# Where PostgreSQL refuses SERIALIZABLE on a standby: at BEGIN, and at the first statement where it is the default.
+_SERIALIZABLE_REFUSED = frozenset(("call_enum_check_hook", "GetSerializableTransactionSnapshot"))
 # transaction_timeout, idle_in_transaction_session_timeout, statement_timeout
 _TIMED_OUT = frozenset(("25P04", "25P03", "57014"))
 _DEFAULT = "default_transaction_read_only"
@@ -62,15 +65,24 @@ class _Writer:
     def judge(self, error: DatabaseError) -> None:
         """
         Mark 25006 as a disconnect where nothing says that this client asked for READ ONLY: the writer has moved then.
+        So it has where a standby refuses a SERIALIZABLE transaction, which gets no further than that.
 
         The evidence is our BEGIN, what the server reports (PostgreSQL 14 and newer), and whether the transaction holds
         a statement that can ask for READ ONLY. The last is not certain (it may have been any SET), so that the rollback
         asks the server whether it is a standby.
         """
-        if error.sqlstate != _READ_ONLY or self.begun_read_only is True:
+        if self.begun_read_only is True:
             return
         reported = self._reported
         standby = reported.get("in_hot_standby") == "on"
+        if error.sqlstate == _NOT_SUPPORTED:
+            # No other enumeration of the server's is refused as not supported. What a pooler reports may be another
+            # server's.
+            if error.diag.source_function not in _SERIALIZABLE_REFUSED:
+                return
+            standby = True
+        elif error.sqlstate != _READ_ONLY:
+            return
         if not standby and (self._for_session or reported.get(_DEFAULT) != "on"):
             self.in_doubt = self.may_have_asked
             if self._for_session or self.may_have_asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import time
@@ -23,6 +24,10 @@ engine = get_engine()
 sessions = sessionmaker(engine)
 kept: list[Connection] = []
 wrong: list[str] = []
+
+
+class Struck(BaseException):
+    """An exception out of the blue, as a signal handler or a time-out of somebody's raises it."""
 
 
 class ChangedItsMind(Exception):
@@ -78,6 +83,8 @@ def do(event: dict[str, Any]) -> dict[str, Any]:
     for _ in range(3 if event["key"] else 1):
         try:
             done = DEEDS[event["do"]](event)
+        except Struck as error:
+            return {"outcome": "unknown", "reason": said(error)}
         except ChangedItsMind:
             return {"outcome": "failed", "reason": "rolled back, as it should be"}
         except OutcomeUnknown as error:
@@ -152,6 +159,24 @@ def leak(event: dict[str, Any]) -> list[Any]:
     connection.begin()
     append_and_read(connection, event)
     raise ChangedItsMind
+
+
+def strike(event: dict[str, Any]) -> list[Any]:
+    """Append to lists, and be struck by an exception between any two lines."""
+    me, lock, over = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def hit() -> None:
+        time.sleep(event["pause_s"])
+        with lock:
+            if not over.is_set():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(me), ctypes.py_object(Struck))
+
+    threading.Thread(target=hit, daemon=True).start()
+    try:
+        return begin(event | {"pause_s": 0.0})
+    finally:
+        with lock:
+            over.set()
 
 
 def autocommit(event: dict[str, Any]) -> list[Any]:
@@ -232,4 +257,5 @@ DEEDS: dict[str, Callable[[dict[str, Any]], list[Any] | None]] = {
     "autocommit": autocommit,
     "change mind": change_mind,
     "leak": leak,
+    "strike": strike,
 }

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 from typing import Literal
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
 from history.checker import (
     READ_COMMITTED,
     REPEATABLE_READ,

@@ -6,11 +6,6 @@ Environments order, ship and append to lists while everything around them fails;
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))
-
 from history.harness import Report, run, side_by_side
 
 SECONDS, NAIVE_SECONDS, SEED = 60, 15, 20261127

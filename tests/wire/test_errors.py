@@ -524,7 +524,9 @@ def test_standby_is_recognized_whatever_was_set(standby: Any, reports: Any) -> N
 
 @pytest.mark.parametrize("reports", ["on", None, "off"], ids=["reported", "not reported", "another server's"])
 @pytest.mark.parametrize("asked", ["in BEGIN", "by default"])
-def test_standby_that_refuses_serializable_is_a_moved_writer(standby, asked, reports):
+def test_standby_that_refuses_serializable_is_a_moved_writer(
+    standby: Postgres, asked: str, reports: str | None
+) -> None:
     """A standby refuses such a transaction before it can refuse a write; not so whoever asks for READ ONLY as well."""
     connection = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
     if reports != "on":  # PostgreSQL 13; a pooler, which tells what another server was when it first asked
@@ -546,7 +548,7 @@ def test_standby_that_refuses_serializable_is_a_moved_writer(standby, asked, rep
     connection.close()
 
 
-def test_what_no_server_supports_is_no_moved_writer(standby, connection):
+def test_what_no_server_supports_is_no_moved_writer(standby: Postgres, connection: wire.Connection) -> None:
     """Any other 0A000 keeps the connection, to a standby as well."""
     reader = wire.connect(user="postgres", host=standby.host, port=standby.port, database="postgres")
     for one in (connection, reader):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any, NoReturn
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,7 +16,7 @@ READ = text("SELECT elements FROM list WHERE name = :name")
 OVERWRITE = text("UPDATE list SET elements = CAST(:elements AS integer[]) WHERE name = :name")
 
 
-def handler(event, context):
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Do what the event wants, three times at most, and fail if the last one failed."""
     for attempt in range(3):
         try:
@@ -27,7 +28,7 @@ def handler(event, context):
     raise AssertionError
 
 
-def order(event):
+def order(event: dict[str, Any]) -> list[Any]:
     """Take from the stock and write the order down."""
     with engine.begin() as connection:
         connection.execute(TAKE, event)
@@ -36,14 +37,14 @@ def order(event):
     return []
 
 
-def fulfil(event):
+def fulfil(event: dict[str, Any]) -> list[Any]:
     """Ship what was ordered."""
     with engine.begin() as connection:
         connection.execute(SHIP, event)
     return []
 
 
-def transact(event):
+def transact(event: dict[str, Any]) -> list[Any]:
     """Append to lists and read them; what was read is written as a whole."""
     reads = []
     with engine.begin() as connection:
@@ -57,7 +58,7 @@ def transact(event):
     return reads
 
 
-def change_mind(event):
+def change_mind(event: dict[str, Any]) -> NoReturn:
     """Append to lists, and roll back."""
     with engine.begin() as connection:
         connection.execute(READ, {"name": event["operations"][0][1]})

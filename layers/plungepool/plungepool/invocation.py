@@ -22,12 +22,15 @@ import logging
 import time
 import weakref
 from contextlib import suppress
+from decimal import Decimal
+from math import isfinite
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .errors import ConnectionLeak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
     from typing import Protocol
 
     class HandedOut(Protocol):
@@ -53,6 +56,9 @@ _logger = logging.getLogger("plungepool")
 
 # A code object's flag, as `inspect` names it: importing that costs a cold start more than it tells.
 _CO_COROUTINE = 0x80
+_ASK = "get_remaining_time_in_millis"
+# Beyond this a socket and the server count no more; Lambda gives a function 15 minutes.
+_LEFT_AT_MOST_S = 1e6
 # What is handed out is noted for the invocation's end; what came back meanwhile is dropped whenever there are so many.
 _NOTED_AT_MOST = 32
 
@@ -61,6 +67,7 @@ class _Guard:
     """The block of one invocation, as `guard_invocation` makes it."""
 
     def __init__(self, context: Context | None) -> None:
+        self.is_bare = context is None
         self.request_id = getattr(context, "aws_request_id", None)
         left_s = _left_s(context)
         self.ends_at = None if left_s is None else time.time() + left_s
@@ -69,10 +76,27 @@ class _Guard:
         self.margin_at_most_s = (left_s or 0.0) / 2
         self.handed_out: list[HandedOut] = []
         self.outer: _Guard | None = None
-        self.is_left = False
+        self.is_entered = self.is_left = False
+        #: the handler has returned what is not done yet (a coroutine, a generator), and the guard goes on with that
+        self.goes_on = False
+
+    def __call__(self, *handler: Any, **named: Any) -> Any:
+        """Take the handler, where the decorator has parentheses: `@guard_invocation()`."""
+        if self.is_bare and not self.is_entered and len(handler) == 1 and callable(handler[0]) and not named:
+            return _guarded(handler[0])
+        raise TypeError(
+            "guard_invocation takes the handler as a decorator, and Lambda's context object for `with "
+            "guard_invocation(context):`; what it was given can be called as neither"
+        )
 
     def __enter__(self) -> None:
         global _current
+        if self.goes_on:
+            self.goes_on = False
+            return
+        if self.is_entered:
+            raise RuntimeError("a guard is for one invocation: call guard_invocation(context) for each")
+        self.is_entered = True
         outer = _running()
         if (
             outer is not None
@@ -92,18 +116,34 @@ class _Guard:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         global _current
+        if self.goes_on:
+            return
         self.is_left = True
+        is_current = self._is_current()
         outer, self.outer = self.outer, None
-        if outer is not None:
-            _current = weakref.ref(outer)
+        if outer is not None and not outer.is_left:
+            if is_current:
+                _current = weakref.ref(outer)
             return
         try:
             leaks = _take_back(self.handed_out)
         finally:
-            _current = _nobody
+            if is_current:
+                _current = _nobody
         _forget(self.handed_out)
         if leaks and kind is None:
             raise ConnectionLeak(leaks)
+
+    def _is_current(self) -> bool:
+        """
+        Say whether it is this one that runs, or one within it that an exception struck out of.
+
+        Another invocation may run by now, where this one is of a generator that nobody read to its end.
+        """
+        guard = _running()
+        while guard is not None and guard is not self:
+            guard = guard.outer
+        return guard is self
 
 
 def _nobody() -> None:
@@ -148,29 +188,68 @@ def guard_invocation(handler: Any = None) -> Any:
 
     Decorators in any order; the guard that is entered first is the one that ends the invocation. A context without the
     remaining time, or none, gives no deadline; one whose time is over lets nothing begin.
-    Args: handler: the handler, also an async one; or the context, for `with`.
+    Args: handler: the handler: a function, a method, an object that can be called, also an async one or a generator,
+        which is guarded to its end; or the context, for `with`. A handler's context is its second argument, or the one
+        that knows the remaining time.
     Raises: what the handler raises; ConnectionLeak after a handler that returned, with PLUNGEPOOL_LEAKS=raise.
     Units: seconds of wall clock.        Threads: one invocation at a time in a process, as Lambda has it.
     Source: Lambda developer guide, "Using the Lambda context object to retrieve Python function information".
     """
     # The context of a test may be a mock, which can be called.
-    if not callable(handler) or hasattr(handler, "get_remaining_time_in_millis"):
+    if not callable(handler) or hasattr(handler, _ASK):
         return _Guard(handler)
+    return _guarded(handler)
+
+
+def _guarded(handler: Any) -> Any:
     if _is_async(handler):
 
         @functools.wraps(handler)
-        async def guarded_async(event: Any, context: Any = None, *more: Any, **named: Any) -> Any:
-            with _Guard(context):
-                return await handler(event, context, *more, **named)
+        async def guarded_async(*arguments: Any, **named: Any) -> Any:
+            with _Guard(_context(arguments, named)):
+                return await handler(*arguments, **named)
 
         return guarded_async
 
     @functools.wraps(handler)
-    def guarded(event: Any, context: Any = None, *more: Any, **named: Any) -> Any:
-        with _Guard(context):
-            return handler(event, context, *more, **named)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        guard = _Guard(_context(arguments, named))
+        with guard:
+            result = handler(*arguments, **named)
+            finish = _FINISH.get(type(result))
+            if finish is not None:
+                result = finish(guard, result)
+                guard.goes_on = True
+        return result
 
     return guarded
+
+
+async def _finish_coroutine(guard: _Guard, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    with guard:
+        return await coroutine
+
+
+def _finish_generator(guard: _Guard, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    with guard:
+        return (yield from generator)
+
+
+async def _finish_async_generator(guard: _Guard, generator: Any) -> AsyncIterator[Any]:
+    with guard:
+        try:
+            async for one in generator:
+                yield one
+        finally:
+            await generator.aclose()
+
+
+# What a handler returns before it is done, and what goes on with it.
+_FINISH: dict[type, Callable[[_Guard, Any], Any]] = {
+    CoroutineType: _finish_coroutine,
+    GeneratorType: _finish_generator,
+    AsyncGeneratorType: _finish_async_generator,
+}
 
 
 def deadline(margin_s: float | None = 0.0) -> float | None:
@@ -232,13 +311,37 @@ def note(handed_out: HandedOut) -> None:
 
 def _left_s(context: Any) -> float | None:
     """Return the seconds that the invocation has left; None where the context does not say."""
-    ask = getattr(context, "get_remaining_time_in_millis", None)
+    ask = getattr(context, _ASK, None)
     left = ask() if callable(ask) else None
-    return max(0.0, left / 1000) if isinstance(left, (int, float)) and not isinstance(left, bool) else None
+    # What is no number, as a mock's answer, says nothing; nor does one that is none, or has no end.
+    if not isinstance(left, (int, float, Decimal)) or isinstance(left, bool):
+        return None
+    try:
+        left_s = float(left) / 1000
+    except (OverflowError, ValueError):
+        return None
+    return min(max(0.0, left_s), _LEFT_AT_MOST_S) if isfinite(left_s) else None
+
+
+def _context(arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """
+    Return the context among a handler's arguments: the second, as Lambda calls a handler; else the one that knows the
+    time: a method's third, a keyword.
+    """
+    if len(arguments) > 1 and hasattr(arguments[1], _ASK):
+        return arguments[1]
+    for one in (*arguments[2:], *named.values(), *arguments[:1]):
+        if hasattr(one, _ASK):
+            return one
+    return arguments[1] if len(arguments) > 1 else named.get("context")
 
 
 def _is_async(handler: Any) -> bool:
-    return bool(getattr(getattr(handler, "__code__", None), "co_flags", 0) & _CO_COROUTINE)
+    """Say whether it is an async function, also as a method, a partial, or the `__call__` of an object."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & _CO_COROUTINE)
 
 
 def _take_back_what_is_left() -> None:

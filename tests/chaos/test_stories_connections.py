@@ -6,6 +6,7 @@ Connections that are refused, outlive their timers, die or fall silent while an 
     3   the first call after a pause dies        npgsql/npgsql#3559, polarsource/polar#13859, brianc/node-postgres#2112
     4   the first call after a pause hangs       tum-gis/3dcitydb-mcp-server#1
     19  a pool stuck for hours after recovery    psycopg/psycopg#1315
+    20  stale ones tried one by one for 30 s     fecgov/fecfile-web-api PR#2208
 """
 
 from __future__ import annotations
@@ -193,23 +194,48 @@ def test_a_pool_is_stuck_for_hours_after_the_database_has_recovered(start: Start
         database = Database(server, "postgres")
         reach = variables(database, at=network, pool_size=3, ping_after_idle_s=0, connect_timeout_s=0.3)
         naive = start("naive_connection", reach)
-        shop = start("threads", reach, timeout_s=10)
+        shop = start("several", reach, timeout_s=10)
         process = shop.pid
 
         def whole_pool() -> int:
-            return len({pid for [[pid]] in rows(ask(shop, threads=3))})
+            return len({pid for [pid] in rows(ask(shop, connections=3))})
 
         assert (whole_pool(), len(rows(ask(naive)))) == (3, 1)
         server.stop()
         for _ in range(10):
-            refusal(ask(shop, threads=3))
+            refusal(ask(shop, connections=3))
         server.start()
         assert whole_pool() == 3
         network.partition()
         for _ in range(2):
-            refusal(ask(shop, threads=3))
+            refusal(ask(shop, connections=3))
         network.heal()
         assert whole_pool() == 3
         assert shop.pid == process
         for _ in range(2):
             failure(ask(naive))
+
+
+def test_stale_connections_are_tried_one_by_one(start: Start) -> None:
+    """
+    Story 20: the database has restarted, and five kept connections never heard of it. The first that does not answer
+    shows it of all: the invocation that needs five waits for one answer, two seconds, and not for five.
+    """
+    with Postgres() as server, ChaosProxy(server.host, server.port) as network:
+        database = Database(server, "postgres")
+        reach = variables(database, at=network, pool_size=5, ping_after_idle_s=0.1)
+        shop = start("several", reach, timeout_s=60)
+        naive = start("naive", reach | {"NAIVE_OPTIONS": '{"pool_pre_ping": true}'}, timeout_s=3)
+        before = rows(ask(shop, connections=5))
+        rows(ask(naive))
+        assert network.swallow() == 6
+        server.restart()
+        network.connections = 0
+        time.sleep(0.2)
+        answered, hung = at_once(partial(ask, shop, connections=5), partial(ask, naive))
+        after = rows(answered)
+        assert answered.duration_s < 8  # ten, one by one
+        assert len({pid for [pid] in after}) == 5
+        assert not {pid for [pid] in before} & {pid for [pid] in after}
+        assert network.connections == 5
+        assert "timed out" in failure(hung)

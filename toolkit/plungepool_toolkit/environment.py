@@ -2,9 +2,9 @@
 Lambda environments on this machine: the real runtime client (`awslambdaric`) against a small Runtime API.
 
 What AWS does with an environment is done here to a process group: init, one invocation at a time, SIGSTOP in between, a
-reset after a time-out, shutdown, and SnapStart's snapshot, of which any number of environments are restored. No Docker,
-no account, about 0.1 s to start one. Not imitated: memory and CPU limits, a read-only file system (see `layers`),
-throttling.
+reset after a time-out, shutdown, SnapStart's snapshot, of which any number of environments are restored, and the
+processes of a Managed Instance. No Docker, no account, about 0.1 s to start one. Not imitated: memory and CPU limits, a
+read-only file system (see `layers`), throttling.
 
 Sources: Lambda developer guide, "Understanding the Lambda execution environment lifecycle", "Runtime API", "Extensions
 API", "Lambda SnapStart runtime hooks".
@@ -107,11 +107,14 @@ class Environment(Closing):
         init_timeout_s: what init, and restore, may take.
         snap_start: init up to the snapshot; `restore`, or the first `invoke`, goes on from there, and `snapshot` makes
             any number of environments of it.
+        max_concurrency: on a Lambda Managed Instance: the runtime forks so many processes, each imports the handler and
+            has one invocation at a time, and nothing is frozen. An invocation that is out of time ends no process.
         python: the interpreter; it must have awslambdaric.
     Attributes: `init_s` and `restore_s`, what the last init and the restore took; `timeout_s` may be assigned.
     Raises: InitError from `start` and `restore`; OSError and ValueError for what is not there. A failing function
         raises nothing: its `Invocation` has the error.
-    Units: seconds. Threads: safe; invocations of one environment wait for each other. Forks: a child must not use it.
+    Units: seconds. Threads: safe; invocations of one environment wait for each other, beyond `max_concurrency`.
+        Forks: a child must not use it.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Environment(Closing):
         function_name: str | None = None,
         region: str = "eu-west-1",
         snap_start: bool = False,
+        max_concurrency: int | None = None,
         python: Path | str = sys.executable,
     ) -> None:
         self.task = Path(task).resolve()
@@ -145,6 +149,8 @@ class Environment(Closing):
         self._memory_mb = memory_mb
         self._region = region
         self._snap_start = snap_start
+        self._max_concurrency = max_concurrency
+        self._turns = threading.Semaphore(max_concurrency or 1)
         self._python = Path(python)
         self._one_at_a_time = threading.RLock()
         self._folder: Path | None = None
@@ -254,7 +260,8 @@ class Environment(Closing):
         Raises: RuntimeError before `start` and after `close`; TypeError for an event that JSON cannot express.
             Blocks: for `timeout_s` at most, and for `init_timeout_s` where it has to be initialised or restored first.
         """
-        with self._one_at_a_time:
+        with self._turns, contextlib.ExitStack() as alone:
+            alone.enter_context(self._one_at_a_time)
             if self._api is None:
                 raise RuntimeError("the environment is not started, or it has been shut down")
             mark = self._log.size()
@@ -276,7 +283,10 @@ class Environment(Closing):
                 return Invocation(
                     request_id=work.request_id, error=error.error, duration_s=0.0, init_s=init_s, log=error.log
                 )
-            self._run(self._require_life(), work)
+            life = self._require_life()
+            if self._max_concurrency:
+                alone.close()
+            self._run(life, work)
             return Invocation(
                 request_id=work.request_id,
                 payload=work.payload,
@@ -290,9 +300,10 @@ class Environment(Closing):
         """
         Stop every process of the environment, as Lambda does between invocations; `invoke` does it by itself.
 
-        Raises: RuntimeError if there is no process.
+        On a Managed Instance nothing is stopped. Raises: RuntimeError if there is no process.
         """
-        _stop_running(self._require_life().processes)
+        processes = self._require_life().processes
+        _stop_running([] if self._max_concurrency else processes)
 
     def thaw(self) -> None:
         """
@@ -344,7 +355,7 @@ class Environment(Closing):
                 life.runtime = self._start_runtime(life, environ)
                 life.processes.append(life.runtime)
                 life.wait(lambda: life.initialised, self._init_timeout_s)
-                life.wait(lambda: life.failure is not None or life.extensions_idle, self._init_timeout_s)
+                life.wait(lambda: life.failure is not None or life.extensions_ready, self._init_timeout_s)
         except BaseException:
             self._end_life("failure")
             raise
@@ -362,11 +373,15 @@ class Environment(Closing):
             raise error
 
     def _run(self, life: Life, work: Work) -> None:
-        self.thaw()
-        if reset := _perform(life, work, self.timeout_s):
-            self._end_life(reset)
-        else:
+        if not self._max_concurrency:
+            self.thaw()
+        reset = _perform(life, work, self.timeout_s, alone=not self._max_concurrency)
+        if not reset:
             self.freeze()
+            return
+        with self._one_at_a_time:
+            if self._life is life:  # the end of its process is the end of every invocation that ran there
+                self._end_life(reset)
 
     def _end_life(self, reason: str) -> Shutdown:
         life = self._require_life()
@@ -385,7 +400,10 @@ class Environment(Closing):
 
     def _launch(self, command: list[str | Path], environ: dict[str, str]) -> GuardedProcess:
         assert self._folder is not None
-        return GuardedProcess(command, output=self._folder / "log", environment=environ, cwd=self.task)
+        # Of a Managed Instance's processes the first one does nothing but wait for the others.
+        linger_s = _SHUTDOWN_INTERNAL_S if self._max_concurrency else 0.0
+        log = self._folder / "log"
+        return GuardedProcess(command, output=log, environment=environ, cwd=self.task, linger_s=linger_s)
 
     def _require_life(self) -> Life:
         if self._life is None:
@@ -491,7 +509,7 @@ def _variables_of(environment: Environment, api: str, temporary: Path) -> dict[s
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(environment._memory_mb),
         "AWS_LAMBDA_FUNCTION_NAME": environment.function_name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start" if environment._snap_start else "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": _initialization_type(environment),
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{environment.function_name}",
         "AWS_LAMBDA_LOG_STREAM_NAME": f"2026/01/01/[$LATEST]{secrets.token_hex(16)}",
         "AWS_LAMBDA_RUNTIME_API": api,
@@ -509,8 +527,15 @@ def _variables_of(environment: Environment, api: str, temporary: Path) -> dict[s
         "TZ": ":UTC",
         "_HANDLER": environment.handler,
         **({"PYTHONDONTWRITEBYTECODE": "1"} if environment._layers else {}),
+        **({"AWS_LAMBDA_MAX_CONCURRENCY": str(concurrency)} if (concurrency := environment._max_concurrency) else {}),
         **environment._variables,
     }
+
+
+def _initialization_type(environment: Environment) -> str:
+    if environment._max_concurrency:
+        return "lambda-managed-instances"
+    return "snap-start" if environment._snap_start else "on-demand"
 
 
 class _Log:
@@ -547,18 +572,23 @@ def _judged(life: Life, phase: str, timeout_s: float) -> Iterator[None]:
         life.failure = life.failure or _exit_error(ended.code)
 
 
-def _perform(life: Life, work: Work, timeout_s: float) -> str:
-    """Have the runtime, which is not frozen, do its work; return why the environment has to be reset, or nothing."""
+def _perform(life: Life, work: Work, timeout_s: float, *, alone: bool) -> str:
+    """
+    Have the runtime, which is not frozen, do its work; return why the environment has to be reset, or nothing.
+
+    Where it is not alone, on a Managed Instance, others have work there, and it ends with its answer or its time.
+    """
     work.deadline = time.time() + timeout_s
     life.begin(work)
     try:
         life.wait(lambda: work.finished_at > 0, timeout_s)
         # The invocation is over when the runtime and the extensions ask for the next one.
-        life.wait(lambda: life.idle and life.extensions_idle, max(0.0, work.deadline - time.time()))
+        life.wait(lambda: not alone or (life.idle and life.extensions_idle), max(0.0, work.deadline - time.time()))
     except NotInTime:
         text = f"Error: Task timed out after {timeout_s:.2f} seconds"
         work.fail(_failure("Sandbox.Timedout", f"RequestId: {work.request_id} {text}"))
-        return "timeout"
+        life.withdraw(work)
+        return "timeout" if alone else ""
     except Ended as ended:
         work.fail(_exit_error(ended.code, work.request_id))
         return "failure"

@@ -37,6 +37,7 @@ class GuardedProcess:
         cwd: its working folder.
         identity: (user id, group id) to run as; only root can. The watchdog keeps its own.
         stop: the signals that ask it to end, each with the seconds it is given; SIGKILL to its group comes last.
+        linger_s: how long the processes of its group that it leaves behind may go on.
     Raises: OSError if there is no memory or file descriptor left. A program that cannot be run ends with code 127.
     Threads: safe after the constructor; `poll` and `wait` may be called from one thread at a time.
     """
@@ -50,6 +51,7 @@ class GuardedProcess:
         cwd: Path | str = "/",
         identity: tuple[int, int] | None = None,
         stop: Sequence[tuple[str, float]] = (),
+        linger_s: float = 0.0,
     ) -> None:
         self._owner = os.getpid()
         self._report, report = os.pipe()
@@ -59,6 +61,7 @@ class GuardedProcess:
             "cwd": str(cwd),
             "identity": identity,
             "stop": list(stop),
+            "linger_s": linger_s,
             "report": report,
             "descriptors": [report, *lifelines()],
         }

@@ -4,7 +4,8 @@ Lambda's Runtime API and Extensions API over HTTP, on loopback, for the processe
 `Life` is what the two sides tell each other: the requests of the runtime and of the extensions arrive in threads of
 `RuntimeApi`, and the environment begins work, waits for states and announces events.
 
-Source: Lambda developer guide, "Runtime API" and "Extensions API".
+Source: Lambda developer guide, "Runtime API" and "Extensions API"; for what is refused, and what init waits for,
+aws-lambda-runtime-interface-emulator, core/registrations.go and rapid/start.go.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +44,9 @@ class Process(Protocol):
 
     def stop(self) -> int:
         """End it; return its exit code."""
+
+
+_EXTENSIONS_AT_MOST = 10
 
 
 class NotInTime(Exception):
@@ -87,8 +92,16 @@ class _Extension:
     pending: list[dict[str, Any]] = field(default_factory=list)
 
 
+class Refused(Exception):
+    """What the Extensions API answers with 403; the text is the error's type."""
+
+
 class Life:
-    """What the Runtime API and the environment tell each other, under one condition."""
+    """
+    What the Runtime API and the environment tell each other, under one condition.
+
+    Several runtimes may ask for work, each for one invocation at a time: the processes of a Managed Instance.
+    """
 
     def __init__(self, handler: str, external: set[str]) -> None:
         self.handler = handler
@@ -96,7 +109,7 @@ class Life:
         self.processes: list[Process] = []
         self.runtime: Process | None = None
         self.extensions: dict[str, _Extension] = {}
-        self.idle = False  # the runtime waits for an invocation
+        self.closed = False  # a runtime has asked for work: no extension can be registered any more
         self.at_snapshot = False
         self.restoring = False
         self.keeper: str | None = None  # where the keeper of a copy has to come to
@@ -104,8 +117,14 @@ class Life:
         self.failed_phase: str | None = None
         self.ended = False
         self._external = external
-        self._work: Work | None = None
-        self._handed = False
+        self._waiting: deque[Work] = deque()
+        self._running: dict[str, Work] = {}
+        self._idle_runtimes = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether a runtime waits for an invocation."""
+        return self._idle_runtimes > len(self._waiting)
 
     @property
     def initialised(self) -> bool:
@@ -116,6 +135,11 @@ class Life:
     def extensions_idle(self) -> bool:
         """Whether each extension that hears of invocations, or is a process of its own, has done its part."""
         return all(e.waiting for e in self.extensions.values() if e.external or "INVOKE" in e.events)
+
+    @property
+    def extensions_ready(self) -> bool:
+        """Whether each extension, also one of no events, has asked for its next event, as init waits for."""
+        return all(e.waiting for e in self.extensions.values())
 
     # For the environment
 
@@ -138,8 +162,7 @@ class Life:
     def begin(self, work: Work) -> None:
         """Give the runtime an invocation, and tell the extensions of it."""
         with self.changed:
-            self._work, self._handed = work, False
-            self.idle = False
+            self._waiting.append(work)
             self.changed.notify_all()
         self.announce(
             {
@@ -150,6 +173,11 @@ class Life:
             },
             work.deadline,
         )
+
+    def withdraw(self, work: Work) -> None:
+        """Give nobody an invocation that no runtime has taken in its time."""
+        with self.changed, contextlib.suppress(ValueError):
+            self._waiting.remove(work)
 
     def begin_restore(self) -> None:
         """Let the runtime go on from the snapshot."""
@@ -169,7 +197,7 @@ class Life:
         """Know of the extensions inside a runtime that was copied: their threads are gone, and SIGTERM is due to it."""
         with self.changed:
             for name in names:
-                self.extensions[str(uuid.uuid4())] = _Extension(name, [], external=False)
+                self.extensions[str(uuid.uuid4())] = _Extension(name, [], external=False, waiting=True)
 
     def announce(self, event: dict[str, Any], deadline: float) -> None:
         """Hand an event to every extension that registered for its kind."""
@@ -189,24 +217,29 @@ class Life:
     # For the Runtime API's threads
 
     def next_work(self) -> Work | None:
-        """Say that the runtime is idle, and wait for the next invocation; None at the end."""
+        """Say that a runtime is idle, and wait for the next invocation; None at the end."""
         with self.changed:
-            self.idle = True
+            self._idle_runtimes += 1
+            self.closed = True
             self.restoring = False
             self.changed.notify_all()
-            while not self.ended:
-                if self._work is not None and not self._handed:
-                    self._handed = True
-                    self._work.handed_at = time.perf_counter()
-                    return self._work
-                self.changed.wait()
-            return None
+            try:
+                while not self.ended:
+                    if self._waiting:
+                        work = self._waiting.popleft()
+                        self._running[work.request_id] = work
+                        work.handed_at = time.perf_counter()
+                        return work
+                    self.changed.wait()
+                return None
+            finally:
+                self._idle_runtimes -= 1
 
     def finish(self, request_id: str, error: bool, body: bytes) -> bool:
-        """Take the runtime's answer; False if it is not to the invocation that runs."""
+        """Take a runtime's answer; False if it is not to an invocation that runs."""
         with self.changed:
-            work = self._work
-            if work is None or work.request_id != request_id or work.finished_at:
+            work = self._running.pop(request_id, None)
+            if work is None or work.finished_at:
                 return False
             document = json.loads(body or b"null")
             if error:
@@ -233,12 +266,23 @@ class Life:
             self.failure, self.failed_phase = error, phase
             self.changed.notify_all()
 
-    def register(self, name: str, events: list[str]) -> str | None:
-        """Return the extension's id; None if it is internal and wants the event that only external ones get."""
+    def register(self, name: str, events: list[str]) -> str:
+        """
+        Return the extension's id.
+
+        Raises: Refused for an internal one that wants the event that only external ones get, that comes too late, or
+            whose name is taken.
+        """
         with self.changed:
             external = name in self._external
             if not external and "SHUTDOWN" in events:
-                return None
+                raise Refused("Extension.InvalidEventType")
+            if self.closed:
+                raise Refused("Extension.RegistrationClosed")
+            if any(extension.name == name for extension in self.extensions.values()):
+                raise Refused("Extension.InvalidExtensionState")
+            if len(self.extensions) >= _EXTENSIONS_AT_MOST:
+                raise Refused("Extension.TooManyExtensions")
             identifier = str(uuid.uuid4())
             self.extensions[identifier] = _Extension(name, events, external)
             self.changed.notify_all()
@@ -365,11 +409,12 @@ class _Request(BaseHTTPRequestHandler):
                 life.fail("before-snapshot" if reason.endswith("BeforeSnapshotError") else phase, json.loads(body))
                 self._reply(202, {"status": "OK"})
             case ["2020-01-01", "extension", "register"]:
-                identifier = life.register(
-                    self.headers.get("Lambda-Extension-Name", ""), json.loads(body).get("events", [])
-                )
-                if identifier is None:
-                    self._refuse(403, "Extension.InvalidEventType")
+                try:
+                    identifier = life.register(
+                        self.headers.get("Lambda-Extension-Name", ""), json.loads(body).get("events", [])
+                    )
+                except Refused as refused:
+                    self._refuse(403, str(refused))
                     return
                 function = {"functionName": "function", "functionVersion": "$LATEST", "handler": life.handler}
                 self._reply(200, function, {"Lambda-Extension-Identifier": identifier})

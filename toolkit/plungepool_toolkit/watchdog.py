@@ -42,6 +42,14 @@ def send(child: int, number: int) -> None:
         os.killpg(child, number)
 
 
+def anybody_in(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True
+
+
 def watch(order: dict[str, Any]) -> None:
     report = order["report"]
     for descriptor in order["descriptors"]:
@@ -80,6 +88,9 @@ def watch(order: dict[str, Any]) -> None:
                 os.kill(child, getattr(signal, name))  # the child stops its own children, in its own order
             next_stop = time.monotonic() + patience
 
+    patience = time.monotonic() + order["linger_s"]
+    while time.monotonic() < patience and anybody_in(child):
+        time.sleep(0.002)
     send(child, signal.SIGKILL)  # whatever it started in its group and left behind
     with contextlib.suppress(BrokenPipeError):  # nobody may be left to hear it
         os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())

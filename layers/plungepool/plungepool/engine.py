@@ -104,6 +104,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
     driver = connect.Driver(settings, application_name(os.environ))
     connector = connect.Connector(settings, driver)
+    opens = connector.connect if settings.shutdown == "off" else lifecycle.remembered(connector.connect)
     proxy = settings.endpoint == "proxy"
     url = URL.create(
         f"postgresql+{dialect.PlungepoolDialect.driver}",
@@ -115,7 +116,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     )
     engine = create_engine(
         url,
-        pool=build_pool(settings, connector.connect),
+        pool=build_pool(settings, opens),
         hide_parameters=True,
         # SQLAlchemy puts this many rows of an INSERT with RETURNING into one statement; RDS Proxy pins for one of more
         # than 16 KB (User Guide, rds-proxy-pinning), which 100 rows of a dozen columns stay below.
@@ -129,6 +130,10 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
             engine, "refuse" if settings.pinning == "refuse" else "warn", settings.variable("pinning")
         )
     lifecycle.follow(engine, connector.forget)
+    if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
+        from . import shutdown  # another process pays nothing for it
+
+        shutdown.listen(os.environ, register=settings.shutdown == "extension")
     return engine
 
 

@@ -1,7 +1,8 @@
 """
 What outlives a process image: fork and snapshot. A socket does not, so each engine forgets what it holds.
 
-Every hook into the process's life is here, and every engine that lives is known here and kept alive by nobody.
+Every hook into the process's life is here, and every engine that lives is known here and kept alive by nobody. So is
+every connection that lives: at the process's end each of them says goodbye to its server.
 
 Fork (Managed Instances fork a worker a concurrent request): the child drops every pooled connection without a byte on
 the wire, since the sockets are the parent's. Snapshot (SnapStart): every connection is closed before the snapshot is
@@ -10,17 +11,26 @@ taken and every fetched secret dropped, so that no restored environment starts w
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 import weakref
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
 
+# What asking servers to stop their statements may take at the process's end, all of it: Lambda gives 300 ms.
+_GOODBYE_S = 0.15
+
 # Each engine that lives, with what drops all that it has fetched or learnt.
 _engines: weakref.WeakKeyDictionary[Engine, Callable[[], None]] = weakref.WeakKeyDictionary()
+# Each connection that lives. Only methods of the set itself change it and copy it, which nothing can cut in two: a
+# signal handler looks at it in the middle of anything.
+_opened: set[weakref.ref[Any]] = set()
 # What else has to be made anew in a forked child.
 _renewals: list[Callable[[], None]] = []
 
@@ -37,6 +47,47 @@ def follow(engine: Engine, forget: Callable[[], None]) -> None:
     _engines[engine] = forget
 
 
+def remembered(connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """
+    Return `connect` so that what it opens says goodbye at the process's end.
+
+    Threads: safe. Forks: a child remembers nothing of its parent's.
+    """
+
+    def connect_and_remember(record: Any) -> Any:
+        connection = connect(record)
+        with suppress(TypeError):  # a listener for `do_connect` may have opened it by other means
+            _opened.add(weakref.ref(connection, _opened.discard))
+        return connection
+
+    return connect_and_remember
+
+
+def say_goodbye() -> None:
+    """
+    End every remembered connection, whatever is under way on it: the process ends.
+
+    One that waits for no answer sends Terminate, which ends its transaction, too. One in the middle of a flight is cut
+    off, whichever thread it serves, and its server is asked to stop what it does, where that is heard within 0.15 s for
+    all of them together. For signal handlers and the interpreter's exit: it takes no lock, imports nothing, logs
+    nothing and raises nothing but another handler's exception.
+    """
+    at_work = []
+    for connection in [reference() for reference in _opened.copy()]:
+        with suppress(Exception):
+            if connection is None or connection.gone:
+                continue
+            if connection.closed:
+                connection.abandon()
+                at_work.append(connection)
+            else:
+                connection.close()
+    until = time.time() + _GOODBYE_S
+    for connection in at_work:
+        with suppress(Exception):
+            connection.abandon(stop=True, within_s=until - time.time())
+
+
 def renew_in_child(renew: Callable[[], None]) -> None:
     """
     Call `renew` in every forked child from now on, for what another thread of the parent may have been at work with.
@@ -45,6 +96,7 @@ def renew_in_child(renew: Callable[[], None]) -> None:
 
 
 def _in_child() -> None:
+    _opened.clear()
     for renew in _renewals:
         renew()
     for engine in list(_engines):
@@ -60,6 +112,7 @@ def _close_all() -> None:
 
 # Hooks are set by the import, and not by the first engine: a flag "they are set" is wrong after an exception between
 # the two.
+atexit.register(say_goodbye)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 # The runtime says so before the handler's module is imported; elsewhere the package may not even exist.

@@ -24,6 +24,7 @@ _CHOICES = {
     "pinning": ("warn", "refuse"),
     "deadline": ("server", "client", "off"),
     "leaks": ("close", "raise"),
+    "shutdown": ("extension", "signal", "off"),
 }
 # RDS Proxy ends a client connection after 24 hours whatever it does (RDS User Guide, rds-proxy-connections), Aurora
 # DSQL after 60 minutes (its quotas); a connection handed out just before must still live for a whole invocation.
@@ -93,6 +94,7 @@ class Settings:
     deadline_margin_s: float = 0.5
     leaks: str = "close"
     require_settings: tuple[str, ...] = ()
+    shutdown: str = "extension"
     prefix: str = ""
 
     def __post_init__(self, url: str | None) -> None:

@@ -251,6 +251,7 @@ class RdsProxy(Service, Closing):
             cancel_requests_ignored=counts["cancel_requests_ignored"],
             idle_clients_closed=counts["idle_clients_closed"],
             aged_clients_closed=counts["aged_clients_closed"],
+            clients_hung_up=counts["clients_hung_up"],
             database_connections=len(self.pool.servers),
             database_connections_peak=self.pool.peak,
             database_connections_lost=self.pool.lost,

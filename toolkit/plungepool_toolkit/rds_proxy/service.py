@@ -36,6 +36,7 @@ class Counters:
     cancel_requests_ignored: int = 0
     idle_clients_closed: int = 0
     aged_clients_closed: int = 0
+    clients_hung_up: int = 0
     database_connections: int = 0
     database_connections_peak: int = 0
     database_connections_lost: int = 0

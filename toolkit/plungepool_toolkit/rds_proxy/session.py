@@ -68,7 +68,7 @@ class Session:
             service.refused["malformed"] += 1
             self.peer.write(messages.pack_error("08P01", str(malformed)))
         except (OSError, ssl.SSLError):
-            pass  # the client went away
+            service.counts["clients_hung_up"] += self.ready  # the client went away without Terminate
         finally:
             if (server := self._server) is not None:
                 self._server = None

@@ -24,7 +24,7 @@ from .errors import (
     TooLate,
 )
 from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
-from .transport import DEAD_PEER_AT_MOST_S, Transport
+from .transport import CANCEL_TIMEOUT_S, DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
     import ssl
@@ -242,21 +242,24 @@ class Session:
             self._transport.say(TERMINATE)
         self._discard("it was closed by this program")
 
-    def abandon(self, *, stop: bool = False) -> None:
+    def abandon(self, *, stop: bool = False, within_s: float = CANCEL_TIMEOUT_S) -> None:
         """
         End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
 
-        Args: stop: ask the server to stop what it does for us, too, if it does something; a quarter of a second at
-            most.
+        Args: stop: ask the server to stop what it does for us, too, if it does something; within_s: the seconds that
+        this may take.
 
         The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must
         read an end, and not what another connection receives on a descriptor of the same number.
         """
+        if self._process != os.getpid():  # the stream is the parent's, and no thread of this child is at work with it
+            self._discard("it is the connection of the parent of this process")
+            return
         at_work, self._flying = self._flying, True
         self._lost = self._lost or ("the invocation that took it is over" if stop else "its holder was gone")
         self._transport.shut_down()
         if stop and at_work and self._may_cancel():
-            self._cancel()
+            self._cancel(within_s)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - without a name of a module: at the interpreter's end they may be gone
@@ -419,11 +422,12 @@ class Session:
             self._cancel()
 
     def _may_cancel(self) -> bool:
-        return self.cancel_on_abandon and bool(self._protocol.cancel_request())
+        # In a child of fork() an exception may leave a flight of the parent's, which goes on there.
+        return self.cancel_on_abandon and self._process == os.getpid() and bool(self._protocol.cancel_request())
 
-    def _cancel(self) -> bool:
+    def _cancel(self, within_s: float = CANCEL_TIMEOUT_S) -> bool:
         """Ask the server to stop what it does for us, so that its locks go; return whether it was heard."""
-        return self._transport.cancel(self._protocol.cancel_request())
+        return self._transport.cancel(self._protocol.cancel_request(), within_s)
 
 
 def _refuse_misuse(

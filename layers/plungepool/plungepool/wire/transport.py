@@ -31,8 +31,9 @@ _NO_TLS = {
     b"E": "{} refused the connection before TLS began (too many connections, or it is starting up)",
 }
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
-# Half of what a deadline leaves for the handler to answer, as PLUNGEPOOL_DEADLINE_MARGIN_S has it by default.
-_CANCEL_TIMEOUT_S = 0.25
+#: what a CancelRequest may take: half of what a deadline leaves for the handler to answer, as
+#: PLUNGEPOOL_DEADLINE_MARGIN_S has it by default
+CANCEL_TIMEOUT_S = 0.25
 
 
 class Transport:
@@ -324,34 +325,43 @@ class Transport:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the socket's own, also under TLS
 
-    def cancel(self, request: bytes) -> bool:
+    def cancel(self, request: bytes, within_s: float = CANCEL_TIMEOUT_S) -> bool:
         """
-        Send a CancelRequest by a connection of its own, secured as this one; a quarter of a second at most, and no
-        word if it fails.
+        Send a CancelRequest by a connection of its own, secured as this one; no word if it fails.
 
+        Args: within_s: what all of it may take; nothing is tried without time.
         Returns: whether the server has closed after it, and so has passed the request on.
         """
-        until = clock.time() + _CANCEL_TIMEOUT_S
+        until = clock.time() + within_s
         try:
             with socket.socket(self._family, socket.SOCK_STREAM) as plain:
-                plain.settimeout(_CANCEL_TIMEOUT_S)
+                plain.settimeout(_left(until))
                 plain.connect(self._address)
                 sock = plain
                 if self._ssl_context is not None:
                     if not self._direct:
+                        plain.settimeout(_left(until))
                         plain.sendall(TLS_REQUEST)
                         if plain.recv(1) != b"S":
                             return False
-                    plain.settimeout(max(0.01, until - clock.time()))
+                    plain.settimeout(_left(until))
                     sock = self._ssl_context.wrap_socket(plain, server_hostname=self.host)
                 with sock:
-                    sock.settimeout(max(0.01, until - clock.time()))
+                    sock.settimeout(_left(until))
                     sock.sendall(request)
                     return not sock.recv(1)  # the server closes when it has passed the request on
         # Time-outs of its own, no descriptor left, and a signal handler's OSError alike: another error is on its way
         # already.
         except OSError:
             return False
+
+
+def _left(until: float) -> float:
+    """Return the seconds that are left; raise TimeoutError where there are none: 0 would mean "do not wait at all"."""
+    left_s = until - clock.time()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def _resolve(host: str, port: int, place: str) -> list[Any]:

@@ -16,8 +16,9 @@ lambda_config.py.
 
 from __future__ import annotations
 
+# The module signal makes enumerations of every constant, for ten times what all the rest here costs a cold start.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,9 @@ def _registered(api: str) -> socket.socket | None:
     host, _, port = api.rpartition(":")
     sock: socket.socket | None = None
     try:
-        sock = socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN_S)
+        sock = socket.socket()
+        sock.settimeout(_ANSWER_WITHIN_S)
+        sock.connect((host, int(port)))
         name = api.encode()
         sock.sendall(_REGISTER % name)
         head = b""

@@ -78,7 +78,6 @@ def say_goodbye() -> None:
             if connection is None or connection.gone:
                 continue
             if connection.closed:
-                connection.abandon()
                 at_work.append(connection)
             else:
                 connection.close()

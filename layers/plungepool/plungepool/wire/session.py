@@ -257,9 +257,11 @@ class Session:
             return
         at_work, self._flying = self._flying, True
         self._lost = self._lost or ("the invocation that took it is over" if stop else "its holder was gone")
+        # Before the stream ends: the thread that is at work with it then forgets whom to cancel.
+        request = self._protocol.cancel_request() if stop and at_work and self._may_cancel() else b""
         self._transport.shut_down()
-        if stop and at_work and self._may_cancel():
-            self._cancel(within_s)
+        if request:
+            self._transport.cancel(request, within_s)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - without a name of a module: at the interpreter's end they may be gone
@@ -425,9 +427,9 @@ class Session:
         # In a child of fork() an exception may leave a flight of the parent's, which goes on there.
         return self.cancel_on_abandon and self._process == os.getpid() and bool(self._protocol.cancel_request())
 
-    def _cancel(self, within_s: float = CANCEL_TIMEOUT_S) -> bool:
+    def _cancel(self) -> bool:
         """Ask the server to stop what it does for us, so that its locks go; return whether it was heard."""
-        return self._transport.cancel(self._protocol.cancel_request(), within_s)
+        return self._transport.cancel(self._protocol.cancel_request())
 
 
 def _refuse_misuse(

@@ -283,22 +283,28 @@ def test_an_invocation_that_is_out_of_time_ends_no_process_of_a_managed_instance
     server: Postgres, lambda_environment: Callable[..., Environment], tmp_path: Path
 ) -> None:
     """The others go on, and so does its own process when it is done."""
-    (tmp_path / "app.py").write_text(
-        "import os, time\ndef handler(event, context):\n    time.sleep(event)\n    return os.getpid()\n"
-    )
+    (tmp_path / "app.py").write_text(MANAGED)
     environment = lambda_environment(tmp_path, variables=variables(server), max_concurrency=2)
-    environment.timeout_s = 0.5
+    folder = tmp_path / "together"
+    folder.mkdir()
+    environment.timeout_s = 3.0
     with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(environment.invoke, 3)
-        quick = [environment.invoke(0) for _ in range(3)]
-    error = slow.result().error
+        # It waits for another one, which does not come in its time.
+        late = pool.submit(environment.invoke, {"folder": str(folder), "together": 2})
+        wait_until(lambda: list(folder.iterdir()))
+        process = int(next(folder.iterdir()).name)
+        others = [environment.invoke(None).payload["process"] for _ in range(3)]
+    error = late.result().error
     assert error is not None
     assert error["errorType"] == "Sandbox.Timedout"
-    environment.timeout_s = 60
-    assert len({one.payload for one in quick}) == 1
+    assert len({process, *others}) == 2
+    environment.timeout_s = 60.0
+    (folder / "another").touch()
+    (tmp_path / "again").mkdir()
     with ThreadPoolExecutor(2) as pool:
-        later = list(pool.map(environment.invoke, [0.5, 0.5]))
-    assert len({one.payload for one in later}) == 2
+        event = {"folder": str(tmp_path / "again"), "together": 2}
+        again = list(pool.map(environment.invoke, [event, event]))
+    assert {one.payload["process"] for one in again} == {process, *others}
 
 
 def variables(server: Postgres) -> dict[str, str]:

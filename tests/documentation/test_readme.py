@@ -47,6 +47,8 @@ def test_settings_table_is_what_settings_take() -> None:
             continue
         default = field.default
         shown = f"{default:g}" if isinstance(default, (int, float)) else str(default or "")
+        if isinstance(default, bool):
+            shown = str(default).lower()
         expected[f"PLUNGEPOOL_{field.name.upper()}"] = shown
     expected["PLUNGEPOOL_REGION"] = "AWS_REGION"
     expected["PLUNGEPOOL_TLS_NEGOTIATION"] = "`postgres`; `direct` with dsql"

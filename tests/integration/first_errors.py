@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 # Before SQLAlchemy, as in a function: whoever imports that first has all of it.
-from plungepool import PoolExhausted, Settings, build_engine, lifecycle
+from plungepool import PoolExhausted, Settings, build_engine, lifecycle, snapshot
 
 import sqlalchemy  # isort: skip
 from sqlalchemy import text  # isort: skip
@@ -143,7 +143,8 @@ first("a refused connect", exc.OperationalError, connect_once(port=1))
 first("a server without TLS", exc.OperationalError, connect_once(tls="verify-full"))
 first("a database that is not there", exc.ProgrammingError, connect_once(database="nowhere"))
 first("a fork", None, forked)
-first("a snapshot", None, lifecycle._close_all)
+first("a snapshot", None, lambda: snapshot.before(lifecycle._engines, lifecycle._opened))
+first("the end of a snapshot", None, lambda: snapshot.after(lifecycle._engines, lifecycle._opened))
 first("a restore", None, statement("SELECT 1"))
 first("a shutdown", None, main.dispose)
 print(json.dumps(imported))

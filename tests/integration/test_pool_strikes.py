@@ -19,7 +19,7 @@ from elsewhere import wait_until
 from sqlalchemy import event, text
 from strikes import KINDS, Injector, StruckError, StruckExit
 
-from plungepool import PoolExhausted, lifecycle, wire
+from plungepool import PoolExhausted, lifecycle, snapshot, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -264,6 +264,11 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
     assert_unbroken(engine, postgres, wrong)
 
 
+def before_snapshot() -> None:
+    """Do what the hook does."""
+    snapshot.before(lifecycle._engines, lifecycle._opened)
+
+
 @in_a_thread
 @pytest.mark.parametrize("leave", ["snapshot", "dispose"])
 def test_strike_at_each_line_of_a_shutdown(make_engine: Callable[..., Engine], postgres: Postgres, leave: str) -> None:
@@ -271,7 +276,7 @@ def test_strike_at_each_line_of_a_shutdown(make_engine: Callable[..., Engine], p
     However far closing everything came: the engine works as before, keeps what it should, and can be closed again.
     """
     engine, wrong = make_engine(pool_size=2), list[tuple[int, Any]]()
-    close_all = lifecycle._close_all if leave == "snapshot" else engine.dispose
+    close_all = before_snapshot if leave == "snapshot" else engine.dispose
     at = 0
     while True:
         at += 1

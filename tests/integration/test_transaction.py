@@ -388,7 +388,7 @@ def test_pauses_end_at_the_deadline(engine: Engine, monkeypatch: pytest.MonkeyPa
     """No pause reaches past the moment at which the invocation has to be over."""
     from plungepool import invocation, transaction
 
-    monkeypatch.setattr(transaction, "_jitter", lambda: 1.0)
+    monkeypatch.setattr(transaction, "jitter", lambda: 1.0)
     monkeypatch.setattr(transaction, "_FIRST_PAUSE_S", 30.0)
     calls = []
 

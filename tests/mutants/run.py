@@ -87,8 +87,11 @@ TOPICS = {
         ("unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*", "integration/test_cred*", "unit/test_cred*"),
     ),
     "lifecycle": Topic(
-        (f"{PACKAGE}/lifecycle*",),
-        ("integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*", "integration/test_pool.py"),
+        (f"{PACKAGE}/lifecycle*", f"{PACKAGE}/snapshot*"),
+        (
+            "integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*", "environment/test_snapshot*",
+            "integration/test_pool.py",
+        ),
     ),
     "tls": Topic((f"{PACKAGE}/tls*",), ("unit/test_tls*", "integration/test_tls*")),
     "credentials": Topic(

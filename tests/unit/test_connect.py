@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time", clock.time)
     monkeypatch.setattr(time, "sleep", clock.sleep)
-    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    monkeypatch.setattr(connect, "jitter", lambda: 1.0)
     return clock
 
 
@@ -121,12 +121,21 @@ def test_pauses_of_a_fleet_differ(
     clock: Clock, make_connector: Callable[..., connect.Connector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chance takes each between half of its length and the whole."""
-    asked = []
-    monkeypatch.setattr(random, "uniform", lambda low, high: asked.append((low, high)) or low)
+    drawn = iter((0.0, 0.5))
+    monkeypatch.setattr(connect, "jitter", lambda: next(drawn, 1.0))
     with pytest.raises(Explained):
         make_connector(Source("p"), refuse).connect(None)
-    assert asked[:3] == [(0.025, 0.05), (0.05, 0.1), (0.1, 0.2)]
-    assert clock.slept == [low for low, _ in asked][: len(clock.slept)]
+    assert clock.slept[:3] == pytest.approx([0.025, 0.075, 0.2])
+
+
+def test_chance_is_the_systems_own() -> None:
+    """Python's `random` in one state, as in each environment of a snapshot, gives different pauses all the same."""
+    drawn = []
+    for _ in range(3):
+        random.seed(1)
+        drawn.append(connect.jitter())
+    assert len(set(drawn)) == 3
+    assert all(0 <= one < 1 for one in drawn)
 
 
 def test_source_that_cannot_change_is_tried_once(
@@ -212,7 +221,8 @@ def test_no_pause_that_ends_with_the_time(
     clock: Clock, make_connector: Callable[..., connect.Connector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pause after which nothing could be tried is not begun."""
-    monkeypatch.setattr(random, "uniform", lambda _low, _high: 2.5)
+    for name in ("_FIRST_PAUSE_S", "_LONGEST_PAUSE_S"):
+        monkeypatch.setattr(connect, name, 2.5)
     with pytest.raises(Explained):
         make_connector(Source("p"), refuse).connect(None)
     assert clock.slept == [2.5] * 3

@@ -128,6 +128,7 @@ def test_every_problem_is_named_at_once() -> None:
     ("PORT", "70000"), ("PORT", "5432.0"), ("PORT", " 5432"), ("PORT", "٥٤٣٢"), ("POOL_SIZE", "-1"), ("POOL_SIZE", "1_0"),
     ("MAX_AGE_S", "0"), ("MAX_AGE_S", "nan"), ("MAX_AGE_S", "inf"), ("CHECKOUT_TIMEOUT_S", "-1"), ("ENDPOINT", "Proxy"),
     ("POOL", "adaptive"), ("AUTH", "none"), ("HOST", "a,b"), ("HOST", "user@db"), ("PINNING", "yes"),
+    ("CONNECT_ON_RESTORE", "1"), ("CONNECT_ON_RESTORE", "True"), ("CONNECT_ON_RESTORE", "yes"),
 ])  # fmt: skip
 def test_a_wrong_value_is_refused(name: str, value: str) -> None:
     """Nothing is guessed: each of these is one problem that names its variable."""
@@ -176,6 +177,7 @@ def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str]
     ({"PLUNGEPOOL_ENDPOINT": "proxy", "PLUNGEPOOL_MAX_AGE_S": "86400"}, "MAX_AGE_S"),
     ({"PLUNGEPOOL_CA_FILE": "ca.pem", "PLUNGEPOOL_TLS": "disable"}, "CA_FILE"),
     ({"PLUNGEPOOL_TLS_NEGOTIATION": "direct", "PLUNGEPOOL_TLS": "disable"}, "TLS_NEGOTIATION"),
+    ({"PLUNGEPOOL_CONNECT_ON_RESTORE": "true", "PLUNGEPOOL_POOL": "null"}, "CONNECT_ON_RESTORE"),
 ])  # fmt: skip
 def test_what_the_endpoint_cannot_do_is_refused(environ: dict[str, str], named: str) -> None:
     """What RDS Proxy refuses or ends by itself is a problem at the start, not at the first connect."""
@@ -326,6 +328,14 @@ def test_region_comes_from_lambda_unless_it_is_set() -> None:
     environ = {"PLUNGEPOOL_HOST": "h", "PLUNGEPOOL_USER": "u", "PLUNGEPOOL_AUTH": "iam", "AWS_REGION": "eu-west-1"}
     assert Settings.from_env(environ).region == "eu-west-1"
     assert Settings.from_env({**environ, "PLUNGEPOOL_REGION": "us-east-1"}).region == "us-east-1"
+
+
+def test_a_switch_is_true_or_false() -> None:
+    """In a variable by these two words, as a keyword by these two values and no number."""
+    for word, value in (("true", True), ("false", False), ("", False)):
+        assert Settings.from_env({**MINIMUM, "PLUNGEPOOL_CONNECT_ON_RESTORE": word}).connect_on_restore is value
+    with pytest.raises(SettingsError, match="CONNECT_ON_RESTORE must be true or false, not 1"):
+        Settings(host="db.example", user="app", password="x", connect_on_restore=1)  # type: ignore[arg-type]
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:

@@ -9,7 +9,8 @@ its own.) What was seen of a server decides how the next connect to it begins, a
 from __future__ import annotations
 
 import logging
-import random
+import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Dialect
+    from sqlalchemy import Dialect, Engine
 
     from .credentials import Login, Source
     from .settings import Settings
@@ -102,6 +103,8 @@ class Connector:
             where there is one, as its attribute `sqlstate`: 28P01 and 28000 refuse the login.
         """
         self._settings, self._attempt = settings, attempt
+        # What a connect may take in a thread that has less time than others.
+        self._limits: dict[int, float] = {}
         self._source = source(settings)
         self._learn_nothing()
 
@@ -134,7 +137,8 @@ class Connector:
         logins = self._source.logins()
         first = login = next(logins)
         # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
-        deadline = invocation.until(self._settings.connect_timeout_s, self._settings.margin_s)
+        limit_s = self._limits.get(threading.get_ident(), self._settings.connect_timeout_s)
+        deadline = invocation.until(limit_s, self._settings.margin_s)
         others = _worth_trying(self._source, logins, deadline)
         curve_known = self._needs_every_curve
         plan = self._begin(login)
@@ -173,6 +177,19 @@ class Connector:
                 raise failure
             finally:
                 del failure  # else the error, its traceback, this frame and the error again would be a circle
+
+    def connect_ahead(self, engine: Engine, within_s: float) -> None:
+        """
+        Open a connection before anybody wants it, and leave it in the engine's pool.
+
+        Blocks for `within_s` at most, besides what comes on top in `connect`. Raises: what a checkout does.
+        """
+        me = threading.get_ident()
+        self._limits[me] = min(within_s, self._settings.connect_timeout_s)
+        try:
+            engine.raw_connection().close()
+        finally:
+            del self._limits[me]
 
     def _begin(self, login: Login) -> _Plan:
         """
@@ -286,12 +303,21 @@ def _worth_trying(source: Source, logins: Iterator[Login], deadline: float) -> I
                 return
             yield login
         # A whole fleet meets the same rotation at the same moment: it must not come back at the same moment, too.
-        delay_s = random.uniform(pause_s / 2, pause_s)  # noqa: S311
+        delay_s = pause_s * (1 + jitter()) / 2
         if not source.may_change or time.time() + delay_s >= deadline:
             return
         time.sleep(delay_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         logins = source.logins()
+
+
+def jitter() -> float:
+    """
+    Return a number from 0 up to 1, at random.
+
+    From the system: the state of Python's `random` is the same in every environment of one snapshot.
+    """
+    return int.from_bytes(os.urandom(4)) / 2**32
 
 
 class Driver:

@@ -10,6 +10,7 @@ and DEFERRABLE are part of BEGIN and AUTOCOMMIT is a flag, so that no session st
 # mypy: disallow-untyped-calls=False, disallow-any-generics=False
 from __future__ import annotations
 
+import os
 import re
 import sys
 import weakref
@@ -459,6 +460,14 @@ class PlungepoolDialect(PGDialect_pg8000):
                 connection.register_in_adapter(oid, reader)
 
         return on_connect
+
+    def forget(self) -> None:
+        """Ask anew for the default schema's name: after a snapshot the role's search path may be another one."""
+        self.default_schema_name, self._knows_default_schema_name = "public", False
+
+    def create_xid(self) -> str:
+        """Name a two-phase transaction; SQLAlchemy draws from `random`, alike in every environment of one snapshot."""
+        return f"_sa_{os.urandom(16).hex()}"
 
     def _get_server_version_info(self, connection: Connection) -> Any:
         match = _VERSION.match(_dbapi(connection).parameter_statuses.get("server_version", ""))

@@ -104,7 +104,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
     driver = connect.Driver(settings, application_name(os.environ))
     connector = connect.Connector(settings, driver)
-    opens = connector.connect if settings.shutdown == "off" else lifecycle.remembered(connector.connect)
+    opens = lifecycle.remembered(connector.connect, says_goodbye=settings.shutdown != "off")
     proxy = settings.endpoint == "proxy"
     url = URL.create(
         f"postgresql+{dialect.PlungepoolDialect.driver}",
@@ -129,7 +129,13 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         pinning.guard_pinning(
             engine, "refuse" if settings.pinning == "refuse" else "warn", settings.variable("pinning")
         )
-    lifecycle.follow(engine, connector.forget)
+    learnt: Any = engine.dialect
+
+    def forget() -> None:
+        connector.forget()
+        learnt.forget()
+
+    lifecycle.follow(engine, forget, connector.connect_ahead if settings.connect_on_restore else None)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
 

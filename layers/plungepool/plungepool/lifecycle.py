@@ -5,8 +5,7 @@ Every hook into the process's life is here, and every engine that lives is known
 every connection that lives: at the process's end each of them says goodbye to its server.
 
 Fork (Managed Instances fork a worker a concurrent request): the child drops every pooled connection without a byte on
-the wire, since the sockets are the parent's. Snapshot (SnapStart): every connection is closed before the snapshot is
-taken and every fetched secret dropped, so that no restored environment starts with what is another's or no longer true.
+the wire, since the sockets are the parent's. Snapshot (SnapStart): snapshot.py, which is imported where there are any.
 """
 
 from __future__ import annotations
@@ -26,38 +25,49 @@ if TYPE_CHECKING:
 # What asking servers to stop their statements may take at the process's end, all of it: Lambda gives 300 ms.
 _GOODBYE_S = 0.15
 
-# Each engine that lives, with what drops all that it has fetched or learnt.
-_engines: weakref.WeakKeyDictionary[Engine, Callable[[], None]] = weakref.WeakKeyDictionary()
-# Each connection that lives. Only methods of the set itself change it and copy it, which nothing can cut in two: a
-# signal handler looks at it in the middle of anything.
+# Each engine that lives, with what drops all that it has fetched or learnt, and with what connects ahead, if anything
+# does.
+_engines: weakref.WeakKeyDictionary[Engine, tuple[Callable[[], None], Callable[[Engine, float], None] | None]] = (
+    weakref.WeakKeyDictionary()
+)
+# Each connection that lives, and of these each that says goodbye at the process's end. Only methods of the sets
+# themselves change and copy them, which nothing can cut in two: a signal handler looks at one in the middle of
+# anything.
 _opened: set[weakref.ref[Any]] = set()
+_farewells: set[weakref.ref[Any]] = set()
 # What else has to be made anew in a forked child.
 _renewals: list[Callable[[], None]] = []
 
 
-def follow(engine: Engine, forget: Callable[[], None]) -> None:
+def follow(
+    engine: Engine, forget: Callable[[], None], connect_ahead: Callable[[Engine, float], None] | None = None
+) -> None:
     """
     Make the engine safe under fork and snapshots from now on.
 
     Args: engine: no reference is held that keeps it alive. forget(): drops what was fetched and what was learnt of the
-        server, so that no snapshot holds a secret that is rotated later; it must not refer to the engine.
+        server, so that no snapshot holds a secret that is rotated later. connect_ahead(engine, within_s): opens a
+        connection after a restore, and leaves it in the engine's pool. Neither may refer to the engine.
     Threads: safe.
     Source: SQLAlchemy, Connection Pooling, "Using Connection Pools with Multiprocessing or os.fork()".
     """
-    _engines[engine] = forget
+    _engines[engine] = forget, connect_ahead
 
 
-def remembered(connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def remembered(connect: Callable[[Any], Any], *, says_goodbye: bool) -> Callable[[Any], Any]:
     """
-    Return `connect` so that what it opens says goodbye at the process's end.
+    Return `connect` so that what it opens is in no snapshot, whoever has it then.
 
+    Args: says_goodbye: whether it is ended at the process's end, too.
     Threads: safe. Forks: a child remembers nothing of its parent's.
     """
+    where = (_farewells, _opened) if says_goodbye else (_opened,)
 
     def connect_and_remember(record: Any) -> Any:
         connection = connect(record)
         with suppress(TypeError):  # a listener for `do_connect` may have opened it by other means
-            _opened.add(weakref.ref(connection, _opened.discard))
+            for living in where:
+                living.add(weakref.ref(connection, living.discard))
         return connection
 
     return connect_and_remember
@@ -65,7 +75,7 @@ def remembered(connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def say_goodbye() -> None:
     """
-    End every remembered connection, whatever is under way on it: the process ends.
+    End every connection that is to say goodbye, whatever is under way on it: the process ends.
 
     One that waits for no answer sends Terminate, which ends its transaction, too. One in the middle of a flight is cut
     off, whichever thread it serves, and its server is asked to stop what it does, where that is heard within 0.15 s for
@@ -73,7 +83,7 @@ def say_goodbye() -> None:
     nothing and raises nothing but another handler's exception.
     """
     at_work = []
-    for connection in [reference() for reference in _opened.copy()]:
+    for connection in [reference() for reference in _farewells.copy()]:
         with suppress(Exception):
             if connection is None or connection.gone:
                 continue
@@ -96,6 +106,7 @@ def renew_in_child(renew: Callable[[], None]) -> None:
 
 def _in_child() -> None:
     _opened.clear()
+    _farewells.clear()
     for renew in _renewals:
         renew()
     for engine in list(_engines):
@@ -103,10 +114,10 @@ def _in_child() -> None:
         engine.dispose(close=False)
 
 
-def _close_all() -> None:
-    for engine, forget in list(_engines.items()):
-        engine.dispose()
-        forget()
+def _watch_snapshots() -> None:
+    from . import snapshot  # elsewhere nobody pays for it, and the runtime's package may not even exist
+
+    snapshot.watch(_engines, _opened)
 
 
 # Hooks are set by the import, and not by the first engine: a flag "they are set" is wrong after an exception between
@@ -114,8 +125,6 @@ def _close_all() -> None:
 atexit.register(say_goodbye)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-# The runtime says so before the handler's module is imported; elsewhere the package may not even exist.
+# The runtime says so before the handler's module is imported.
 if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
-    from snapshot_restore_py import register_before_snapshot
-
-    register_before_snapshot(_close_all)
+    _watch_snapshots()

@@ -567,6 +567,16 @@ def caller() -> str:
     return _where(_trace(sys._getframe(1)))
 
 
+def taken_at(pool: Pool, connection: Any) -> str | None:
+    """Return `file:line in function` of who checked a connection out and has it still; None where nobody did here."""
+    for place in pool._places if isinstance(pool, BoundedPool) else ():
+        last = place.last()
+        record = last.record()
+        if "end" not in last.fate and record is not None and record.dbapi_connection is connection:
+            return _where(last.trace)
+    return None
+
+
 def _tell(why: str, dropped: int) -> None:
     _logger.info("a kept connection was replaced: %s%s", why, f". {_dropped(dropped)} with it" if dropped else "")
 

@@ -26,6 +26,7 @@ _CHOICES = {
     "leaks": ("close", "raise"),
     "shutdown": ("extension", "signal", "off"),
 }
+_SWITCHES = ("connect_on_restore",)
 # RDS Proxy ends a client connection after 24 hours whatever it does (RDS User Guide, rds-proxy-connections), Aurora
 # DSQL after 60 minutes (its quotas); a connection handed out just before must still live for a whole invocation.
 _MAX_AGE_S_AT_MOST = {"proxy": 23 * 3600.0, "dsql": 55 * 60.0}
@@ -60,8 +61,9 @@ class Settings:
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
         it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
         host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`;
-        `require_settings` is a tuple of names. `prefix` is no variable, but what stands before the name of each one:
-        settings of different prefixes have engines of their own, and each error names its own variables.
+        `require_settings` is a tuple of names; `connect_on_restore` is for SnapStart. `prefix` is no variable, but what
+        stands before the name of each one: settings of different prefixes have engines of their own, and each error
+        names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
@@ -95,6 +97,7 @@ class Settings:
     leaks: str = "close"
     require_settings: tuple[str, ...] = ()
     shutdown: str = "extension"
+    connect_on_restore: bool = False
     prefix: str = ""
 
     def __post_init__(self, url: str | None) -> None:
@@ -243,6 +246,10 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
                 yield name, f"{variable(name)} must be a whole number from {lowest} to {highest}, not {_shown(value)}"
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                yield name, f"{variable(name)} must be true or false, not {_shown(value)}"
         for name, longest in _SECONDS_AT_MOST.items():
             value = getattr(self, name)
             or_zero = name in _ZERO_MEANS_SOMETHING
@@ -282,6 +289,12 @@ class Settings:
         if self.tls_negotiation == "direct" and self.tls == "disable" and self.auth != "dsql":
             text = f"{variable('tls_negotiation')}=direct contradicts {variable('tls')}=disable; remove one of them"
             yield {"tls_negotiation", "tls"}, text
+        if self.connect_on_restore and self.pool == "null":
+            text = (
+                f"{variable('connect_on_restore')} has no effect with {variable('pool')}=null, which keeps no "
+                "connection; remove one of them"
+            )
+            yield {"connect_on_restore", "pool"}, text
         if self.endpoint == "proxy" and self.auth == "dsql":
             text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
             yield {"endpoint", "auth"}, text
@@ -557,8 +570,15 @@ def _seconds(text: str) -> float:
         raise ValueError("a number of seconds") from None
 
 
+def _boolean(text: str) -> bool:
+    # Not "1", "yes" or "True": whatever else were taken for a word, somebody would take for the other one.
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
 def _reader(annotation: str) -> Callable[[str], object]:
-    return {"int": _whole_number, "float": _seconds, "tuple[str, ...]": _names}.get(annotation, str)
+    return {"int": _whole_number, "float": _seconds, "bool": _boolean, "tuple[str, ...]": _names}.get(annotation, str)
 
 
 _READERS: dict[str, Callable[[str], object]] = {

@@ -9,13 +9,13 @@ key was recorded together with the effect, or neither was.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy import Connection, Engine, event, exc, text
 
 from . import invocation
+from .connect import jitter
 from .errors import OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run_transaction(
         except Exception as error:
             if getattr(getattr(error, "orig", None), "outcome_unknown", False):
                 raise OutcomeUnknown(str(getattr(error, "orig", error))) from error
-            pause = _jitter() * min(_PAUSE_AT_MOST_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
+            pause = jitter() * min(_PAUSE_AT_MOST_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
             if not _was_undone(error) or time.time() + pause >= (invocation.deadline() or float("inf")):
                 raise
             if attempt == attempts:
@@ -200,8 +200,3 @@ def _was_undone(error: Exception) -> bool:
         return True
     lost = getattr(orig, "disconnected", False) and not isinstance(orig, TimeoutError)
     return lost and (sqlstate is None or sqlstate in _ENDED or sqlstate.startswith("08"))
-
-
-def _jitter() -> float:
-    # From the system, so that clones of one snapshot differ.
-    return int.from_bytes(os.urandom(4)) / 2**32

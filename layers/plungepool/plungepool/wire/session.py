@@ -233,21 +233,25 @@ class Session:
         self.authentication = login.method
         self.answered_at = clock.time()
 
-    def close(self) -> None:
-        """Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again."""
+    def close(self, why: str = "it was closed by this program") -> None:
+        """
+        Say goodbye and close; a transaction that is open is lost. Never raises, and may be called again.
+
+        Args: why: what whoever uses it afterwards is told.
+        """
         if self._transport.sock is None:
             return
         # A child of fork() shares the parent's connection: it lets go of it without a word to the server.
         if not self._flying and self._process == os.getpid():
             self._transport.say(TERMINATE)
-        self._discard("it was closed by this program")
+        self._discard(why)
 
-    def abandon(self, *, stop: bool = False, within_s: float = CANCEL_TIMEOUT_S) -> None:
+    def abandon(self, *, stop: bool = False, within_s: float = CANCEL_TIMEOUT_S, why: str | None = None) -> None:
         """
         End the session without a word, from whichever thread: for a pool whose holder of the connection is gone.
 
         Args: stop: ask the server to stop what it does for us, too, if it does something; within_s: the seconds that
-        this may take.
+            this may take; why: what whoever uses it afterwards is told.
 
         The descriptor stays open until nobody refers to the connection: a thread that is still at work with it must
         read an end, and not what another connection receives on a descriptor of the same number.
@@ -256,7 +260,7 @@ class Session:
             self._discard("it is the connection of the parent of this process")
             return
         at_work, self._flying = self._flying, True
-        self._lost = self._lost or ("the invocation that took it is over" if stop else "its holder was gone")
+        self._lost = self._lost or why or ("the invocation that took it is over" if stop else "its holder was gone")
         # Before the stream ends: the thread that is at work with it then forgets whom to cancel.
         request = self._protocol.cancel_request() if stop and at_work and self._may_cancel() else b""
         self._transport.shut_down()

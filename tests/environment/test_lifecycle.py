@@ -341,6 +341,48 @@ def test_an_external_extension_hears_of_invocations_and_the_end(
     assert environment.log == ("INVOKE r-1", "SHUTDOWN spindown")
 
 
+REGISTRATIONS = """
+    import http.client, json, os, threading
+
+    def register(name, events=()):
+        connection = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+        headers = {"Lambda-Extension-Name": name}
+        connection.request("POST", "/2020-01-01/extension/register", json.dumps({"events": events}), headers)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        if response.status == 200:
+            connection.request("GET", "/2020-01-01/extension/event/next", headers={
+                "Lambda-Extension-Identifier": response.headers["Lambda-Extension-Identifier"]})
+            waiting.append(connection)
+        return answer.get("errorType")
+
+    waiting = []
+    at_init = [register("1"), register("1"), register("2", ["SHUTDOWN"]), *(register(str(n)) for n in range(2, 12))]
+    def handler(event, context):
+        return [*at_init, register("late")]
+"""
+
+
+def test_the_extensions_api_refuses_what_lambda_refuses(function: Callable[..., Environment]) -> None:
+    """A name twice, the event of external extensions, more than ten, and whoever comes after init."""
+    refusals = function(REGISTRATIONS).invoke(None).payload
+    assert refusals == [
+        None,
+        "Extension.InvalidExtensionState",
+        "Extension.InvalidEventType",
+        *[None] * 9,
+        "Extension.TooManyExtensions",
+        "Extension.RegistrationClosed",
+    ]
+
+
+def test_init_waits_for_every_extension_inside(function: Callable[..., Environment]) -> None:
+    """One that is registered and never asks for its next event ends init by its time-out, as in Lambda."""
+    silent = REGISTRATIONS.replace("if response.status == 200", 'if name != "1" and response.status == 200')
+    with pytest.raises(InitError, match="Init took longer"):
+        function(silent, init_timeout_s=3)
+
+
 SNAPSHOT = """
     import os
     from snapshot_restore_py import register_after_restore, register_before_snapshot

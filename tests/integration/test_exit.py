@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 BEGINNING = """
 import sys, threading
-from plungepool import get_engine
+from plungepool import get_engine, lifecycle
 from sqlalchemy import text
 
+lifecycle._GOODBYE_S = 50.0  # for a busy machine
 engine = get_engine()
 connection = engine.connect()
 print(connection.execute(text("SELECT pg_backend_pid()")).scalar_one(), flush=True)

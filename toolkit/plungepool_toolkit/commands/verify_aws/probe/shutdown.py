@@ -2,9 +2,9 @@
 Whether an in-process extension brings SIGTERM, and whether init has more CPU; a Lambda function of `plungepool
 verify-aws`.
 
-The extension registers for no events and waits for the next one in a thread: that, and not the event, makes Lambda send
-SIGTERM to the runtime before it ends the environment. What arrives is written to the log, where the caller looks for
-it.
+The extension registers for no events and asks for the next one, once; nobody reads the answer, which never comes. That
+makes Lambda send SIGTERM to the runtime before it ends the environment, as the layer has it. What arrives is written to
+the log, where the caller looks for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +56,10 @@ def _register() -> str:
     return response.headers.get("Lambda-Extension-Identifier", "")
 
 
-def _wait(identifier: str) -> None:
+def _ask_for_the_next(identifier: str) -> http.client.HTTPConnection:
     api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
     api.request("GET", "/2020-01-01/extension/event/next", headers={"Lambda-Extension-Identifier": identifier})
-    api.getresponse()
+    return api
 
 
 # The first run warms up the interpreter, which specialises what it runs often.
@@ -68,7 +67,8 @@ _work_s()
 INIT_S = _work_s()
 
 signal.signal(signal.SIGTERM, _on_sigterm)
-threading.Thread(target=_wait, args=(_register(),), daemon=True).start()
+# Open as long as the process lives.
+EXTENSION = _ask_for_the_next(_register())
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -202,6 +203,11 @@ def test_a_connection_that_init_keeps_is_an_error_once_and_never_shared(
     own = at_once(clones)
     assert len(set(own)) == 2
     assert sorted(pid for (pid,) in database.execute(PIDS)) == sorted(own)
+    # The extension that asks for SIGTERM was registered at init; its handler is in the snapshot, and in every clone.
+    ended = clones[0].shutdown()
+    assert ended is not None
+    assert (ended.exit_code, ended.signalled) == (-signal.SIGTERM, True)
+    wait_until(lambda: [pid for (pid,) in database.execute(PIDS)] == own[1:])
 
 
 def test_a_connect_ahead_that_is_refused_is_one_line_and_no_more(

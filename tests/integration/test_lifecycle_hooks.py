@@ -161,8 +161,11 @@ def test_a_connection_that_is_checked_out_is_in_no_snapshot(
 def test_what_was_detached_or_left_by_a_disposed_pool_is_in_no_snapshot(
     make_engine: Callable[..., Engine], postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is closed since it lives, whatever the pool knows of it; what nobody has any more is not worth a word."""
-    engine = make_engine(pool_size=3)
+    """
+    It is closed since it lives, whatever the pool knows of it, and whether or not it would say goodbye at the process's
+    end; what nobody has any more is not worth a word.
+    """
+    engine = make_engine(pool_size=3, shutdown="off")
     detached, left = engine.raw_connection(), engine.raw_connection()
     detached.detach()
     dropped = engine.connect()

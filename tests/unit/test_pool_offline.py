@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plungepool import PoolExhausted, Settings, pool
+from plungepool import PoolExhausted, Settings, guard_invocation, pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ class Connection:
     def close(self) -> None:
         self.gone = True
 
-    def abandon(self) -> None:
+    def abandon(self, *, stop: bool = False) -> None:
         self.gone = self.abandoned = True
 
 
@@ -222,6 +222,50 @@ def test_exhaustion_says_how_long_who_and_what_to_do(make_pool: Callable[..., Bo
     assert message.endswith("or raise PLUNGEPOOL_POOL_SIZE")
     held.close()
     one.connect().close()
+
+
+def test_exhaustion_names_each_place_once(make_pool: Callable[..., BoundedPool]) -> None:
+    """Of several connections, with the line of the user's code for each, and how many were taken there."""
+    three = make_pool(pool_size=3)
+
+    def leak() -> Any:
+        return three.connect()
+
+    held = [leak(), three.connect(), leak()]
+    with pytest.raises(PoolExhausted) as caught:
+        three.connect()
+    line = leak.__code__.co_firstlineno
+    places = re.search(r"taken at (.*); 0 more", str(caught.value))
+    assert places is not None
+    leaked, other = places[1].split("; ")
+    assert re.fullmatch(rf"\S+\.py:{line + 1} in leak \(2 of them, the first \d\.\d s ago\)", leaked)
+    assert re.fullmatch(rf"\S+\.py:{line + 3} in test_exhaustion_names_each_place_once \(\d\.\d s ago\)", other)
+    for one in held:
+        one.close()
+
+
+def test_exhaustion_inside_an_invocation_says_what_to_do(make_pool: Callable[..., BoundedPool]) -> None:
+    """Under the guard nothing is left of an earlier invocation; without it, what was left is told, and the cure."""
+    one = make_pool()
+    left: list[Any] = []
+
+    def handler(event: dict[str, Any], context: None) -> None:
+        left.append(one.connect())
+
+    cure = "guard_invocation takes back what an earlier invocation has left, or raise PLUNGEPOOL_POOL_SIZE"
+    handler({}, None)
+    with pytest.raises(PoolExhausted, match=f"in handler .*{cure}$"):
+        handler({}, None)
+    left.pop().close()
+    guarded = guard_invocation(handler)
+    for _ in range(3):
+        guarded({}, None)
+    with guard_invocation(), pytest.raises(PoolExhausted) as caught:
+        handler({}, None)
+        handler({}, None)
+    assert "in handler (0." in str(caught.value)
+    assert "guard_invocation" not in str(caught.value)
+    left.clear()
 
 
 def test_exhaustion_by_other_threads_tells_how_many_wait(make_pool: Callable[..., BoundedPool]) -> None:

@@ -706,17 +706,25 @@ def _where(trace: list[tuple[CodeType, int, str]]) -> str:
 def _why_exhausted(held: list[_Checkout], waited: str, size: str, waiting: int) -> str:
     """Return what an error says of who has the connections, where each was taken, and what to do."""
     now, me = time.time(), threading.get_ident()
-    where = "; ".join(f"{_where(last.trace)} ({now - last.since:.1f} s ago)" for last in held) or "nowhere any more"
+    ages: dict[str, list[float]] = {}
+    for last in held:
+        ages.setdefault(_where(last.trace), []).append(now - last.since)
+    where = "; ".join(
+        f"{place} ({'' if len(since) == 1 else f'{len(since)} of them, the first '}{max(since):.1f} s ago)"
+        for place, since in ages.items()
+    )
     if any(last.thread == me for last in held):
         advice = (
             "This thread holds one of them itself: hand that one on, or return it before taking another (use `with "
             "engine.begin() as connection:`)"
         )
+        if not invocation.is_running():
+            advice += "; guard_invocation takes back what an earlier invocation has left"
     else:
         advice = "Other threads use them; make their transactions shorter"
     return (
-        f"no connection became free within {waited}: the pool has {size}, taken at {where}; {waiting} more "
-        f"{'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}"
+        f"no connection became free within {waited}: the pool has {size}, taken at {where or 'nowhere any more'}; "
+        f"{waiting} more {'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}"
     )
 
 

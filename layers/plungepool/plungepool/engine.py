@@ -61,7 +61,8 @@ def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
     Args: settings: None reads the PLUNGEPOOL_ environment variables, once; `dispose_engine` makes them read anew.
         options: those of `sqlalchemy.create_engine` that do not contradict the settings, such as `json_serializer`,
         `echo`, `isolation_level`, `execution_options`, `plugins`, `query_cache_size`; the same in every call.
-    Returns: a plain sqlalchemy.Engine; no connection is opened yet.
+    Returns: a plain sqlalchemy.Engine; no connection is opened yet. In Lambda the first one of a process asks for
+        SIGTERM, by a request to the Runtime API on the same machine (PLUNGEPOOL_SHUTDOWN).
     Raises: SettingsError, also for an option that contradicts, and for other options than those of the first call;
         TypeError for an option that SQLAlchemy does not know; at the first connect sqlalchemy.exc.OperationalError,
         CredentialsError.

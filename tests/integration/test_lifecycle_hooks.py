@@ -92,9 +92,9 @@ def test_before_a_snapshot_connections_are_closed_and_secrets_dropped(
     with engine.connect() as connection:
         pid = connection.execute(PID).scalar_one()
     forgotten: list[str] = []
-    lifecycle.follow(engine, lambda: forgotten.append("secret"))
+    lifecycle.follow(engine, lambda: forgotten.append("secret"), lambda: forgotten.append("prepared"))
     take_snapshot(engine)
-    assert forgotten == ["secret"]
+    assert forgotten == ["secret", "prepared"]
     assert engine.pool.checkedin() == 0
     # A backend leaves a moment after its socket was closed.
     postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
@@ -129,6 +129,33 @@ def test_hook_is_registered_with_the_runtime_where_there_are_snapshots() -> None
             [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60
         )
         assert (result.stdout.strip(), result.stderr) == (expected, "")
+
+
+def test_what_a_first_connect_imports_is_in_the_snapshot() -> None:
+    """
+    Importing boto3 takes a small function seconds: not in each restored environment. A file of authorities that is not
+    there is no error of the hook's, which would end the version.
+    """
+    program = (
+        "import sys, snapshot_restore_py\n"
+        "from plungepool import Settings, build_engine, tls\n"
+        "engines = [build_engine(Settings(auth='secret', secret_arn='s', host='h', region='eu-west-1', **more))\n"
+        "    for more in ({}, {'ca_file': '/nowhere.pem'})]\n"
+        "wanted = 'boto3', 'aws_lambda_powertools.utilities.parameters', 'plungepool.wire.scram'\n"
+        "seen = lambda: [name in sys.modules for name in wanted] + [len(tls._contexts)]\n"
+        "print(seen())\n"
+        "((before, arguments, named),) = snapshot_restore_py.get_before_snapshot()\n"
+        "before(*arguments, **named)\n"
+        "print(seen())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.splitlines() == ["[False, False, False, 0]", "[True, True, True, 1]"], result.stderr
 
 
 def test_a_connection_that_is_checked_out_is_in_no_snapshot(

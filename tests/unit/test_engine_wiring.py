@@ -279,7 +279,7 @@ def test_snapshot_forgets_secrets_and_handshakes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(connect.Connector, "_learn_nothing", lambda self: forgotten.append("handshakes"))
     built = engine.build_engine(settings())
     forgotten.clear()
-    forget, connect_ahead = lifecycle._engines[built]
+    forget, _, connect_ahead = lifecycle._engines[built]
     forget()
     assert connect_ahead is None
     assert sorted(forgotten) == ["handshakes", "secret"]

@@ -12,10 +12,13 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import invocation, tls, wire
 from .credentials import PasswordSource, is_refused, sqlstate_of
+from .errors import SettingsError
 
 if TYPE_CHECKING:
     import ssl
@@ -120,6 +123,17 @@ class Connector:
         """
         self._source.forget()
         self._learn_nothing()
+
+    def prepare(self) -> None:
+        """
+        Have in memory what the first connect takes its time for and no snapshot can make wrong: modules, and the
+        authorities that are trusted. Asks nobody; what is missing is that connect's error.
+        """
+        self._source.prepare()
+        with suppress(SettingsError):
+            tls.client_context(self._settings)
+        if self._settings.auth in ("password", "secret"):
+            import_module(f"{wire.__name__}.scram")
 
     def connect(self, record: Any) -> Any:
         """

@@ -70,6 +70,10 @@ class Source(Protocol):
         """Drop what was fetched, so that it is in no snapshot; the next login is obtained anew."""
         ...
 
+    def prepare(self) -> None:
+        """Import ahead what the first login would, and ask nobody; what is not installed is that login's error."""
+        ...
+
 
 class PasswordSource:
     """The user and password of the settings. A refused one is not tried again: nothing could have changed."""
@@ -90,6 +94,9 @@ class PasswordSource:
 
     def forget(self) -> None:
         """Nothing was fetched."""
+
+    def prepare(self) -> None:
+        """Nothing is missing."""
 
 
 class Hidden:

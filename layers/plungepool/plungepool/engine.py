@@ -136,7 +136,8 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         connector.forget()
         learnt.forget()
 
-    lifecycle.follow(engine, forget, connector.connect_ahead if settings.connect_on_restore else None)
+    ahead = connector.connect_ahead if settings.connect_on_restore else None
+    lifecycle.follow(engine, forget, connector.prepare, ahead)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
 

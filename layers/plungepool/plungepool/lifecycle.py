@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    Followed = tuple[Callable[[], None], Callable[[], None], Callable[[Engine, float], None] | None]
+
 # What asking servers to stop their statements may take at the process's end, all of it: Lambda gives 300 ms.
 _GOODBYE_S = 0.15
 
-# Each engine that lives, with what drops all that it has fetched or learnt, and with what connects ahead, if anything
-# does.
-_engines: weakref.WeakKeyDictionary[Engine, tuple[Callable[[], None], Callable[[Engine, float], None] | None]] = (
-    weakref.WeakKeyDictionary()
-)
+# Each engine that lives, with what `follow` was given.
+_engines: weakref.WeakKeyDictionary[Engine, Followed] = weakref.WeakKeyDictionary()
 # Each connection that lives, and of these each that says goodbye at the process's end. Only methods of the sets
 # themselves change and copy them, which nothing can cut in two: a signal handler looks at one in the middle of
 # anything.
@@ -40,18 +39,22 @@ _renewals: list[Callable[[], None]] = []
 
 
 def follow(
-    engine: Engine, forget: Callable[[], None], connect_ahead: Callable[[Engine, float], None] | None = None
+    engine: Engine,
+    forget: Callable[[], None],
+    prepare: Callable[[], None],
+    connect_ahead: Callable[[Engine, float], None] | None = None,
 ) -> None:
     """
     Make the engine safe under fork and snapshots from now on.
 
     Args: engine: no reference is held that keeps it alive. forget(): drops what was fetched and what was learnt of the
-        server, so that no snapshot holds a secret that is rotated later. connect_ahead(engine, within_s): opens a
-        connection after a restore, and leaves it in the engine's pool. Neither may refer to the engine.
+        server, so that no snapshot holds a secret that is rotated later. prepare(): puts into a snapshot what the first
+        connect takes its time for. connect_ahead(engine, within_s): opens a connection after a restore, and leaves it
+        in the engine's pool. None of them may refer to the engine.
     Threads: safe.
     Source: SQLAlchemy, Connection Pooling, "Using Connection Pools with Multiprocessing or os.fork()".
     """
-    _engines[engine] = forget, connect_ahead
+    _engines[engine] = forget, prepare, connect_ahead
 
 
 def remembered(connect: Callable[[Any], Any], *, says_goodbye: bool) -> Callable[[Any], Any]:

@@ -7,6 +7,8 @@ Imported where an engine with PLUNGEPOOL_AUTH=secret is built, and by nobody els
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .credentials import (
@@ -94,6 +96,12 @@ class SecretSource:
     def forget(self) -> None:
         """Drop the login, and the client that has read it."""
         self._cached = self._read = None
+
+    def prepare(self) -> None:
+        """Import what reads a secret, which takes longer than all the rest of a first connect."""
+        for name in ("aws_lambda_powertools.utilities.parameters", "boto3"):
+            with suppress(Exception):
+                import_module(name)
 
     def _fetch(self, stage: str) -> Login | None:
         """Return the login that a version of the secret holds; None where the secret has no such version."""

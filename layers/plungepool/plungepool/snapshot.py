@@ -3,8 +3,8 @@ SnapStart: what an engine leaves in a snapshot, which is nothing of a server's, 
 
 Imported where there are snapshots, and by nobody else. Before the snapshot every connection is closed, one that
 somebody still has included, and every token, key and secret is dropped, so that no restored environment starts with
-what is another's or no longer true. After the restore Python's `random` begins anew, as it does in a forked child, and
-a connection may be opened ahead of the first invocation.
+what is another's or no longer true; what a first connect imports is there in their place. After the restore Python's
+`random` begins anew, as it does in a forked child, and a connection may be opened ahead of the first invocation.
 
 Source: Lambda developer guide, "Lambda SnapStart runtime hooks", "Handling uniqueness with Lambda SnapStart".
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    # As `lifecycle.follow` takes them: what drops all that was fetched or learnt, and what connects ahead.
-    Engines = Mapping[Engine, tuple[Callable[[], None], Callable[[Engine, float], None] | None]]
+    # As `lifecycle.follow` takes them: forget, prepare, connect_ahead.
+    Engines = Mapping[Engine, tuple[Callable[[], None], Callable[[], None], Callable[[Engine, float], None] | None]]
 
 _logger = logging.getLogger("plungepool")
 
@@ -54,14 +54,16 @@ def watch(engines: Engines, opened: set[weakref.ref[Any]]) -> None:
 
 def before(engines: Engines, opened: set[weakref.ref[Any]]) -> None:
     """
-    Close every connection and forget what was fetched; of a connection that somebody has, log where he took it.
+    Close every connection, forget what was fetched, and have ready what a first connect needs; of a connection that
+    somebody has, log where he took it.
 
     Blocks for a quarter of a second at most for each connection in the middle of a statement, which is stopped.
     """
     pools = [engine.pool for engine in list(engines)]
-    for engine, (forget, _) in list(engines.items()):
+    for engine, (forget, prepare, _) in list(engines.items()):
         engine.dispose()
         forget()
+        prepare()
     # What nobody has is closed by this: a connection that was simply dropped, and AWS's clients that are forgotten.
     gc.collect()
     for connection in _living(opened):
@@ -90,7 +92,7 @@ def after(engines: Engines, opened: set[weakref.ref[Any]]) -> None:
     for connection in _living(opened):
         connection.abandon(why=_CLOSED)
     wanted = []
-    for engine, (forget, connect_ahead) in list(engines.items()):
+    for engine, (forget, _, connect_ahead) in list(engines.items()):
         engine.dispose(close=False)
         forget()
         if connect_ahead is not None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from black_hole import BlackHole
+
     from plungepool_toolkit.environment import Environment, Invocation
     from plungepool_toolkit.fixtures import Database
+    from plungepool_toolkit.network import ChaosProxy
+    from plungepool_toolkit.postgres import Postgres
 
-    class Place(Protocol):
-        """What has an address: a server, or what stands before it."""
 
-        host: str
-        port: int
+class At(NamedTuple):
+    """Where a server is reached, if not at its own address."""
+
+    host: str
+    port: int
 
 
 #: A statement that says which connection of the server answers.
@@ -24,7 +29,11 @@ WHO = "SELECT pg_backend_pid()"
 
 
 def variables(
-    database: Database, *, at: Place | None = None, user: str = "postgres", **settings: object
+    database: Database,
+    *,
+    at: At | Postgres | ChaosProxy | BlackHole | None = None,
+    user: str = "postgres",
+    **settings: object,
 ) -> dict[str, str]:
     """
     Return the variables with which any of the handlers reaches a database, through what is at `at`.

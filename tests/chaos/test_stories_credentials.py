@@ -17,7 +17,7 @@ import pytest
 from aws import Role, endpoint, secrets_manager
 from moto import mock_aws
 from rotation import Rotation
-from stories import ask, end_sessions, failure, refusal, rows, sessions, variables
+from stories import At, ask, end_sessions, failure, refusal, rows, sessions, variables
 
 from plungepool_toolkit.certificates import Authority
 from plungepool_toolkit.fixtures import Database
@@ -186,6 +186,7 @@ def test_tls_that_verifies_nothing(
     """
     server, authority = server_with_tls
     secure = Database(server, "postgres")
+    by_number = At("127.0.0.1", server.port)
     bundle = tmp_path / "authorities.pem"
     with Authority() as other:
         bundle.write_bytes(other.ca_file.read_bytes() + authority.ca_file.read_bytes())
@@ -198,17 +199,10 @@ def test_tls_that_verifies_nothing(
         for refused, cause in (
             (shop(database, authority.ca_file), "does not offer TLS"),
             (shop(secure, other.ca_file), "not trusted"),
-            (shop(secure, bundle, at=ByNumber(server)), "127.0.0.1"),
+            (shop(secure, bundle, at=by_number), "127.0.0.1"),
         ):
             assert cause in refusal(ask(refused))["reason"]
         naive = start("naive", variables(database, user=app))
         assert rows(ask(naive, IS_SECURE)) == [[False]]
-        mute = start("naive", variables(secure, at=ByNumber(server), user="app"))
+        mute = start("naive", variables(secure, at=by_number, user="app"))
         assert rows(ask(mute, IS_SECURE)) == [[True]]
-
-
-class ByNumber:
-    """A server under an address that its certificate does not name."""
-
-    def __init__(self, server: Postgres) -> None:
-        self.host, self.port = "127.0.0.1", server.port

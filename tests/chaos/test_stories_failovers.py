@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
-from stories import ask, failure, refusal, rows, variables
+from stories import At, ask, failure, refusal, rows, variables
 
 from plungepool_toolkit.fixtures import Database
 from plungepool_toolkit.network import ChaosProxy
@@ -95,11 +95,10 @@ def test_connections_are_poisoned_by_a_blue_green_switch(
     def lead_to(server: Postgres) -> None:
         names.write_text(json.dumps({"shop.localhost": [server.host, server.port]}))
 
-    class Name:
-        host, port = "shop.localhost", 5432
-
     def starts(handler: str, **settings: Any) -> Environment:
-        reach = variables(Database(blue, "postgres"), at=Name, user="app", NAMES=names, **settings)
+        reach = variables(
+            Database(blue, "postgres"), at=At("shop.localhost", 5432), user="app", NAMES=names, **settings
+        )
         reach["NAIVE_URL"] = reach["NAIVE_URL"].replace("+psycopg", "+pg8000")
         return start(handler, reach, python_path=[Path(__file__).parent / "names"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import exc, text
 
 from plungepool import dispose_engine
 from plungepool_toolkit.fixtures import Database
@@ -59,3 +60,20 @@ def test_two_databases(database: Database, second: Database, monkeypatch: pytest
     assert [two["handler"](None, None) for _ in range(2)] == [3, 3]
     assert second.execute("SELECT number FROM counts") == [[3], [3]]
     assert [two[name].pool.checkedin() for name in ("shop", "reports")] == [1, 1]
+
+
+def test_a_writer_and_a_reader(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader counts, the writer writes, and the reader cannot; the page quotes the error."""
+    database.execute("CREATE TABLE things (id bigint); CREATE TABLE counts (number bigint)")
+    database.execute("INSERT INTO things VALUES (1), (2)")
+    for name, value in (database.variables() | database.variables(prefix="READER_")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("READER_PLUNGEPOOL_ACCESS", "read-only")
+    names = run("reader")
+    assert names["handler"](None, None) == 2
+    assert database.execute("SELECT number FROM counts") == [[2]]
+    with pytest.raises(exc.InternalError) as caught, names["reader"].begin() as connection:
+        connection.execute(text("INSERT INTO counts VALUES (3)"))
+    said = str(caught.value.orig)
+    quoted = " ".join(PAGE.split())
+    assert [part in quoted for part in said.replace(" (SQLSTATE 25006)", "|").split("|")] == [True, True], said

@@ -588,6 +588,14 @@ def _server(settings: Settings, user: str, connection: Connection) -> Iterator[C
         yield Check("server", "warning", f"{found}; {_skew('the server', ahead_s)}", _CLOCK)
     else:
         yield Check("server", "ok", found)
+    if server.replica and not settings.reads_only:
+        access = settings.variable("access")
+        yield Check(
+            "access",
+            "warning",
+            f"the server only reads, and {access} says {settings.access}",
+            f"set {access}=read-only, or name the writer's endpoint in {settings.variable('host')}",
+        )
     yield from _between(settings, connection, server.process)
     role = connection.execute(_ROLE).one()
     yield _role(user, role)

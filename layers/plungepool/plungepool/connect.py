@@ -384,6 +384,8 @@ class Driver:
             connection = wire.connect(**parameters.values)
         connection.deadline = invocation.deadline(self._settings.margin_s)
         connection.tells_deadline = self._settings.deadline == "server"
+        if self._settings.reads_only:
+            connection.refuse_writes(self._settings.reads_only)
         if self._settings.require_settings:
             connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
         return connection

@@ -106,6 +106,11 @@ def _check_settings(value: Any) -> None:
     raise exc.ArgumentError(problem)
 
 
+def _check_access(reads_only: str, options: Mapping[str, Any]) -> None:
+    if reads_only and not options.get("postgresql_readonly", True):
+        raise exc.ArgumentError(f"postgresql_readonly=False: {reads_only}: write through another one")
+
+
 def _hold_settings(cursor: Any, context: Any) -> None:
     """
     Have a statement run with the settings that its connection's options name, whatever has happened since they were
@@ -321,6 +326,8 @@ class PlungepoolDialect(PGDialect_pg8000):
     _initializing = False
     _setting_up = False
     _engine: weakref.ref[Engine] | None = None
+    #: why the engine never writes; empty: it may
+    reads_only = ""
     # Whether a connection was ever given settings: else none that reconnects can have them.
     _uses_settings = False
 
@@ -396,7 +403,13 @@ class PlungepoolDialect(PGDialect_pg8000):
         """Take the options of an engine, if they can be: also of one that is never connected."""
         if SETTINGS in opts:
             _check_settings(opts[SETTINGS])
+        _check_access(self.reads_only, opts)
         super().set_engine_execution_options(engine, opts)
+
+    def set_connection_execution_options(self, connection: Connection, opts: Mapping[str, Any]) -> None:
+        """Take the options of a connection: none of them, where one cannot be."""
+        _check_access(self.reads_only, opts)
+        super().set_connection_execution_options(connection, opts)
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         if context is not None and context.execution_options:

@@ -124,6 +124,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         **({"insertmanyvalues_page_size": 100 if proxy else 1000} | options),
     )
     driver.dialect = engine.dialect
+    engine.dialect.reads_only = settings.reads_only  # type: ignore[attr-defined]
     if proxy:
         from . import pinning  # a direct endpoint pays nothing for it
 

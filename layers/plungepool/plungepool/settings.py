@@ -16,6 +16,7 @@ PREFIX = "PLUNGEPOOL_"
 
 _CHOICES = {
     "endpoint": ("direct", "proxy"),
+    "access": ("read-write", "read-only"),
     "auth": ("password", "secret", "iam", "dsql"),
     "tls": ("verify-full", "disable"),
     "tls_negotiation": ("postgres", "direct"),
@@ -75,6 +76,7 @@ class Settings:
     database: str = "postgres"
     user: str | None = None
     endpoint: str = "direct"
+    access: str = "read-write"
     auth: str = "password"
     password: str | None = field(default=None, repr=False)
     secret_arn: str | None = None
@@ -127,6 +129,11 @@ class Settings:
     def margin_s(self) -> float | None:
         """What the invocation's deadline leaves for the handler, in seconds; None where there is no deadline."""
         return None if self.deadline == "off" else self.deadline_margin_s
+
+    @property
+    def reads_only(self) -> str:
+        """Why an engine of these settings refuses to write, for its errors; empty where it does not."""
+        return f"this engine only reads ({self.variable('access')}=read-only)" if self.access == "read-only" else ""
 
     def variable(self, name: str) -> str:
         """Return the environment variable of one of these settings, with their prefix: for the text of an error."""

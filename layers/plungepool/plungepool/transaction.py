@@ -197,6 +197,7 @@ def _was_undone(error: Exception) -> bool:
     orig = error.orig
     sqlstate = getattr(orig, "sqlstate", None)
     if sqlstate in _UNDONE:
-        return True
+        # A write in a transaction that was begun as READ ONLY is refused each time.
+        return not getattr(orig, "asked_read_only", False)
     lost = getattr(orig, "disconnected", False) and not isinstance(orig, TimeoutError)
     return lost and (sqlstate is None or sqlstate in _ENDED or sqlstate.startswith("08"))

@@ -19,6 +19,7 @@ from .protocol import (
     SYNC,
     Reply,
     bind,
+    first_words,
     parse,
     refuse_misuse,
     types_of,
@@ -86,6 +87,9 @@ def connect(
         startup_params=startup_params or {},
         cancel_on_abandon=cancel_on_abandon,
     )
+
+
+_COMMIT = parse("COMMIT") + BIND_NOTHING + EXECUTE
 
 
 class Xid(NamedTuple):
@@ -187,8 +191,23 @@ class _Transactions(Session):
     @readonly.setter
     def readonly(self, value: bool | None) -> None:
         self._refuse_inside_transaction("readonly")
+        if self._writer.never:
+            if value is not None and not value:
+                raise ProgrammingError(f"readonly: {self._writer.never}")
+            value = True
         self._readonly = self._writer.begun_read_only = value
         self._plan_begin()
+
+    def refuse_writes(self, why: str) -> None:
+        """
+        Let the session only read, from here to its end, and whatever is asked for.
+
+        Each BEGIN asks for READ ONLY; in AUTOCOMMIT BEGIN and COMMIT go with the statement, in its own flight, so that
+        what cannot stand in a transaction is refused, as is a text that begins one; and a text holds one statement.
+        Nothing is set in the session, so that it holds behind a pooler, too. Args: why: for the errors.
+        """
+        self._writer.never = why
+        self.readonly = True
 
     @property
     def deferrable(self) -> bool | None:
@@ -497,14 +516,15 @@ class Connection(_Transactions):
     def _execute(self, statement: str, values: Sequence[Any], stream: Any, *, own: bool) -> Reply:
         """Run one statement; `own`: it is no user's, and needs none of the settings that are required."""
         local = self._local
-        if not values and (stream is not None or ";" in statement) and not local.given:
+        several = not values and (stream is not None or ";" in statement)
+        if several and not local.given and not self._writer.never:
             # The simple protocol: the only one that takes several statements, and the one for COPY.
             if local.lacking and not own:
                 local.refuse_lack()
             idle = self._protocol.status == IDLE
             if idle:
                 local.begin()
-            limit = self._limit(statement)
+            limit = self._limit(statement, autocommit=self._autocommit)
             first = [f"SELECT WHERE {limit}"] if limit else []
             if idle and self._autocommit:
                 # It may be one that stands in no transaction with another one, or a text that begins a transaction.
@@ -518,9 +538,8 @@ class Connection(_Transactions):
             return self._run(statement, (values,), stream=stream, own=own)
         except ProgrammingError as error:
             if error.sqlstate == "42601" and ";" in statement and not values:
-                error.args = (
-                    f"{error.args[0]}; with settings of a transaction (plungepool_settings) a text holds one statement",
-                )
+                why = "with settings of a transaction (plungepool_settings)" if local.given else self._writer.never
+                error.args = (f"{error.args[0]}; {why} a text holds one statement",)
             raise
 
     def _run(
@@ -538,16 +557,21 @@ class Connection(_Transactions):
         The statement is parsed anew where the types of the parameters change, and stays one flight. Before all of them
         go BEGIN, where a transaction has to start, and what it is to have for itself.
         """
-        local, status = self._local, self._protocol.status
+        local = self._local
         if local.lacking and not own:
             local.refuse_lack()
+        # A cursor on the server needs a transaction of the user's.
+        reads_alone = self._autocommit and bool(self._writer.never) and not first
+        if reads_alone:
+            self._refuse_to_begin(statement)
+        status, autocommit = self._protocol.status, self._autocommit and not reads_alone
         if status == IDLE:
             local.begin()
-        settings = bool(local.given) and local.has_to_tell(statement, status, autocommit=self._autocommit)
-        limit = self._limit(statement)
+        settings = bool(local.given) and local.has_to_tell(statement, status, autocommit=autocommit)
+        limit = self._limit(statement, autocommit=autocommit)
         if settings or limit:
             first = (local.message(settings=settings, limit=limit), *first)
-        if not self._autocommit and status == IDLE:
+        if not autocommit and status == IDLE:
             first = (self._begin_messages, *first)
         for values in rows:
             refuse_misuse(values)
@@ -559,24 +583,46 @@ class Connection(_Transactions):
             for values in run:
                 parts += (bind(values, oids), describe, EXECUTE)
                 describe = b""
+        if reads_alone:
+            parts.append(_COMMIT)
         parts.append(SYNC)
         reply = Reply(parts, stream)
-        reply.kept = self._autocommit and status == IDLE
-        reply.runs = [len(run) for _, run in runs]
-        self._fly(reply, len(first), len(rows))
+        reply.kept = autocommit and status == IDLE
+        reply.runs = [len(run) for _, run in runs] + [1] * reads_alone
+        try:
+            self._fly(reply, len(first), len(rows) + reads_alone)
+        except Error:
+            if reads_alone:
+                self._end_reading()
+            raise
         if settings or limit:
             local.note(settings=settings, limit=limit)
             if settings and self._protocol.status != IDLE:
                 self._protocol.declared.append(local.bound)
         return reply
 
-    def _limit(self, statement: str) -> str:
+    def _refuse_to_begin(self, statement: str) -> None:
+        """Refuse a text that begins a transaction which COMMIT, in the same flight, would end."""
+        if first_words(statement).startswith(("BEGIN", "START")):
+            raise ProgrammingError(
+                f"{self._writer.never}, and begins its transactions by itself: nothing was sent. Use "
+                "`connection.begin()`, without AUTOCOMMIT"
+            )
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        """Roll back what a statement that reads alone has left open: its transaction has failed, or was struck."""
+        if self._protocol.status != IDLE and not self.closed:
+            with contextlib.suppress(Error):  # it is closed then, and the next statement says so
+                self._query("ROLLBACK")
+
+    def _limit(self, statement: str, *, autocommit: bool) -> str:
         deadline = self._transport.deadline
         if deadline is None or not self._local.tells_deadline:
             return ""
         version = self._protocol.parameter_statuses.get("server_version", "")
         return self._local.limit(
-            statement, self._protocol.status, autocommit=self._autocommit, deadline=deadline, version=version
+            statement, self._protocol.status, autocommit=autocommit, deadline=deadline, version=version
         )
 
     def _declare(self, name: str, statement: str, values: Sequence[Any], *, own: bool) -> Reply:

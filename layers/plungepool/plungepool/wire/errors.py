@@ -58,6 +58,8 @@ class Error(Exception):
     #: True when the connection was lost after something was sent that is kept as soon as it is done (COMMIT; in
     #: AUTOCOMMIT any statement), and the server's answer to it was not read: it was carried out, or not
     outcome_unknown: bool = False
+    #: True when a write was refused in a transaction that this side has begun as READ ONLY
+    asked_read_only: bool = False
 
     # What the server said, by the names below.
     _fields: Mapping[str, str] = MappingProxyType({})

@@ -47,6 +47,8 @@ class _Writer:
     def __init__(self, reported: Mapping[str, str]) -> None:
         """Take what the server reports, which changes."""
         self._reported = reported
+        #: why this session never writes; empty: it may
+        self.never = ""
         #: what our BEGIN asks for: READ ONLY, READ WRITE, neither
         self.begun_read_only: bool | None = None
         #: a statement of the user's own that may have asked for READ ONLY was executed in the open transaction
@@ -72,6 +74,9 @@ class _Writer:
         asks the server whether it is a standby.
         """
         if self.begun_read_only is True:
+            error.asked_read_only = error.sqlstate == _READ_ONLY
+            if error.asked_read_only and self.never:
+                error.args = (f"{error.args[0]}; {self.never}: write through another one",)
             return
         reported = self._reported
         standby = reported.get("in_hot_standby") == "on"
@@ -379,6 +384,8 @@ class Session:
             reply is not None
             and not (said is not None and said.sqlstate == "25P03")
             and (reply.kept or may_keep(reply.sent))
+            # Of a transaction that reads nothing is kept.
+            and not self._writer.never
         )
         cause: BaseException | None = None
         if isinstance(error, EndOfStream):

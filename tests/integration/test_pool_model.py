@@ -107,13 +107,17 @@ class Model:
         """Check one out, and hold it against what should have come."""
         expected = self.due()
         connection = self.engine.connect()
-        pid = connection.execute(PID).scalar_one()
-        assert pid not in {other.pid for other in self.held}
-        assert pid not in self.dead | self.silent
-        if expected is not None:
-            assert pid == expected.pid
-        else:
-            assert pid not in self.opened
+        try:
+            pid = connection.execute(PID).scalar_one()
+            assert pid not in {other.pid for other in self.held}
+            assert pid not in self.dead | self.silent
+            if expected is not None:
+                assert pid == expected.pid
+            else:
+                assert pid not in self.opened
+        except BaseException:
+            connection.close()  # else the end of the run would tell of its backend, and not of this
+            raise
         opened_at = self.opened.setdefault(pid, self.clock())
         return Held(connection, opened_at, pid)
 

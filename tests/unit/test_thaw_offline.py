@@ -163,6 +163,21 @@ def test_what_is_handed_out_has_the_deadline_of_this_invocation(clock: Clock) ->
     assert driver.deadline == clock.now + 9
 
 
+def test_what_the_server_did_meanwhile_is_not_done_by_a_deadline_that_has_passed(clock: Clock) -> None:
+    """The last invocation's is gone before the socket is looked at; what ended by a limit of the server's says so."""
+    driver, examine = Driver(clock), Examiner(settings())
+    told: list[float | None] = []
+    driver.deadline = clock.now - 1
+    driver.check = lambda: told.append(driver.deadline)
+    assert examine(driver, BEGUN) is None
+    assert told == [None]
+    driver = Driver(clock)
+    driver.seen = wire.DeadlineExceeded("the server ended what it did for us")
+    dead = examine(driver, BEGUN)
+    assert dead is not None
+    assert dead.others is None
+
+
 def test_another_exception_than_the_drivers_passes(clock: Clock) -> None:
     """The driver's errors are an answer; anything else is the caller's."""
     driver, examine = Driver(clock), Examiner(settings())

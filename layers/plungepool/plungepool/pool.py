@@ -193,14 +193,16 @@ class Examiner:
         now = time.time()
         if not 0 <= now - opened_at <= self._max_age_s:
             return Dead(f"it was older than {self._max_age}")
-        idle_s = now - connection.answered_at
+        # In place of the last invocation's, which has passed: what the server did meanwhile is not done by it.
+        connection.deadline = end = invocation.deadline(self._margin_s)
+        idle_s, given_s = now - connection.answered_at, 0.0
         try:
             connection.check()
             if not 0 <= idle_s < self._ping_after_idle_s:
-                end = invocation.deadline(self._margin_s) or _NEVER
-                given_s = min(self._ping_s, (end - now) / 2)
+                given_s = self._ping_s if end is None else min(self._ping_s, (end - now) / 2)
                 connection.deadline = now + given_s
                 connection.ping()
+                connection.deadline = end
         except DeadlineExceeded:
             why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
             # What was not waited out shows nothing of others.
@@ -208,7 +210,6 @@ class Examiner:
         except Error as error:
             why = f"the server had closed it ({error})" if error.sqlstate else str(error)
             return Dead(why, _shown_by(error, opened_at))
-        connection.deadline = invocation.deadline(self._margin_s)
         return None
 
 

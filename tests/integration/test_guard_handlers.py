@@ -260,6 +260,31 @@ def test_whatever_is_a_coroutine(handler: Any, says_so: bool) -> None:
         assert not invocation.is_running()
 
 
+def test_every_engine_of_the_process_is_guarded(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A writer and a reader: one deadline for both, and each has back what was kept of it."""
+    engines = [
+        make_engine(prefix="SHOP_", checkout_timeout_s=0.2),
+        make_engine(access="read-only", checkout_timeout_s=0.2),
+    ]
+    kept = []
+
+    @guard_invocation
+    def handler(event: Any, context: Any) -> None:
+        for engine in engines:
+            connection = engine.connect()
+            wired: Any = connection.connection.dbapi_connection
+            assert 50 < wired.deadline - time.time() <= 60
+            kept.append(connection)
+
+    handler(None, Context())
+    assert caplog.text.count("still checked out") == 2
+    for engine in engines:
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
 # ---- streams
 
 

@@ -200,7 +200,7 @@ def test_a_hook_that_fails_fails_its_clone_alone(
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, lambda_environment: Callable[..., Environment]) -> None:
-    """There is no snapshot on demand, none after the restore, and none of programs beside the runtime."""
+    """There is no snapshot on demand, after the restore, of a process that is gone, and of programs beside it."""
     task = folder_of(tmp_path, "def handler(event, context): return 1")
     with pytest.raises(RuntimeError, match="no snapshot"):
         lambda_environment(task).snapshot()
@@ -208,6 +208,10 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, lambda_environment: Call
     restored.restore()
     with pytest.raises(RuntimeError, match="no snapshot"):
         restored.snapshot()
+    killed = lambda_environment(task, snap_start=True)
+    os.kill(killed.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="cannot be taken, since the environment's process ended"):
+        killed.snapshot()
     beside = Environment(task, snap_start=True, extensions=[sys.executable])
     with pytest.raises(RuntimeError, match="start it"):
         beside.snapshot()

@@ -439,10 +439,14 @@ class Snapshot(Closing):
         try:
             environment.thaw()
             life.begin_copy(self._image.address)
-            self._image.receive(environment._init_timeout_s)
             life.wait(lambda: life.at_snapshot, environment._init_timeout_s)
+            self._image.receive(environment._init_timeout_s)
             environment.freeze()
             shutil.copytree(environment._folder / "tmp", self._temporary.path / "tmp")
+        except (NotInTime, Ended, TimeoutError) as error:
+            self.close()
+            how = f"ended: {_exit_error(error.code)['errorMessage']}" if isinstance(error, Ended) else "does not answer"
+            raise RuntimeError(f"the snapshot cannot be taken, since the environment's process {how}") from error
         except BaseException:
             self.close()
             raise

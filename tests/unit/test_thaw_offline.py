@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
+import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from strikes import KINDS, Injector
 
 from plungepool import Settings, invocation, pool, wire
 from plungepool.pool import Examiner
@@ -67,7 +71,7 @@ class Driver:
     def close(self) -> None:
         self.gone = True
 
-    def abandon(self) -> None:
+    def abandon(self, *, stop: bool = False) -> None:
         self.gone = True
 
 
@@ -356,3 +360,96 @@ def test_listener_that_gives_up_the_whole_pool_has_its_way(
     event.listen(four, "checkout", refuse)
     assert [number(fairy) for fairy in [four.connect(), four.connect()]] == [5, 6]
     assert told == [4]
+
+
+# ---- strikes
+
+
+class Ticking(Clock):
+    """A clock that goes on whenever somebody looks at it, so that no wait is for ever."""
+
+    def __call__(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+
+def stale(of: str, clock: Clock) -> tuple[BoundedPool, list[weakref.ref[Driver]]]:
+    """Return a pool of three that keeps three dead connections, and what knows all that it ever opened."""
+    given: list[weakref.ref[Driver]] = []
+
+    def connect(_record: Any) -> Driver:
+        driver = Driver(clock)
+        given.append(weakref.ref(driver))
+        return driver
+
+    three = pool.build_pool(settings(pool_size=3, checkout_timeout_s=2), connect)
+    for fairy in [three.connect() for _ in range(3)]:
+        fairy.close()
+    for driver in [one() for one in given]:
+        assert driver is not None
+        if of == "ended":
+            driver.seen = said("57P01")
+        else:
+            driver.unanswered = wire.DeadlineExceeded("no answer") if of == "silent" else lost()
+    clock.now += 300
+    return three, given
+
+
+def left_open(given: list[weakref.ref[Driver]]) -> int:
+    """Return how many are open; the driver's own close themselves where nobody refers to them any more."""
+    gc.collect()
+    return sum(not driver.gone for one in given if (driver := one()) is not None)
+
+
+@pytest.mark.parametrize("of", ["silent", "ended", "lost"])
+@pytest.mark.filterwarnings("ignore:Double checkin attempted")
+def test_strike_at_each_line_while_several_are_dropped(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards every place works, and nothing is open that nobody has."""
+    clock = Ticking()
+    monkeypatch.setattr(time, "time", clock)
+    monkeypatch.setattr(invocation, "_end", None)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)  # it would keep what a finalizer raises
+    problems: list[str] = []
+
+    def strike(at: int) -> bool:
+        three, given = stale(of, clock)
+        with Injector(at, KINDS[at % 4]) as injector:
+            try:
+                three.connect().close()
+            except BaseException as problem:
+                if not injector.struck:
+                    problems.append(repr(problem))
+        held = [three.connect() for _ in range(3)]
+        drivers: list[Any] = [fairy.dbapi_connection for fairy in held]
+        if len(set(map(id, drivers))) != 3 or any(one.gone or one.seen or one.unanswered for one in drivers):
+            problems.append(f"line {at}: one is held by two, or dead")
+        if left_open(given) != 3:
+            problems.append(f"line {at}: {left_open(given)} are open")
+        del drivers
+        for fairy in held:
+            fairy.close()
+        three.dispose()
+        if left_open(given):
+            problems.append(f"line {at}: {left_open(given)} are left open")
+        return injector.struck
+
+    def run() -> None:
+        try:
+            at = 1
+            while strike(at):
+                at += 1
+            assert at > 150
+        except BaseException as problem:
+            problems.append(repr(problem))
+
+    # A trace function may leave its thread with an exception "being handled" for ever.
+    logging.disable(logging.CRITICAL)
+    gc.freeze()
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        gc.unfreeze()
+        logging.disable(logging.NOTSET)
+    assert problems == []

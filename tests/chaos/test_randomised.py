@@ -25,7 +25,7 @@ def test_nothing_is_lost_or_done_twice_whatever_befalls_the_environments() -> No
     assert report.findings == [], str(report)
     # It was busy, it was disturbed in every way, and it did not simply refuse.
     assert report.outcomes["committed"] > 100
-    assert len(report.faults) == 12
+    assert len(report.faults) == 13
 
 
 def test_the_same_run_finds_the_faults_of_a_naive_handler() -> None:

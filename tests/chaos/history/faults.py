@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # How often each comes, among so many in all.
 _WEIGHTS = {
     "cut": 30,
+    "lag": 15,
     "reset": 10,
     "hang up": 6,
     "silence": 7,
@@ -137,6 +138,25 @@ class Faults:
         self._signal(victim, signal.SIGCONT)
 
     # The servers
+
+    def _lag(self) -> None:
+        """
+        Let the standby fall behind, so that every COMMIT waits; then what waits loses its answer, or gets it late.
+
+        What becomes of these is what nobody can know who hears nothing: they are kept.
+        """
+        standby = self._cluster.standby
+        assert standby is not None
+        standby.execute("SELECT pg_wal_replay_pause()")
+        self._rest(*self._chance.choice(((0.05, 0.4), (0.05, 0.4), (0.4, 1.0), (4.5, 6.0))))
+        after = self._chance.choice(("reset", "reset", "hang up", "terminate", "kill", "crash", "fail over", "nothing"))
+        if after in ("reset", "hang up"):
+            for proxy in self._proxies:
+                proxy.reset() if after == "reset" else proxy.hang_up()
+        elif after != "nothing":
+            getattr(self, f"_{after.replace(' ', '_')}")()
+        if self._cluster.standby is standby:
+            standby.execute("SELECT pg_wal_replay_resume()")
 
     def _terminate(self) -> None:
         """End some of the sessions, as an administrator does."""

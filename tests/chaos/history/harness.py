@@ -134,7 +134,7 @@ class Worker:
         self._report = report
         self._to_fulfil: deque[str] = deque()
         self._values = 0
-        self._weights = (30, 10, 33, 13, 8, 3, *((3, 6) if report.handlers == "ours" else (0, 0)))
+        self._weights = (25, 8, 25, 20, 12, 3, *((3, 6) if report.handlers == "ours" else (0, 0)))
 
     @property
     def pid(self) -> int | None:

@@ -418,18 +418,20 @@ class Shop(Closing):
             for at, line in enumerate(lines):
                 if any(password in line for password in passwords):
                     self._report.findings.append(Finding("secret", "a password is in the log of an environment"))
-                # SQLAlchemy logs what fails at the return of a connection that the handler has dropped, and in passing.
-                known = "Exception during reset" in line + lines[at - 1]
-                if ("Traceback" in line or "Exception ignored" in line) and not known:
-                    end = _end_of_traceback(lines[at:])
-                    if "Struck" not in end:  # in a finalizer, which can only print it
-                        self._report.findings.append(Finding("logged", end))
+                if "Traceback" not in line and "Exception ignored" not in line:
+                    continue
+                traceback = _traceback(lines[at:])
+                # The runtime has its own, as of an answer that came too late. SQLAlchemy logs what fails at the return
+                # of a connection that the handler has dropped; a strike in a finalizer can only be printed.
+                ours = any("/plungepool/plungepool/" in one for one in traceback)
+                if ours and "Exception during reset" not in line + lines[at - 1] and "Struck" not in traceback[-1]:
+                    self._report.findings.append(Finding("logged", " | ".join(traceback[-6:])[:1200]))
 
 
-def _end_of_traceback(lines: Sequence[str]) -> str:
-    """Return the last lines of the traceback that begins here, the error's own with them."""
+def _traceback(lines: Sequence[str]) -> list[str]:
+    """Return the lines of the traceback that begins here, the error's own the last."""
     end = next((at for at, line in enumerate(lines) if at and line[:1].strip()), len(lines) - 1)
-    return " | ".join(line.strip() for line in lines[max(0, end - 6) : end + 3])[:1200]
+    return [line.strip() for line in lines[: end + 1]]
 
 
 class _Thread(threading.Thread):

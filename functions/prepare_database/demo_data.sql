@@ -27,3 +27,17 @@ WITH wanted AS (
 )
 INSERT INTO shop.order_lines (order_id, sku, quantity, price)
 SELECT placed.id, sku, quantity, price FROM placed JOIN wanted USING (id) JOIN shop.products USING (sku);
+
+-- The orders of two tenants, each stored in its own name: where the owner is no superuser the policy binds it, too.
+SELECT set_config('app.tenant_id', 'acme', true);
+INSERT INTO tenants.orders (id, sku, quantity, placed_at) VALUES
+    ('00000000-0000-4000-8000-0000000000a1', 'TOWEL', 12, '2026-01-14 09:00:00+00'),
+    ('00000000-0000-4000-8000-0000000000a2', 'CAP', 30, '2026-01-14 10:00:00+00'),
+    ('00000000-0000-4000-8000-0000000000a3', 'GOGGLES', 6, '2026-01-14 11:00:00+00')
+ON CONFLICT DO NOTHING;
+SELECT set_config('app.tenant_id', 'globex', true);
+INSERT INTO tenants.orders (id, sku, quantity, placed_at) VALUES
+    ('00000000-0000-4000-8000-0000000000b1', 'TOWEL', 200, '2026-01-14 09:30:00+00'),
+    ('00000000-0000-4000-8000-0000000000b2', 'FLOAT', 50, '2026-01-14 10:30:00+00')
+ON CONFLICT DO NOTHING;
+SELECT set_config('app.tenant_id', '', true);

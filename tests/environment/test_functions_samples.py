@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = f"never to be seen {secrets.token_urlsafe(12)}"
-ALL = ("prepare_database", "handle_orders", "fulfil_orders", "report_sales")
+ALL = ("prepare_database", "handle_orders", "handle_tenant_orders", "fulfil_orders", "report_sales")
 ADA = "00000000-0000-4000-8000-0000000000c1"
 
 
@@ -141,7 +141,7 @@ def test_wrong_settings_of_prepare_database_fail_its_invocation(start: Callable[
 def refused(invocation: Invocation, name: str) -> str | None:
     """Check that the function says in its own way that the database is unavailable; give the SQLSTATE it logged."""
     assert PASSWORD not in str(invocation)
-    if name == "handle_orders":
+    if name in ("handle_orders", "handle_tenant_orders"):
         status, body = answer(invocation)
         assert (status, body["statusCode"]) == (503, 503)
         assert int(invocation.payload["headers"]["Retry-After"]) > 0
@@ -159,7 +159,7 @@ def refused(invocation: Invocation, name: str) -> str | None:
 def assert_well(invocation: Invocation, name: str) -> None:
     """Check that the function has done what its event asks for."""
     assert invocation.error is None, invocation
-    if name == "handle_orders":
+    if name in ("handle_orders", "handle_tenant_orders"):
         assert answer(invocation)[0] == 200
     if name == "fulfil_orders":
         assert invocation.payload == {"batchItemFailures": []}
@@ -295,6 +295,7 @@ def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_com
     with ChaosProxy(shop.host, shop.port) as network:
         there = {"PLUNGEPOOL_HOST": network.host, "PLUNGEPOOL_PORT": str(network.port)}
         orders, worker, report = (start(name, **there) for name in ("handle_orders", "fulfil_orders", "report_sales"))
+        tenants = start("handle_tenant_orders", PLUNGEPOOL_REQUIRE_SETTINGS="app.tenant_id", **there)
 
         def round_trips(environment: Environment, request: Any) -> int:
             assert environment.invoke(request).error is None  # the first one connects
@@ -304,6 +305,7 @@ def test_a_warm_invocation_waits_for_the_server_once_a_statement_and_once_to_com
 
         batch = event("fulfil_orders")
         assert round_trips(orders, event("handle_orders")) == 2
+        assert round_trips(tenants, event("handle_tenant_orders")) == 2  # the tenant goes with BEGIN
         assert round_trips(orders, place(CAP=1, TOWEL=1)) == 4
         assert round_trips(report, event("report_sales")) == 2
         assert round_trips(worker, batch) == 2 * 3  # fulfilled before: one statement more for each, to know it

@@ -67,6 +67,7 @@ class Shop:
         """All that the functions may write, for comparing before and after."""
         tables = ["products", "orders", "order_lines", "shipments"]
         rows = [f"SELECT '{table}', row_to_json(t)::text FROM shop.{table} t" for table in tables]
+        rows.append("SELECT 'tenants.orders', row_to_json(t)::text FROM tenants.orders t")
         return self.execute(f"{' UNION ALL '.join(rows)} ORDER BY 1, 2")
 
 

@@ -140,10 +140,11 @@ def test_nothing_that_others_planted_runs_as_the_administrator(
     parts = """
         SET search_path = pg_catalog;
         SELECT pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE connamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace)
+        WHERE connamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace, 'tenants'::regnamespace)
         UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
+        UNION ALL SELECT pg_get_expr(polqual, polrelid) FROM pg_policy
         UNION ALL SELECT format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
-        WHERE relnamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace)
+        WHERE relnamespace IN ('shop'::regnamespace, 'plungepool'::regnamespace, 'tenants'::regnamespace)
     """
     found = [row[0] for row in empty_shop.execute(parts)]
     assert len(found) > 20
@@ -270,7 +271,7 @@ def test_a_schema_of_somebody_else_is_refused(empty_shop: Any, prepare: Callable
             prepare()
         # Another superuser's is as good as one's own.
         empty_shop.execute("ALTER ROLE shop_other SUPERUSER")
-        assert len(prepare()["applied"]) == 3
+        assert len(prepare()["applied"]) == 4
         empty_shop.execute(f"ALTER ROLE shop_other NOSUPERUSER; ALTER {what} OWNER TO postgres")
         assert prepare()["applied"] == []
     finally:

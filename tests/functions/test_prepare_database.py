@@ -71,7 +71,7 @@ def test_two_at_once_prepare_once(empty_shop: Any, prepare: Any, tmp_path: Path)
     """Invocations at the same moment wait for each other, the first time and later: each migration is applied once."""
     preparation = prepare.module.preparation
     options = preparation.Options.read({"role_name": empty_shop.app_role, "demo_data": True})
-    later = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "004_slow.sql"]
+    later = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "005_slow.sql"]
     later[-1].write_text("CREATE TABLE shop.slow (); SELECT pg_sleep(0.1);")
     engine = plungepool.build_engine(empty_shop.settings("postgres", pool_size=4))
     begin = threading.Barrier(4)
@@ -84,7 +84,7 @@ def test_two_at_once_prepare_once(empty_shop: Any, prepare: Any, tmp_path: Path)
                 applied.append(work(connection))
 
     for work, expected in [
-        (lambda connection: len(preparation.prepare(connection, options, 60)["applied"]), 3),
+        (lambda connection: len(preparation.prepare(connection, options, 60)["applied"]), 4),
         (lambda connection: len(preparation.migrate(connection, later, in_a_minute())[0]), 1),
     ]:
         applied.clear()
@@ -101,13 +101,13 @@ def test_a_new_migration_is_applied_alone(empty_shop: Any, prepare: Any, tmp_pat
     """What was applied stays; the file with the next number is run."""
     prepare()
     preparation = prepare.module.preparation
-    (tmp_path / "004_notes.sql").write_text("CREATE TABLE shop.notes (id int); CREATE INDEX ON shop.notes (id);")
-    files = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "004_notes.sql"]
+    (tmp_path / "005_notes.sql").write_text("CREATE TABLE shop.notes (id int); CREATE INDEX ON shop.notes (id);")
+    files = [*sorted((FUNCTION / "migrations").glob("*.sql")), tmp_path / "005_notes.sql"]
     with plungepool.get_engine().begin() as connection:
-        assert preparation.migrate(connection, files, in_a_minute()) == (["004_notes.sql"], 4)
+        assert preparation.migrate(connection, files, in_a_minute()) == (["005_notes.sql"], 5)
     assert "notes" in tables(empty_shop)
-    # The function as it was before knows three of the four, as after a deployment that was rolled back.
-    assert prepare()["schema_version"] == 4
+    # The function as it was before knows four of the five, as after a deployment that was rolled back.
+    assert prepare()["schema_version"] == 5
 
 
 def test_a_changed_migration_is_refused(empty_shop: Any, prepare: Any) -> None:
@@ -430,7 +430,7 @@ def test_an_owner_who_is_no_superuser_can_prepare(empty_shop: Any, prepare: Any,
     try:
         function = load("prepare_database", empty_shop.url(owner))
         properties = {"role_name": empty_shop.app_role, "demo_data": True}
-        assert len(function.invoke(properties)["applied"]) == 3
+        assert len(function.invoke(properties)["applied"]) == 4
         for changed in ({"role_password": "a proxy's"}, {"connection_limit": 3, "iam_login": True}):
             assert function.invoke(properties | changed)["applied"] == []
         report = load("report_sales", empty_shop.url()).invoke({"time": "2026-01-15T06:00:00Z"})
@@ -535,7 +535,7 @@ def test_cloudformation_hears_of_create_update_and_delete(empty_shop: Any, load:
     assert {
         (answer["StackId"][:20], answer["RequestId"], answer["LogicalResourceId"]) for answer in server.received
     } == {("arn:aws:cloudformati", "request-1", "PreparedDatabase")}
-    assert created["Data"]["schema_version"] == "3"
+    assert created["Data"]["schema_version"] == "4"
     assert created["Data"]["role_name"] == empty_shop.app_role
     assert not any(server.content_types)
     assert empty_shop.execute("SELECT count(*) FROM shop.orders") == [[40]]

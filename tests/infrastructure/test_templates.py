@@ -90,10 +90,24 @@ def test_unknown_keys_of_samconfig_are_found(run_sam: Run, tmp_path: Path) -> No
     assert set(result.stdout.split()) == {"default.deploy.parameters.resolve_s4", "default.deplo", "default.build"}
 
 
-def test_template_in_the_docs_is_valid(examine: Examine) -> None:
-    """The SAM template that docs/attach.md shows passes the transform and the linter."""
-    [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "attach.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["attach.md", "functions.md"])
+def test_template_in_the_docs_is_valid(examine: Examine, page: str) -> None:
+    """The SAM template that a page of the documentation shows passes the transform and the linter."""
+    [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert examine({"shown": shown}, {"shown"})["shown"]["problems"] == []
+
+
+def test_tenants_come_by_a_verified_token_alone(examine: Examine) -> None:
+    """In the stack that docs/functions.md shows no route of handle_tenant_orders goes without its JWT authorizer."""
+    [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "functions.md").read_text(), re.DOTALL)
+    resources = examine({"shown": shown}, set())["shown"]["expanded"]["Resources"]
+    [api] = [one["Properties"]["Body"] for one in resources.values() if one["Type"] == "AWS::ApiGatewayV2::Api"]
+    operations = [of for path in api["paths"].values() for method, of in path.items() if method != "options"]
+    assert len(operations) == 3
+    assert [operation["security"] for operation in operations] == [[{"Tokens": []}]] * 3
+    [scheme] = api["components"]["securitySchemes"].values()
+    assert scheme["x-amazon-apigateway-authorizer"]["type"] == "jwt"
+    assert scheme["x-amazon-apigateway-authorizer"]["jwtConfiguration"]["issuer"] == {"Ref": "Issuer"}
 
 
 def test_parameters_in_the_docs_exist(templates: Templates) -> None:

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from plungepool import row_security
 from plungepool.checks import Check, check_environment, check_process
 from plungepool_toolkit.command import application
+from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plungepool_toolkit.postgres import Postgres
-
 ROOT = Path(__file__).parents[2]
+BEFORE_16 = Path("/usr/lib/postgresql/15/bin")
 DATABASE = "doctor_rls"
 ROLES = "app, keeper, admin, middle"
 
@@ -262,13 +261,21 @@ def test_long_lists_are_counted(server: Postgres, environ: dict[str, str]) -> No
     assert "(and 24 more)" in told.cure
 
 
-def test_before_postgresql_16_createrole_is_enough() -> None:
-    """A role with CREATEROLE could grant itself the tables' owner; the run's own server is newer, so rows stand in."""
-    role = SimpleNamespace(name="app", quoted="app", superuser=False, bypasses=False, replicates=False, creates_roles=True, version=150004, is_current=True, is_session=True)  # fmt: skip
-    (told,) = row_security._role(role, [role])
-    assert (told.state, told.cure) == ("failed", "ALTER ROLE app NOCREATEROLE")
-    role.version = 160000
-    assert [finding.state for finding in row_security._role(role, [role])] == ["ok"]
+def test_before_postgresql_16_createrole_is_enough(server: Postgres, environ: dict[str, str]) -> None:
+    """A role with CREATEROLE makes itself a member of the tables' owner there, and membership alone is SET ROLE."""
+    server.execute("ALTER ROLE app CREATEROLE", database=DATABASE)
+    assert [(check.name, check.state, check.found) for check in examine(environ)] == ALL_IS_WELL
+    with Postgres(binaries=BEFORE_16) as old:
+        environ |= {"PLUNGEPOOL_PORT": str(old.port), "PLUNGEPOOL_DATABASE": "postgres"}
+        old.execute(WELL)
+        assert [(check.name, check.state, check.found) for check in examine(environ)] == ALL_IS_WELL
+        old.execute("ALTER ROLE app CREATEROLE")
+        told = examine(environ)
+        old.execute("GRANT keeper TO app; SET ROLE keeper", user="app")
+        then = examine(environ)
+    assert [(check.name, check.state) for check in told] == [("RLS role", "failed"), ("RLS policies", "ok")]
+    assert told[0].cure == "ALTER ROLE app NOCREATEROLE"
+    assert [check.name for check in then] == ["RLS role", "RLS set role", "RLS owner", "RLS policies"]
 
 
 # Something of each kind, so that each part of each query has a row to look at.

@@ -41,12 +41,14 @@ def test_every_function_answers_over_one_connection(machine: Any) -> None:
     count = len(FUNCTIONS)
     assert f"The database counts {count - 1} connections for {count} frozen environments." in result.stdout
     assert '"statusCode": 200' in result.stdout
+    assert "over the same connection: acme 3, globex 2; without a token: 401" in " ".join(result.stdout.split())
     # The rest run again through the stand-in for RDS Proxy: 51 invocations of 4 environments.
     shown = " ".join(result.stdout.split())
     assert "204 invocations of 4 environments, one at a time and in turns" in shown
     total, shares = re.search(r"(\d+) transactions: (.+?) clients of the proxy: 3, kept", shown).groups()
     numbers = dict(share.rsplit(" ", 1) for share in shares.split(", "))
-    assert set(numbers) == FUNCTIONS - {"prepare_database"}
+    # What sets a transaction's tenant would pin the proxy.
+    assert set(numbers) == FUNCTIONS - {"prepare_database", "handle_tenant_orders"}
     assert sum(map(int, numbers.values())) == int(total)
     assert "at most, of 2 allowed" in shown
     assert "kept by the frozen environments; pinned: 0" in shown
@@ -69,6 +71,16 @@ def test_a_function_that_pins_the_proxy_fails_the_demo(machine: Any, application
     assert result.returncode == 1
     assert "Behind the proxy it failed" in result.stdout
     assert "PinningRefused" in result.stdout
+    assert machine.left_behind() == []
+
+
+def test_a_function_that_mixes_tenants_fails_the_demo(machine: Any, application: Any) -> None:
+    """Where a tenant sees a row of another the exit code is 1: here, that all are answered as one."""
+    app = application / "functions" / "handle_tenant_orders" / "tenants.py"
+    app.write_text("def tenant_of(event):\n    return 'acme'\n")
+    result = machine.run(*DEMO, "--folder", application, "--warm", 2)
+    assert result.returncode == 1
+    assert "tenants are not kept apart: they see acme 3, globex 3, 3 in all" in " ".join(result.stdout.split())
     assert machine.left_behind() == []
 
 

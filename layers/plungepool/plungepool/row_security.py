@@ -565,7 +565,8 @@ def _open_policies(undone: dict[str, list[str]], alone: dict[str, list[str]]) ->
             "RLS policies",
             "warning",
             f"these let the same rows through for every tenant: {_for_commands(alone)}",
-            "what belongs to tenants needs a policy that asks whose transaction it is; what they share may stay so",
+            "what belongs to tenants needs a policy that asks whose transaction it is, or where each has a role one TO "
+            "that role; what all of them share may stay so",
         )
 
 

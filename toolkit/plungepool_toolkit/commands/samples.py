@@ -4,10 +4,13 @@ The sample functions of the application, for the commands that run them: who the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from plungepool_toolkit.postgres import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DATABASE = "shop"
 APPLICATION_ROLE = "plungepool_app"
@@ -20,12 +23,21 @@ class Sample:
     name: str
     role: str = APPLICATION_ROLE
     connections: int = 1  # that its environment keeps between invocations
+    variables: Mapping[str, str] = field(default_factory=dict)  # beside those that all of them have
+    tenants: tuple[str, ...] = ()  # whose rows it keeps apart, as the token in its event names one
+    pins: bool = False  # an RDS Proxy, so that behind one it is not run
 
 
 # In this order: the first one makes the schema, the roles and the data that the others need.
 SAMPLES = (
     Sample("prepare_database", role=Postgres.superuser),
     Sample("handle_orders"),
+    Sample(
+        "handle_tenant_orders",
+        variables={"PLUNGEPOOL_REQUIRE_SETTINGS": "app.tenant_id"},
+        tenants=("acme", "globex"),
+        pins=True,
+    ),
     Sample("fulfil_orders"),
     Sample("report_sales"),
     Sample("check_database", connections=0),  # looks from outside: connects anew each time, and hangs up

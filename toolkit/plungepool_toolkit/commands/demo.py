@@ -298,7 +298,7 @@ def _milliseconds(durations: list[float]) -> str:
 
 
 def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
-    numbers = ("cold, s", "warm, ms", "connections", "backends")
+    numbers = ("cold, s", "warm, ms", "kept", "backends")
     title = f"\nOne cold and {warm} warm invocations each, frozen in between"
     summary = table(title, "function", *numbers, "result", numbers=numbers)
     summary.columns[0].no_wrap = True
@@ -318,8 +318,8 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
     console.print(
         "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its "
         "like); the\ncold start in README is the layer's alone, from a process to its first row. warm: the median. "
-        "connections: the most that an\nenvironment held between invocations, as the database counts them. backends: "
-        "the server's processes that held them in all.",
+        "kept: the most connections that\nan environment held between invocations, as the database counts them. "
+        "backends: the server's processes that held them in all.",
         style="dim",
         highlight=False,
         soft_wrap=True,

@@ -227,6 +227,7 @@ def test_the_policies_bind_an_owner_who_is_no_superuser(shop: Any) -> None:
 def test_the_doctor_finds_nothing(shop: Any) -> None:
     """`plungepool doctor --rls --schema tenants`, as the application's role: every step of it is ok."""
     environ = {"PLUNGEPOOL_URL": shop.url(), "PLUNGEPOOL_TLS": "disable"}
+    environ["PLUNGEPOOL_REQUIRE_SETTINGS"] = "app.tenant_id"
     told = [one for one in check_environment(environ, rls=True, schemas=["tenants"]) if one.name.startswith("RLS")]
     assert [(one.name, one.state) for one in told] == [("RLS role", "ok"), ("RLS policies", "ok")]
     assert told[1].found.endswith("in tenants.orders; they read app.tenant_id")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from typer.testing import CliRunner
 
+from plungepool import Settings, build_engine, checks
 from plungepool.checks import Check, check_environment, check_process
 from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
@@ -40,7 +41,11 @@ WELL = """
 """
 ALL_IS_WELL = [
     ("RLS role", "ok", "app is no superuser and has no BYPASSRLS: policies bind it"),
-    ("RLS policies", "ok", "policies bind app in shop.orders; they read app.tenant_id"),
+    (
+        "RLS policies",
+        "ok",
+        "policies bind app in shop.orders; they read app.tenant_id. PLUNGEPOOL_REQUIRE_SETTINGS=app.tenant_id would refuse a transaction that forgets app.tenant_id",
+    ),
 ]
 OF_B = "SELECT * FROM shop.orders WHERE tenant_id = 'b'"
 
@@ -173,6 +178,16 @@ def test_all_is_well(server: Postgres, environ: dict[str, str]) -> None:
     assert server.execute("TABLE shop.orders", user="app", database=DATABASE) == []
 
 
+def test_settings_that_policies_read_can_be_required(environ: dict[str, str]) -> None:
+    """What is required already is not advised; what is not is added to it, by the name of the variable."""
+    required = examine(environ | {"PLUNGEPOOL_REQUIRE_SETTINGS": "app.tenant_id,app.other"})[-1].found
+    assert required == "policies bind app in shop.orders; they read app.tenant_id"
+    theirs = {f"REPORTS_{name}": value for name, value in environ.items()}
+    theirs["REPORTS_PLUNGEPOOL_REQUIRE_SETTINGS"] = "app.other"
+    *_, last = check_environment(theirs, prefix="REPORTS_", rls=True)
+    assert "REPORTS_PLUNGEPOOL_REQUIRE_SETTINGS=app.other,app.tenant_id would refuse" in last.found
+
+
 @pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.what)
 def test_set_up_leads_to_its_cure(server: Postgres, environ: dict[str, str], set_up: SetUp) -> None:
     """What lets a row of another tenant through is told, with its cure; and it does let one through."""
@@ -181,6 +196,9 @@ def test_set_up_leads_to_its_cure(server: Postgres, environ: dict[str, str], set
     told = [check for check in found if (check.name, check.state) == (set_up.step, set_up.state) and set_up.says in check.found]  # fmt: skip
     assert len(told) == 1, found
     assert set_up.cure in told[0].cure
+    if set_up.shows == OF_B:
+        # What shows is said to be bound nowhere.
+        assert [check.found for check in found if check.name == "RLS policies" and check.state == "ok"] == []
     if set_up.shows is None:
         assert set_up.state == "warning" or set_up.what == "REPLICATION"
     else:
@@ -359,15 +377,12 @@ def test_nothing_pins_a_proxy(postgres: Postgres, server: Postgres, monkeypatch:
     assert report["ok"] is True
 
 
-def test_aurora_dsql_has_none(monkeypatch: pytest.MonkeyPatch, server: Postgres, environ: dict[str, str]) -> None:
+def test_aurora_dsql_has_none(server: Postgres, environ: dict[str, str]) -> None:
     """Where there is no row-level security that is said, instead of a look at a catalog that is not there."""
-    from plungepool import Settings, build_engine, checks
-
-    names = {name.removeprefix("PLUNGEPOOL_").lower(): value for name, value in environ.items()}
     engine = build_engine(Settings.from_env(environ))
-    settings = SimpleNamespace(auth="dsql", **{key: value for key, value in names.items() if key != "auth"})
+    dsql: Any = SimpleNamespace(auth="dsql")
     with engine.connect() as connection:
-        (told,) = checks._row_security(settings, connection, ())  # type: ignore[arg-type]
+        (told,) = checks._row_security(dsql, connection, ())
     engine.dispose()
     assert (told.name, told.state) == ("RLS", "warning")
 

@@ -708,7 +708,8 @@ def _row_security(settings: Settings, connection: Connection, schemas: tuple[str
         found = "nothing was looked at: Aurora DSQL has no row-level security"
         yield Check("RLS", "warning", found, "keep tenants apart by a schema and a role, or a cluster, for each")
         return
-    for finding in row_security.examine(connection, schemas):
+    required, variable = settings.require_settings, settings.variable("require_settings")
+    for finding in row_security.examine(connection, schemas, required=required, variable=variable):
         yield Check(*finding)
     connection.commit()
 

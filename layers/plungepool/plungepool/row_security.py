@@ -248,11 +248,14 @@ class _Catalog:
         return owner is None or not (owner.unbound or (not table.forced and table.owner_oid in owner.owners))
 
 
-def examine(connection: Connection, schemas: Collection[str] = ()) -> Iterator[Finding]:
+def examine(
+    connection: Connection, schemas: Collection[str] = (), *, required: Collection[str] = (), variable: str = ""
+) -> Iterator[Finding]:
     """
     Say whether row-level security holds for the connected role, and where not.
 
     Args: connection: as the application's role. schemas: the only ones to look at; none for all that the role may use.
+        required: the settings without which no transaction begins; variable: where these are named.
     Returns: what was found, what is worst first. failed: rows get past the policies, or could; warning: it depends on
         what the table is for.
     Raises: sqlalchemy.exc.DBAPIError.
@@ -275,7 +278,7 @@ def examine(connection: Connection, schemas: Collection[str] = ()) -> Iterator[F
     yield from _partitions(role, catalog)
     yield from _views(role, catalog)
     yield from _functions(catalog)
-    yield from _policies(role, catalog)
+    yield from _policies(role, catalog, required, variable)
 
 
 def _role(role: Any, roles: Sequence[Any]) -> Iterator[Finding]:
@@ -365,7 +368,10 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         yield Finding("RLS tables", "warning", found, "GRANT it what the application needs, and look again")
     plain = [one for one in tables if one.kind in "rp" and not one.protected]
     # What is reached through a parent is said of the parent.
-    plain = [one for one in plain if not any(parent.protected or parent in plain for parent in catalog.ancestors(one))]
+    said = {one.oid for one in plain}
+    plain = [
+        one for one in plain if not any(above.protected or above.oid in said for above in catalog.ancestors(one))
+    ]
     idle = [one for one in plain if catalog.policies.get(one.oid)]
     if idle:
         found = f"the policies of {_listed(one.name for one in idle)} do nothing: row-level security is not enabled"
@@ -509,7 +515,7 @@ def _open_sides(policies: Sequence[Any], command: str) -> Iterator[tuple[_Side, 
                 yield side, any(not other.same for other in permissive)
 
 
-def _policies(role: Any, catalog: _Catalog) -> Iterator[Finding]:
+def _policies(role: Any, catalog: _Catalog, required: Collection[str], variable: str) -> Iterator[Finding]:
     """Say which policies bind the role, and which of them do less than they seem to."""
     closed, strict, well, read = [], [], [], set()
     undone: dict[str, list[str]] = defaultdict(list)
@@ -545,9 +551,13 @@ def _policies(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         found = f"no policy of {_listed(one.name for one in closed)} lets {role.quoted} see or write a row"
         cure = f"CREATE POLICY … ON {closed[0].name} TO {role.quoted}, or REVOKE what it may do there"
         yield Finding("RLS policies", "warning", found, cure)
-    if well:
-        reads = f"; they read {', '.join(sorted(read))}" if read else ""
-        found = f"policies bind {role.quoted} in {_listed(one.name for one in well)}{reads}"
+    if well and not role.bypasses:
+        found = f"policies bind {role.quoted} in {_listed(one.name for one in well)}"
+        if read:
+            found += f"; they read {', '.join(sorted(read))}"
+        if forgotten := sorted(read - {*required}):
+            wanted = f"{variable}={','.join(sorted({*required} | read))}"
+            found += f". {wanted} would refuse a transaction that forgets {' or '.join(forgotten)}"
         yield Finding("RLS policies", "ok", found)
 
 

@@ -133,7 +133,7 @@ def test_nothing_that_others_planted_runs_as_the_administrator(
     empty_shop.execute(f"ALTER DATABASE {empty_shop.database} SET search_path = {search_path}")
     plungepool.dispose_engine()
     result = prepare(demo_data=True, role_password="secret enough", iam_login=False)
-    assert len(result["applied"]) == (3 if first else 0)
+    assert len(result["applied"]) == (4 if first else 0)
     assert empty_shop.execute("TABLE public.trapped") == []
     assert empty_shop.postgres.execute(ATTRIBUTES, role) == [[False, False, False, 20]]
     # Nor has any of it become a part of the shop: of a check, a default or a column. Asked with a path of its own, too.

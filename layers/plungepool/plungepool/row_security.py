@@ -369,9 +369,7 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
     plain = [one for one in tables if one.kind in "rp" and not one.protected]
     # What is reached through a parent is said of the parent.
     said = {one.oid for one in plain}
-    plain = [
-        one for one in plain if not any(above.protected or above.oid in said for above in catalog.ancestors(one))
-    ]
+    plain = [one for one in plain if not any(above.protected or above.oid in said for above in catalog.ancestors(one))]
     idle = [one for one in plain if catalog.policies.get(one.oid)]
     if idle:
         found = f"the policies of {_listed(one.name for one in idle)} do nothing: row-level security is not enabled"

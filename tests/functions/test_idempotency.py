@@ -56,6 +56,23 @@ def test_an_answer_is_given_again(engine: Any, shop: Any) -> None:
     assert shop.execute("SELECT status FROM plungepool.idempotency") == [["COMPLETED"]]
 
 
+def test_it_needs_no_tenant_where_the_function_does(shop: Shop) -> None:
+    """Its table is no tenant's: with PLUNGEPOOL_REQUIRE_SETTINGS it works, with a tenant's engine and without."""
+    engine = plungepool.build_engine(shop.settings(require_settings=("app.tenant_id",)))
+    of_tenant = engine.execution_options(plungepool_settings={"app.tenant_id": "42"})
+
+    def function(event: dict) -> dict:
+        with of_tenant.begin() as connection:
+            return {"tenant": connection.exec_driver_sql("SHOW app.tenant_id").scalar_one()}
+
+    for number, kept_by in enumerate((engine, of_tenant)):
+        handler = build(kept_by, function)
+        assert [handler({"id": f"tenant {number}"}) for _ in range(2)] == [{"tenant": "42"}] * 2
+    with pytest.raises(plungepool.SettingsMissing), engine.begin() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    engine.dispose()
+
+
 def test_a_failure_is_forgotten(engine: Any, shop: Any) -> None:
     """A function that raises may be invoked again."""
     calls = []

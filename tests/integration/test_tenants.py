@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from elsewhere import wait_until
 from poolers import pgbouncer
 from sqlalchemy import Text, event, exc, inspect, select, text
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column, sessionmaker
@@ -171,6 +172,16 @@ def by_cursor(engine: Engine, tenant: str) -> set[str]:
         return {row[0] for row in cursor.fetchall()}
 
 
+def by_raw_connection(engine: Engine, tenant: str) -> set[str]:
+    raw = engine.execution_options(**of(tenant)).raw_connection()
+    try:
+        cursor = raw.cursor()
+        cursor.execute("SELECT DISTINCT tenant_id FROM pages")
+        return {row[0] for row in cursor.fetchall()}
+    finally:
+        raw.close()
+
+
 def by_stream(engine: Engine, tenant: str) -> set[str]:
     with engine.execution_options(**of(tenant)).connect() as connection:
         rows = connection.execution_options(yield_per=2).execute(text("SELECT tenant_id FROM pages")).scalars()
@@ -203,8 +214,8 @@ def by_two_phases(engine: Engine, tenant: str) -> set[str]:
 
 WAYS = [
     by_engine, by_connection, by_autocommit, by_session_connection, by_session_of_engine, by_session_options,
-    by_run_transaction, by_run_transaction_of_sessions, by_cursor, by_stream, by_copy, by_copy_in_autocommit,
-    by_two_phases,
+    by_run_transaction, by_run_transaction_of_sessions, by_cursor, by_raw_connection, by_stream, by_copy,
+    by_copy_in_autocommit, by_two_phases,
 ]  # fmt: skip
 
 
@@ -764,6 +775,11 @@ def test_two_tenants_through_one_connection_of_pgbouncer(make: Callable[..., Eng
                         seen = waits[kind](engine, tenant)
                         if seen != {tenant}:
                             wrong.append((kind, tenant, seen))
+                    elif number % 50 == 49:
+                        with own.connect() as connection:
+                            connection.execute(COUNT)
+                            driver(connection).abandon()  # as when an environment is killed
+                            connection.invalidate()
                     elif kind < 8:
                         with own.connect() as connection:
                             with pytest.raises(exc.DBAPIError):
@@ -790,7 +806,6 @@ def test_two_tenants_through_one_connection_of_pgbouncer(make: Callable[..., Eng
         with engine.connect().execution_options(plungepool_settings=settings) as connection:
             connection.execute(text("SELECT 1"))
         with engine.connect() as connection:
-            pids = server.execute("SELECT pid FROM pg_stat_activity WHERE usename = 'reader'")
             left = connection.execute(
                 text(
                     "SELECT current_user, current_setting('search_path'), current_setting('app.tenant_id', true), "
@@ -801,7 +816,7 @@ def test_two_tenants_through_one_connection_of_pgbouncer(make: Callable[..., Eng
                 text("SELECT name FROM pg_settings WHERE source = 'session' AND name = ANY(:names)"),
                 {"names": ["search_path", "role", "statement_timeout", "transaction_timeout", "app.tenant_id"]},
             ).all()
-        assert len(pids) == 1
+        wait_until(lambda: server.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'reader'") == [[1]])
         assert tuple(left) == ("reader", '"$user", public', "", "plungepool")
         assert set_on_the_session == []
 

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql.base import (
     PGReadOnlyConnectionCharacteristic,
 )
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
 from . import errors, wire
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import FrameType, ModuleType
 
-    from sqlalchemy.engine import URL, Engine, ExceptionContext
+    from sqlalchemy.engine import URL, ExceptionContext
 
 __all__ = ["OWN", "SETTINGS", "PlungepoolDialect"]
 
@@ -328,7 +328,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     _engine: weakref.ref[Engine] | None = None
     #: why the engine never writes; empty: it may
     reads_only = ""
-    # Whether a connection was ever given settings: else none that reconnects can have them.
+    # Whether an engine or a connection was ever given settings: else nobody who checks one out can have them.
     _uses_settings = False
 
     connection_characteristics = PGDialect.connection_characteristics.union(
@@ -395,7 +395,7 @@ class PlungepoolDialect(PGDialect_pg8000):
             dbapi_connection.start_anew()
         except wire.Error as error:
             raise exc.DisconnectionError(str(error)) from error
-        if self._uses_settings and (given := _settings_of_reconnect(sys._getframe(1))):
+        if self._uses_settings and (given := _settings_of_holder(sys._getframe(1))):
             _check_settings(given)
             dbapi_connection.transaction_settings = given
 
@@ -403,6 +403,7 @@ class PlungepoolDialect(PGDialect_pg8000):
         """Take the options of an engine, if they can be: also of one that is never connected."""
         if SETTINGS in opts:
             _check_settings(opts[SETTINGS])
+            self._uses_settings = True
         _check_access(self.reads_only, opts)
         super().set_engine_execution_options(engine, opts)
 
@@ -625,22 +626,24 @@ def _show(dbapi_connection: wire.Connection, name: str) -> str:
     return str(row[0]).upper() if row else ""
 
 
-_RECONNECT = Connection._revalidate_connection.__code__
-# Between a connection that reconnects and the listener of the checkout.
+_CHECK_OUT, _RECONNECT = Engine.raw_connection.__code__, Connection._revalidate_connection.__code__
+# Between the engine that checks a connection out and the listener.
 _FRAMES_AT_MOST = 12
 
 
-def _settings_of_reconnect(frame: FrameType | None) -> Mapping[str, str]:
+def _settings_of_holder(frame: FrameType | None) -> Mapping[str, str]:
     """
-    Return the settings of the connection that checks this one out in place of a lost one; none where it is a new one.
+    Return the settings of whoever checks a connection out: of an engine, or of a connection that has lost its own.
 
-    SQLAlchemy lets go of the options that it has set; a cursor of the driver's, which it does not see, may be what
-    comes next.
+    SQLAlchemy sets the options of an engine when it makes a connection, not for `raw_connection()`, and lets go of them
+    with the connection that was lost; a cursor of the driver's, which it does not see, may be what comes next.
     """
     for _ in range(_FRAMES_AT_MOST):
         if frame is None:
             break
-        if frame.f_code is _RECONNECT:
+        if frame.f_code is _CHECK_OUT:
+            if frame.f_back is not None and frame.f_back.f_code is _RECONNECT:
+                frame = frame.f_back
             given: Mapping[str, str] = frame.f_locals["self"]._execution_options.get(SETTINGS, {})
             return given
         frame = frame.f_back

@@ -266,7 +266,7 @@ class _Transactions(Session):
         settings of transactions are none.
         Raises: OperationalError where a transaction is open, whose settings are its own; the connection is closed.
         """
-        if self.in_transaction and not self.closed:
+        if self._protocol.status != IDLE and not self.closed:
             self._discard("it was handed on with an open transaction")
             error = OperationalError("the connection was handed on with an open transaction: it is closed")
             error.disconnected = True

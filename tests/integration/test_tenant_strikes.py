@@ -42,6 +42,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Double checkin attempted"),
+    # A socket that was struck before anybody held it.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.timeout(0 if LONG else 300),
 ]
 
@@ -54,9 +56,9 @@ def no_records() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
     logging.disable(logging.NOTSET)
     sys.unraisablehook = before
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 One new connection: from which source of credentials, with whose login, by which handshake, how often and until when.
 
 The one place that tries again: `_judge` says of an attempt that failed whether another handshake may be the cure, or
-the next login, or nothing. (What the driver does within one attempt, an address of the host's name after the other, is
-its own.) What was seen of a server decides how the next connect to it begins, and holds no longer than it shows.
+the next login, or nothing; `_may_pass` says whether the same may succeed a moment later, and `fleet` when. (What the
+driver does within one attempt, an address of the host's name after the other, is its own.) What was seen of a server
+decides how the next connect to it begins, and holds no longer than it shows.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -16,7 +18,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from . import invocation, tls, wire
+from . import fleet, invocation, tls, wire
 from .credentials import PasswordSource, is_refused, sqlstate_of
 from .errors import SettingsError
 
@@ -137,23 +139,55 @@ class Connector:
 
     def connect(self, record: Any) -> Any:
         """
-        Return a new connection.
+        Return a new connection, after as many tries as the database lets wait for: see `fleet`.
 
-        Blocks for PLUNGEPOOL_CONNECT_TIMEOUT_S at most, and not beyond the invocation's deadline. What the first login
-        takes (an import of boto3, a call to AWS) and the look-up of the host's name come on top.
+        Blocks until the invocation's deadline at most, without one for PLUNGEPOOL_CHECKOUT_TIMEOUT_S; one try for
+        PLUNGEPOOL_CONNECT_TIMEOUT_S. What the first login takes (an import of boto3, a call to AWS) and the look-up of
+        the host's name come on top.
         Args: record: handed to `attempt` as it is.
         Raises: CredentialsError; SettingsError when the settings contradict what a secret holds, or name no usable CA
-        file;
-            wire.DeadlineExceeded where the invocation was over first; what `attempt` raises.
+            file; wire.DeadlineExceeded where the invocation was over first; what `attempt` raises.
         """
-        if invocation.is_over(self._settings.margin_s):
-            raise wire.DeadlineExceeded("the invocation was over before a connection was asked for")
-        logins = self._source.logins()
-        first = login = next(logins)
-        # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
-        limit_s = self._limits.get(threading.get_ident(), self._settings.connect_timeout_s)
-        deadline = invocation.until(limit_s, self._settings.margin_s)
-        others = _worth_trying(self._source, logins, deadline)
+        settings, began, pressure, said = self._settings, time.time(), fleet.Pressure(), ""
+        limit_s = self._limits.get(threading.get_ident())
+        while True:
+            if invocation.is_over(settings.margin_s):
+                raise wire.DeadlineExceeded("the invocation was over before a connection was asked for")
+            logins = self._source.logins()
+            login = next(logins)
+            # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
+            tried = time.time()
+            deadline = invocation.until(limit_s or settings.connect_timeout_s, settings.margin_s)
+            try:
+                connection = self._connect_once(record, login, logins, deadline)
+            except wire.Error as error:
+                failure = error
+            else:
+                if said:
+                    _logger.info(
+                        "connected at try %d, after %.1f s: %s", pressure.refusals + 1, time.time() - began, said
+                    )
+                return connection
+            now = time.time()
+            end = invocation.deadline(settings.margin_s) if limit_s is None else deadline
+            pressure = pressure.refused(now - tried)
+            left_s = (began + settings.checkout_timeout_s if end is None else end) - now
+            pause_s = (
+                pressure.pause_s(left_s, jitter()) if _may_pass(failure, late=now >= deadline - _ROUNDED_S) else None
+            )
+            said = str(failure)
+            try:
+                if pause_s is None:
+                    if pressure.refusals > 1:
+                        failure.args = (f"{said}; tried {pressure.refusals} times in {now - began:.1f} s",)
+                    raise failure
+            finally:
+                del failure  # else the error, its traceback, this frame and the error again would be a circle
+            time.sleep(pause_s)
+
+    def _connect_once(self, record: Any, login: Login, logins: Iterator[Login], deadline: float) -> Any:
+        """Return a new connection, by the handshake and the login that the server takes."""
+        first, others = login, _worth_trying(self._source, logins, deadline)
         curve_known = self._needs_every_curve
         plan = self._begin(login)
         while True:
@@ -269,6 +303,27 @@ def _judge(
     if plan.password_ahead and (late or isinstance(failure, wire.PasswordAheadRefused)):
         return "step by step"
     return "next login" if is_refused(failure) else "give up"
+
+
+# Full, at any of its limits; shutting down, restarting or waking up.
+_PASSING = frozenset(("53300", "53400", "57P01", "57P02", "57P03"))
+# Nobody listens, or the connect was thrown away: a restart, a failover, a queue that has overflowed.
+_PASSING_NUMBERS = frozenset((errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE))
+
+
+def _may_pass(failure: wire.Error, *, late: bool) -> bool:
+    """
+    Say whether a connect may succeed a moment later as it is. Pure.
+
+    A refused login, a certificate that does not verify, a name that is not known: these stay as they are.
+    Args: late: there was no answer in time, as of a database that is waking up or overrun.
+    """
+    sqlstate = sqlstate_of(failure)
+    if sqlstate is not None:
+        return sqlstate in _PASSING or failure.retryable
+    if isinstance(failure.__cause__, OSError):
+        return failure.__cause__.errno in _PASSING_NUMBERS
+    return late or failure.disconnected
 
 
 def _place(login: Login) -> tuple[str, int, str, str]:

@@ -1,0 +1,54 @@
+"""
+The law of the fleet: what one environment does so that all of them get through. Pure: no I/O, no clock, no chance of
+its own; the same code runs in production and in virtual time (tests/unit/test_fleet.py).
+
+A full database refuses, and each refusal costs it some milliseconds of CPU: asked again too soon, it does nothing but
+refuse. How many are asking, no environment knows; but how long the server took to refuse grows with the queue before
+it. So a pause is a multiple of that, drawn by chance, within what is left of the deadline.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Calibrated in virtual time; tests/unit/test_fleet.py says on what. Six times as long as a refusal took: the queue of
+# those who were refused, and then served at twice the cost of a refusal, has gone by when half of them ask again.
+_TIMES_THE_REFUSAL = 6.0
+# A server that refuses at once is not busy, but full: its connections are held, and to ask faster frees none.
+_FIRST_PAUSE_S, _GROWTH, _LONGEST_OF_A_FULL_ONE_S = 0.4, 1.5, 6.0
+# A refusal that took long is forgotten by a fifth with each one that did not.
+_FORGET = 0.8
+# Of a pause's range: nobody asks again at once, and nobody waits for the very end.
+_SHORTEST, _OF_WHAT_IS_LEFT = 0.3, 0.9
+# A last try has as long as the longest refusal, or a quarter of what is left if that is less.
+_FOR_THE_LAST_TRY = 0.25
+_TOO_LATE_S = 0.1
+
+
+class Pressure(NamedTuple):
+    """
+    What a connect has met so far: so many refusals, and how busy the server seemed.
+
+    Units: seconds.
+    """
+
+    refusals: int = 0
+    slow_s: float = 0.0
+
+    def refused(self, took_s: float) -> Pressure:
+        """Return what is known after one more refusal, which took so long."""
+        return Pressure(self.refusals + 1, max(self.slow_s * _FORGET, took_s))
+
+    def pause_s(self, left_s: float, chance: float) -> float | None:
+        """
+        Return how long to wait before the next try; None: there is no time for another.
+
+        Args: left_s: until the deadline. chance: a random number from 0 to 1.
+        """
+        if left_s <= _TOO_LATE_S:
+            return None
+        full_s = min(_FIRST_PAUSE_S * _GROWTH ** min(self.refusals - 1, 20), _LONGEST_OF_A_FULL_ONE_S)
+        longest_s = min(max(full_s, _TIMES_THE_REFUSAL * self.slow_s), _OF_WHAT_IS_LEFT * left_s)
+        pause_s = longest_s * (_SHORTEST + (1 - _SHORTEST) * chance)
+        last_s = left_s - max(_TOO_LATE_S / 2, min(self.slow_s, _FOR_THE_LAST_TRY * left_s))
+        return pause_s if pause_s <= last_s else last_s * chance

@@ -199,6 +199,7 @@ def test_slow_handshake_ends_in_time(listen: Callable[..., Listener], authority:
             password="p",
             ca_file=str(authority.ca_file),
             connect_timeout_s=0.3,
+            checkout_timeout_s=0.3,
         )
     )
     started = time.time()

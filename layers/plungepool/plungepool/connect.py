@@ -169,12 +169,12 @@ class Connector:
                     )
                 return connection
             now = time.time()
-            end = invocation.deadline(settings.margin_s) if limit_s is None else deadline
             pressure = pressure.refused(now - tried)
+            end = invocation.deadline(settings.margin_s)
             left_s = (began + settings.checkout_timeout_s if end is None else end) - now
-            pause_s = (
-                pressure.pause_s(left_s, jitter()) if _may_pass(failure, late=now >= deadline - _ROUNDED_S) else None
-            )
+            # One that has less time than others is ahead of what is needed: it is tried once.
+            may_pass = limit_s is None and _may_pass(failure, late=now >= deadline - _ROUNDED_S)
+            pause_s = pressure.pause_s(left_s, jitter()) if may_pass else None
             said = str(failure)
             try:
                 if pause_s is None:
@@ -323,7 +323,7 @@ def _may_pass(failure: wire.Error, *, late: bool) -> bool:
         return sqlstate in _PASSING or failure.retryable
     if isinstance(failure.__cause__, OSError):
         return failure.__cause__.errno in _PASSING_NUMBERS
-    return late or failure.disconnected
+    return late or failure.hung_up
 
 
 def _place(login: Login) -> tuple[str, int, str, str]:

@@ -585,7 +585,12 @@ class PlungepoolDialect(PGDialect_pg8000):
     def do_rollback(self, dbapi_connection: Any) -> None:
         if not dbapi_connection.closed:  # else the server has rolled back long ago
             dbapi_connection.leave_tpc()
-            super().do_rollback(dbapi_connection)
+            try:
+                super().do_rollback(dbapi_connection)
+            except wire.OperationalError as error:
+                # A lost session is rolled back by its end: what was asked for is so, and the pool sees what is closed.
+                if not error.disconnected:
+                    raise
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         dbapi_connection.ping()

@@ -55,6 +55,8 @@ class Error(Exception):
     constraint_name: str | None = None
     #: True when the connection is of no use any more: it was lost, or it reaches a server that may not write any more
     disconnected: bool = False
+    #: True when the server closed the connection where an answer was due, and did not say why
+    hung_up: bool = False
     #: True when the connection was lost after something was sent that is kept as soon as it is done (COMMIT; in
     #: AUTOCOMMIT any statement), and the server's answer to it was not read: it was carried out, or not
     outcome_unknown: bool = False

@@ -390,6 +390,8 @@ class Session:
         cause: BaseException | None = None
         if isinstance(error, EndOfStream):
             seen: BaseException = said or OperationalError(f"the server {self._place} closed the connection")
+            if isinstance(seen, Error):
+                seen.hung_up = said is None
         elif isinstance(error, TooLate):
             # A question alone leaves nothing at work that could be stopped.
             self._discard("the deadline passed", cancel=reply is None or reply.sent != (SYNC,))

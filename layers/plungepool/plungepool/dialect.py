@@ -585,12 +585,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def do_rollback(self, dbapi_connection: Any) -> None:
         if not dbapi_connection.closed:  # else the server has rolled back long ago
             dbapi_connection.leave_tpc()
-            try:
-                super().do_rollback(dbapi_connection)
-            except wire.OperationalError as error:
-                # A lost session is rolled back by its end: what was asked for is so, and the pool sees what is closed.
-                if not error.disconnected:
-                    raise
+            _roll_back(dbapi_connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         dbapi_connection.ping()
@@ -613,6 +608,15 @@ class PlungepoolDialect(PGDialect_pg8000):
 
     def do_recover_twophase(self, connection: Any) -> Any:
         return _dbapi(connection).tpc_recover()
+
+
+def _roll_back(connection: wire.Connection) -> None:
+    try:
+        connection.rollback()
+    except wire.OperationalError as error:
+        # A lost session is rolled back by its end: what was asked for is so, and the pool sees what is closed.
+        if not error.disconnected:
+            raise
 
 
 def _dbapi(connection: Any) -> wire.Connection:

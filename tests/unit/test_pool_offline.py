@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import threading
 import time
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plungepool import PoolExhausted, Settings, guard_invocation, pool
+from plungepool import ConnectionLeak, PoolExhausted, Settings, guard_invocation, invocation, pool
+from plungepool.wire.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,9 +335,12 @@ def test_holder_in_a_circle_is_collected_before_anybody_is_turned_away(
     fairy.close()
 
 
-def test_waiter_gets_what_is_returned_before_later_ones(make_pool: Callable[..., BoundedPool]) -> None:
-    """First come, first served, and each is woken by the return, not by its own time-out."""
-    one = make_pool(checkout_timeout_s=30)
+def test_waiter_gets_what_is_returned_before_later_ones(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First come, first served, and each is woken by the return, not by a look of its own."""
+    monkeypatch.setattr(pool, "_LOOK_AGAIN_S", 300.0)
+    one = make_pool(checkout_timeout_s=300)
     held, order = one.connect(), []
 
     def wait(name: str) -> None:
@@ -354,6 +359,210 @@ def test_waiter_gets_what_is_returned_before_later_ones(make_pool: Callable[...,
         thread.join(20)
     assert order == ["first", "second", "third"]
     assert (one.checkedout(), one.checkedin()) == (0, 1)
+
+
+def test_waiter_is_woken_by_a_checkout_that_fails_and_by_one_that_is_taken_back(
+    make_pool: Callable[..., BoundedPool], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a checkout rings for the next one."""
+    monkeypatch.setattr(pool, "_LOOK_AGAIN_S", 300.0)
+    one = make_pool(checkout_timeout_s=300)
+    served: list[int] = []
+
+    def wait() -> threading.Thread:
+        thread = threading.Thread(target=lambda: served.append(number(one.connect())))
+        thread.start()
+        while not one._line:
+            time.sleep(0.001)
+        return thread
+
+    waiting: list[threading.Thread] = []
+    give = server.connect
+
+    def refuse(_record: Any) -> Connection:
+        waiting.append(wait())
+        one._creator = give
+        raise ConnectionRefusedError
+
+    one._creator = refuse
+    with pytest.raises(ConnectionRefusedError):
+        one.connect()
+    waiting[0].join(20)
+    assert len(served) == 1
+    with guard_invocation():
+        held = one.connect()
+        waiting.append(wait())
+    waiting[1].join(20)
+    assert len(served) == 2
+    del held
+
+
+class Jump:
+    """A clock that stands still for its first readers, and then stands at a later moment."""
+
+    def __init__(self, readers: int, after_s: float) -> None:
+        self.readers, self.after_s = readers, after_s
+
+    def __call__(self) -> float:
+        self.readers -= 1
+        return 1_700_000_000.0 + (0.0 if self.readers >= 0 else self.after_s)
+
+
+def test_time_is_over_at_its_last_moment(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for the whole time-out is told so, also where the invocation ends at that moment."""
+    one = make_pool(checkout_timeout_s=0.5)
+    held = one.connect()
+    monkeypatch.setattr(invocation, "_end", 1_700_000_000.5)
+    monkeypatch.setattr(time, "time", Jump(2, 0.5))
+    with pytest.raises(PoolExhausted, match=r"^no connection became free within 0\.5 s"):
+        one.connect()
+    held.close()
+
+
+def test_wait_that_the_invocation_ends_says_so_and_who_has_the_connection(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no time-out of the pool's, and nobody is told to wait longer."""
+    one = make_pool(checkout_timeout_s=0.5)
+    held = one.connect()
+    monkeypatch.setattr(invocation, "_end", 1_700_000_000.25)
+    monkeypatch.setattr(time, "time", Jump(2, 0.25))
+    over = r"^the invocation was over before a connection was free: no connection became free within 0\.25 s .*taken at"
+    with pytest.raises(DeadlineExceeded, match=over):
+        one.connect()
+    held.close()
+
+
+def test_whole_collection_is_for_the_late(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another thread may return its connection nothing is collected; when half of the time is over, all is."""
+    one = make_pool(checkout_timeout_s=0.2)
+    done, held = threading.Event(), []
+
+    def hold() -> None:
+        held.append(one.connect())
+        done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    while not held:
+        time.sleep(0.001)
+    collected: list[tuple[int, float]] = []
+    begun = time.time()
+    monkeypatch.setattr(gc, "collect", lambda generation=2: collected.append((generation, time.time() - begun)))
+    with pytest.raises(PoolExhausted):
+        one.connect()
+    monkeypatch.undo()
+    done.set()
+    thread.join()
+    assert [generation for generation, _ in collected] == [1, 2]
+    assert min(after_s for _, after_s in collected) >= 0.09
+
+
+def test_garbage_is_looked_for_where_this_thread_or_one_that_is_gone_took_a_connection(
+    make_pool: Callable[..., BoundedPool],
+) -> None:
+    """The young where any place is such a one, all of it where each is, and in any case when it is late."""
+    two = make_pool(pool_size=2)
+    done, held = threading.Event(), []
+
+    def worth() -> tuple[bool, bool]:
+        return two._is_worth_collecting(1, late=False), two._is_worth_collecting(2, late=False)
+
+    def hold() -> None:
+        held.append(two.connect())
+        done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    while not held:
+        time.sleep(0.001)
+    assert worth() == (False, False)
+    assert two._is_worth_collecting(1, late=True)
+    mine = two.connect()
+    assert worth() == (True, False)
+    assert two._is_worth_collecting(2, late=True)
+    done.set()
+    thread.join()
+    assert worth() == (True, True)
+    mine.close()
+    assert worth() == (True, True)
+
+
+def test_connection_is_closed_where_a_checkout_ends_before_it_has_the_record(
+    make_pool: Callable[..., BoundedPool], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last one had parked is not lost between the two, whoever refers to its record."""
+    one = make_pool()
+    fairy = one.connect()
+    record = fairy._connection_record
+    fairy.close()
+
+    def strike(_record: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.weakref, "ref", strike)
+    with pytest.raises(KeyboardInterrupt):
+        one.connect()
+    monkeypatch.undo()
+    assert server.given[0].abandoned
+    assert record is not None
+    again = one.connect()
+    assert (number(again), one.checkedout()) == (2, 1)
+
+
+def test_what_was_taken_back_is_nobodys_any_more(
+    make_pool: Callable[..., BoundedPool], server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of the invocation closes it, says where it was taken, and its holder finds nothing in its record."""
+    from sqlalchemy import event
+
+    caplog.set_level(logging.WARNING, "plungepool")
+    one = make_pool()
+    returned: list[Any] = []
+    event.listen(one, "checkin", lambda connection, _record: returned.append(connection))
+    with guard_invocation():
+        held = one.connect()
+        record: Any = held._connection_record
+    assert (server.given[0].abandoned, record.dbapi_connection) == (True, None)
+    assert re.search(r"test_pool_offline\.py:\d+ in test_what_was_taken_back_is_nobodys", caplog.text), caplog.text
+    held.close()
+    del held
+    gc.collect()
+    assert returned == []
+    assert (one.checkedout(), one.checkedin()) == (0, 0)
+
+
+def test_pool_after_dispose_keeps_what_it_says_and_when_it_ends(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of its variables, whether a leak is an error, and that the invocation's end bounds nothing."""
+    first = make_pool(prefix="A_", leaks="raise", deadline="off")
+    for one in (first, first.recreate()):
+        monkeypatch.setattr(invocation, "_end", 1.0)
+        held = one.connect()
+        exhausted = r"\(A_PLUNGEPOOL_CHECKOUT_TIMEOUT_S\): the pool has 1 \(A_PLUNGEPOOL_POOL_SIZE\)"
+        with pytest.raises(PoolExhausted, match=exhausted):
+            one.connect()
+        held.close()
+        monkeypatch.undo()
+        with pytest.raises(ConnectionLeak), guard_invocation():
+            held = one.connect()
+    for other in (make_pool(), make_pool().recreate()):
+        monkeypatch.setattr(invocation, "_end", 1.0)
+        with pytest.raises(DeadlineExceeded, match="over before a connection was asked for"):
+            other.connect()
+        monkeypatch.undo()
+
+
+def test_code_of_no_module_can_take_a_connection(make_pool: Callable[..., BoundedPool]) -> None:
+    """What `exec` runs has the names that it was given, and none of its own."""
+    names: dict[str, Any] = {"connect": make_pool().connect}
+    exec("fairy = connect()", names)
+    assert number(names["fairy"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 import socket
 import ssl
+import struct
 import threading
 import time
 import warnings
@@ -174,6 +176,27 @@ class World:
                 with context.wrap_socket(client, server_side=True) as secured:
                     secured.recv(4096)
                     secured.sendall(then)
+
+        return self._listen(serve)
+
+    def breaks_off(self, *before: bytes) -> int:
+        """A port that says these words, each when it has heard one, and then resets the connection."""
+
+        def serve(client: socket.socket) -> None:
+            for word in (*before, b""):
+                client.recv(4096)
+                client.sendall(word)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        return self._listen(serve)
+
+    def falls_silent(self) -> int:
+        """A port that agrees to TLS and then says nothing."""
+
+        def serve(client: socket.socket) -> None:
+            if client.recv(8):  # who only looks whether somebody listens keeps nobody waiting
+                client.sendall(b"S")
+                self._over.wait(10)
 
         return self._listen(serve)
 
@@ -432,6 +455,9 @@ SET_UPS = [
     SetUp("another program at the port", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")), "TLS", "does not speak PostgreSQL's protocol", "check PLUNGEPOOL_PORT"),
     SetUp("a port that accepts and never answers", lambda w: port(w.silent(), **HURRIED), "TLS", "accepts connections and never answers", "check that PostgreSQL, and no other program, listens there"),
     SetUp("a load balancer or tunnel with nothing behind", lambda w: port(w.answers(b"")), "TLS", "accepts connections and closes them without an answer", "a load balancer's target may be down"),
+    SetUp("a load balancer that resets", lambda w: port(w.breaks_off()), "TLS", "accepts connections and drops them: Connection reset by peer", "a load balancer's target may be down"),
+    SetUp("a server that goes silent within TLS", lambda w: port(w.falls_silent(), **HURRIED), "TLS", "began TLS and went silent", "look into the server's log, and at what is between"),
+    SetUp("something between that breaks TLS off", lambda w: port(w.breaks_off(b"S")), "TLS", "broke off the handshake: Connection reset by peer", "look into the server's log, and at what is between"),
     SetUp("a server that is full before TLS", lambda w: port(w.answers(b"E\0\0\0\x29SFATAL\0C53300\0Msorry, too many clients\0\0")), "TLS", "refuses before TLS: sorry, too many clients", "the server is full, starting or stopping"),
     SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file with others", "until this is corrected no password"),
     SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: put the certificate of the authority that issued the server's into that file", "until this is corrected no password"),
@@ -515,6 +541,36 @@ def test_set_up_leads_to_its_cure(environ: dict[str, str], world: World, set_up:
     assert set_up.cure in checks[at].cure
     assert set_up.state == "warning" or checks[-1] is checks[at]
     assert "failed" not in [check.state for check in checks[:at]]
+
+
+def test_error_of_the_server_in_the_middle_is_a_failure(server: Postgres, environ: dict[str, str]) -> None:
+    """What the doctor asks can be refused, too: it says so and stops."""
+    server.execute("REVOKE EXECUTE ON FUNCTION pg_catalog.pg_is_in_recovery() FROM PUBLIC")
+    try:
+        *_, last = examine(environ)
+    finally:
+        server.execute("GRANT EXECUTE ON FUNCTION pg_catalog.pg_is_in_recovery() TO PUBLIC")
+    assert (last.name, last.state, last.cure) == ("server", "failed", "see docs/troubleshoot.md for its SQLSTATE")
+    assert last.found.startswith("permission denied for function pg_is_in_recovery")
+
+
+def test_times_are_in_milliseconds(environ: dict[str, str], world: World) -> None:
+    """By a clock on which a second passes between any two looks."""
+    ticks = itertools.count(int(time.time()))
+    world.patch.setattr("plungepool.checks.time", SimpleNamespace(time=lambda: float(next(ticks))))
+    found = {check.name: check.found for check in examine(environ)}
+    assert re.fullmatch(rf"(127\.0\.0\.1|::1) port {environ['PLUNGEPOOL_PORT']} answers after 1000 ms", found["TCP"])
+    assert found["authentication"] == "localhost lets 'app' in, 1000 ms for the first connection"
+
+
+@pytest.mark.parametrize(("ahead_days", "left", "state"), [(350, 14, "ok"), (351, 13, "warning")])
+def test_certificate_is_renewed_two_weeks_before_its_end(
+    environ: dict[str, str], world: World, ahead_days: int, left: int, state: str
+) -> None:
+    """Not earlier."""
+    world.shift_clock(ahead_days * 86400)
+    (check,) = [check for check in examine(environ) if check.name == "TLS"]
+    assert (check.state, check.found.rpartition(", ")[2]) == (state, f"{left} days left")
 
 
 def test_page_shows_every_set_up() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from stand_in import client, scram
 
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy, messages
+from plungepool_toolkit.rds_proxy.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,3 +73,27 @@ def test_variables_are_what_a_function_needs(rds_proxy: Callable[..., RdsProxy])
         assert variables["AWS_SECRET_ACCESS_KEY"] == credential.secret_access_key
         assert variables.get("AWS_SESSION_TOKEN") == credential.session_token
         assert "PLUNGEPOOL_PASSWORD" not in variables
+
+
+@pytest.mark.usefixtures("proxied_roles")
+def test_what_a_failover_cuts_is_counted(rds_proxy: Callable[..., RdsProxy]) -> None:
+    """An idle connection of the pool's is lost with it, and no client."""
+    proxy = scram(rds_proxy)
+    with client(proxy) as connection:
+        assert (proxy.counters.database_connections, proxy.counters.database_connections_lost) == (1, 0)
+        proxy.failover()
+        assert (proxy.counters.database_connections, proxy.counters.database_connections_lost) == (0, 1)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert (proxy.counters.failovers, proxy.counters.clients_hung_up) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("awaiting", "room", "may"), [(False, None, True), (False, True, True), (False, False, False), (True, True, False)]
+)
+def test_client_waits_for_its_turn_and_for_room(awaiting: bool, room: bool | None, may: bool) -> None:
+    """Nothing is taken from it while the database does not read, or has not answered."""
+    session = Session(SimpleNamespace(now=lambda: 0.0), SimpleNamespace())  # type: ignore[arg-type]
+    session._conversation.awaiting = awaiting
+    server: Any = None if room is None else SimpleNamespace(peer=SimpleNamespace(can_write=lambda: room))
+    session._server = server
+    assert session._may_send() is may

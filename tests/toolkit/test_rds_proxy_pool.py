@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -291,3 +292,33 @@ async def test_who_gave_a_connection_back_is_not_woken_by_it() -> None:
     database.pool.give_back(server)
     server.peer.data_received(b"")
     assert not mine.is_set()
+
+
+@on_a_loop
+async def test_what_is_said_beside_the_login_is_no_end_of_it() -> None:
+    """A notice or a parameter before the request for a password, and between two steps: the password is sent."""
+    for asks, answer in ((struct.pack("!i", 3), b"hush\0"), (struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0", None)):
+        database = Database()
+        server = await database.borrow()
+        written: list[bytes] = []
+        server.peer.transport.write = written.append  # type: ignore[method-assign,assignment]
+        parameter = messages.pack(b"S", messages.pack_strings("TimeZone", "UTC"))
+        for one in (messages.pack(b"N"), parameter, messages.pack(b"R", asks), messages.pack(b"N")):
+            server.peer.data_received(one)
+        login = asyncio.ensure_future(server._authenticate("one", "hush"))
+        await turns()
+        assert [one[:1] for one in written] == [b"p"]
+        assert answer is None or written == [messages.pack(b"p", answer)]
+        assert not login.done()
+        server.peer.data_received(messages.pack(b"R", struct.pack("!i", 0)))
+        await login
+        assert server.parameters == {"TimeZone": "UTC"}
+
+
+@on_a_loop
+async def test_database_that_wants_a_password_that_nobody_knows_is_told_of() -> None:
+    """In an error that the client gets."""
+    server = await Database().borrow()
+    server.peer.data_received(messages.pack(b"R", struct.pack("!i", 3)))
+    with pytest.raises(DatabaseRefused, match="The proxy has no password for one"):
+        await server._authenticate("one", None)

@@ -216,11 +216,6 @@ class Conversation:
         """Whether the client's next message may be passed on."""
         return not self.awaiting or self._copying
 
-    @property
-    def leaves_nothing(self) -> bool:
-        """Whether the client could go now without leaving anything half done."""
-        return self.status == IDLE and not self._started
-
     def sent(self, message: bytes) -> None:
         """Note a message of the client's, as it is passed on."""
         kind = message[:1]

@@ -108,7 +108,6 @@ class Session:
                     moved = True
                     self.active = self.service.now()
                     if message[:1] == messages.TERMINATE:
-                        self._finish()
                         return
                     if self._server is None:
                         if message[:1] in messages.COPY_MESSAGES:
@@ -203,11 +202,6 @@ class Session:
         assert server is not None
         self._last = server
         self.service.pool.give_back(server)
-
-    def _finish(self) -> None:
-        """The client says good-bye: its connection is of use to others only if nothing was left on it."""
-        if self._server is not None and not self._pinned and self._conversation.leaves_nothing:
-            self._release()
 
     def expire(self, idle_s: float, life_s: float) -> None:
         """End this client if it has been idle, or connected, for too long."""

@@ -98,14 +98,22 @@ TOPICS = {
         (f"{PACKAGE}/credentials*", f"{PACKAGE}/iam*", f"{PACKAGE}/secret*"),
         ("unit/test_credentials*", "integration/test_credentials*", "unit/test_keys*", "unit/test_iam*", "unit/test_secret*"),
     ),
-    "pool": Topic((f"{PACKAGE}/pool*",), ("unit/test_pool*", "integration/test_pool*")),
+    "pool": Topic(
+        (f"{PACKAGE}/pool*",),
+        (
+            "unit/test_pool*", "unit/test_thaw*", "unit/test_prefix*", "integration/test_pool*", "integration/test_thaw*",
+            "integration/test_guard.py", "integration/test_deadline*",
+        ),
+    ),
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
         ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*", "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
         only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|_encoded_password|Scram|saslprep|tune",
     ),
-    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("integration/test_doctor*", "unit/test_checks*")),
-    "rds_proxy": Topic((f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "integration/test_rds_proxy*")),
+    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("unit/test_checks*", "unit/test_prefix*", "integration/test_doctor*")),
+    "rds_proxy": Topic(
+        (f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "unit/test_pinning*", "integration/test_rds_proxy*")
+    ),
 }  # fmt: skip
 
 

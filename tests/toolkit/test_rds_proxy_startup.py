@@ -322,3 +322,25 @@ def test_data_before_the_handshake_is_not_taken_for_data_after_it(rds_proxy: Sta
         received = b"".join(iter(lambda: sock.recv(4096), b""))
     assert b"08P01" in received
     assert not received.startswith(b"S")
+
+
+def test_a_client_without_a_database_gets_its_users(
+    rds_proxy: Start, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As PostgreSQL has it; and what is refused is logged with its reason."""
+    caplog.set_level("INFO", "plungepool_toolkit.rds_proxy")
+    proxy = rds_proxy()
+    fields = {"host": "localhost", "port": proxy.port, "user": "proxied", "password": token_for(proxy)}
+    safe = {"sslmode": "verify-full", "sslrootcert": str(proxy.ca_file)}
+    postgres.execute("CREATE DATABASE proxied")
+    try:
+        with psycopg.connect(**fields, **safe) as connection:
+            assert connection.execute("SELECT current_database()").fetchone() == ("proxied",)
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(**(fields | {"password": "none"}), **safe)
+    finally:
+        proxy.close()
+        postgres.execute("DROP DATABASE proxied WITH (FORCE)")
+    assert [record.getMessage() for record in caplog.records if "client refused" in record.getMessage()] == [
+        f"client refused: {reason}" for reason in proxy.counters.refused
+    ]

@@ -49,10 +49,14 @@ def server(postgresql_18: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def old_server() -> Iterator[Any]:
-    """The PostgreSQL with TLS of this machine's Debian: before 17 it knows no direct TLS."""
-    with Postgres(tls=True, authentication="password") as server:
+    """The PostgreSQL with TLS of this machine's own packages: before 17 it knows no direct TLS."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("POSTGRES_WITH_TLS", raising=False)
+        server = Postgres(tls=True, authentication="password")
+        server.__enter__()
+    with contextlib.closing(server):
         if int(server.execute("SHOW server_version_num")[0][0]) >= 170000:
-            pytest.fail("a server before 17 is needed here: unset POSTGRES_WITH_TLS")
+            pytest.fail("a server before 17 is needed here, as Debian 12's package postgresql")
         server.execute(f"CREATE ROLE asked LOGIN PASSWORD '{PASSWORD}'")
         yield server
 

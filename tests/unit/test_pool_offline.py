@@ -7,7 +7,8 @@ import logging
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -24,7 +25,7 @@ class Connection:
     """Stands for a driver's connection; knows what was done to it."""
 
     def __init__(self, number: int) -> None:
-        self.number, self.gone, self.abandoned = number, False, False
+        self.number, self.gone, self.abandoned, self.stopped = number, False, False, False
 
     def rollback(self) -> None:
         pass
@@ -34,6 +35,7 @@ class Connection:
 
     def abandon(self, *, stop: bool = False) -> None:
         self.gone = self.abandoned = True
+        self.stopped = stop
 
 
 class Server:
@@ -350,7 +352,7 @@ def test_waiter_gets_what_is_returned_before_later_ones(
 
     threads = []
     for name in ("first", "second", "third"):
-        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads.append(threading.Thread(target=wait, args=(name,), daemon=True))
         threads[-1].start()
         while len(one._line) < len(threads):
             time.sleep(0.001)
@@ -370,7 +372,7 @@ def test_waiter_is_woken_by_a_checkout_that_fails_and_by_one_that_is_taken_back(
     served: list[int] = []
 
     def wait() -> threading.Thread:
-        thread = threading.Thread(target=lambda: served.append(number(one.connect())))
+        thread = threading.Thread(target=lambda: served.append(number(one.connect())), daemon=True)
         thread.start()
         while not one._line:
             time.sleep(0.001)
@@ -427,9 +429,9 @@ def test_wait_that_the_invocation_ends_says_so_and_who_has_the_connection(
     """It is no time-out of the pool's, and nobody is told to wait longer."""
     one = make_pool(checkout_timeout_s=0.5)
     held = one.connect()
-    monkeypatch.setattr(invocation, "_end", 1_700_000_000.25)
-    monkeypatch.setattr(time, "time", Jump(2, 0.25))
-    over = r"^the invocation was over before a connection was free: no connection became free within 0\.25 s .*taken at"
+    monkeypatch.setattr(invocation, "_end", 1_700_000_000.258)
+    monkeypatch.setattr(time, "time", Jump(2, 0.258))
+    over = r"^the invocation was over before a connection was free: no connection became free within 0\.26 s .*taken at"
     with pytest.raises(DeadlineExceeded, match=over):
         one.connect()
     held.close()
@@ -508,7 +510,7 @@ def test_connection_is_closed_where_a_checkout_ends_before_it_has_the_record(
     with pytest.raises(KeyboardInterrupt):
         one.connect()
     monkeypatch.undo()
-    assert server.given[0].abandoned
+    assert (server.given[0].abandoned, server.given[0].stopped) == (True, False)
     assert record is not None
     again = one.connect()
     assert (number(again), one.checkedout()) == (2, 1)
@@ -527,7 +529,7 @@ def test_what_was_taken_back_is_nobodys_any_more(
     with guard_invocation():
         held = one.connect()
         record: Any = held._connection_record
-    assert (server.given[0].abandoned, record.dbapi_connection) == (True, None)
+    assert (server.given[0].abandoned, server.given[0].stopped, record.dbapi_connection) == (True, True, None)
     assert re.search(r"test_pool_offline\.py:\d+ in test_what_was_taken_back_is_nobodys", caplog.text), caplog.text
     held.close()
     del held
@@ -565,6 +567,131 @@ def test_code_of_no_module_can_take_a_connection(make_pool: Callable[..., Bounde
     assert number(names["fairy"]) == 1
 
 
+class Bell:
+    """A lock that nobody releases; it knows how long it was waited for."""
+
+    waits: ClassVar[list[float]] = []
+
+    def acquire(self, timeout: float = -1) -> bool:
+        self.waits.append(round(timeout, 6))
+        return False
+
+
+@pytest.mark.parametrize(("timeout_s", "waits_s"), [(0.05, [-1, 0.05]), (7.0, [-1, 0.1])])
+def test_wait_is_no_longer_than_its_time_and_a_look_of_its_own(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch, timeout_s: float, waits_s: list[float]
+) -> None:
+    """Whatever rings or does not: what is left of the time-out, a tenth of a second at most."""
+    one = make_pool(checkout_timeout_s=timeout_s)
+    held = one.connect()
+    monkeypatch.setattr(Bell, "waits", [])
+    monkeypatch.setattr(pool, "threading", SimpleNamespace(Lock=Bell, get_ident=threading.get_ident))
+    monkeypatch.setattr(one, "_is_worth_collecting", lambda *_, **__: False)
+    monkeypatch.setattr(time, "time", Jump(2, timeout_s))
+    with pytest.raises(PoolExhausted):
+        one.connect()
+    assert Bell.waits == waits_s
+    held.close()
+
+
+def test_nobody_looks_at_stacks_while_there_is_a_place(
+    make_pool: Callable[..., BoundedPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is for who would else have to wait."""
+    looked: list[Any] = []
+    monkeypatch.setattr(pool, "_is_lost", lambda checkout: bool(looked.append(checkout)))
+    two = make_pool(pool_size=2)
+    held = [two.connect(), two.connect()]
+    assert looked == []
+    with pytest.raises(PoolExhausted):
+        two.connect()
+    assert len(looked) >= 2
+    for one in held:
+        one.close()
+
+
+def test_waiter_who_is_gone_keeps_nobody_waiting(make_pool: Callable[..., BoundedPool]) -> None:
+    """One that no frame is at work with leaves the line when somebody looks closely; in an empty one any is first."""
+    one, mine = make_pool(), pool._Checkout([])
+    assert one._is_first(mine, look_closely=False)
+    one._line.extend([pool._Checkout([]), mine])
+    assert not one._is_first(mine, look_closely=False)
+    assert one._is_first(mine, look_closely=True)
+    assert list(one._line) == [mine]
+    one._line.clear()
+
+
+def test_closed_connection_is_not_preferred(make_pool: Callable[..., BoundedPool]) -> None:
+    """What was returned last, and has no connection any more, comes after one that has."""
+    two = make_pool(pool_size=2)
+    first, second = two.connect(), two.connect()
+    first.close()
+    time.sleep(0.002)  # the wall clock's own grain
+    second.invalidate()
+    second.close()
+    assert number(two.connect()) == 1
+
+
+@pytest.mark.parametrize("end", ["gone", "invalidated"])
+def test_torn_connection_holds_no_place(make_pool: Callable[..., BoundedPool], server: Server, end: str) -> None:
+    """Whoever still refers to it: the next checkout has the place."""
+    one = make_pool()
+    held = one.connect()
+    if end == "gone":
+        server.given[0].gone = True
+    else:
+        held.invalidate()
+    again = one.connect()
+    assert (number(again), one.checkedout()) == (2, 1)
+    del held
+    gc.collect()
+    assert (one.checkedout(), server.given[1].gone) == (1, False)
+
+
+def test_record_that_is_returned_twice_is_closed(make_pool: Callable[..., BoundedPool], server: Server) -> None:
+    """It is kept once, and nobody gets it a second time."""
+    one = make_pool()
+    fairy = one.connect()
+    record: Any = fairy._connection_record
+    fairy.close()
+    one._do_return_conn(record)
+    assert (server.given[0].gone, one.checkedout(), one.checkedin()) == (True, 0, 0)
+    assert number(one.connect()) == 2
+
+
+def test_who_has_a_connection_is_known_while_he_has_it(make_pool: Callable[..., BoundedPool]) -> None:
+    """And of this pool's only."""
+    from sqlalchemy.pool import QueuePool
+
+    two = make_pool(pool_size=2)
+    two._places[0].last().fate["heir"] = pool._Checkout([])  # another thread's, before it has a record
+    held = two.connect()
+    connection = held.dbapi_connection
+    where = pool.taken_at(two, connection)
+    assert re.fullmatch(
+        r".*test_pool_offline\.py:\d+ in test_who_has_a_connection_is_known_while_he_has_it", where or ""
+    )
+    assert pool.taken_at(two, object()) is None
+    assert pool.taken_at(QueuePool(lambda: None), connection) is None  # type: ignore[arg-type,return-value]
+    held.close()
+    assert pool.taken_at(two, connection) is None
+
+
+def test_words_where_nothing_is_known() -> None:
+    """Where it was taken, by whom and how many wait."""
+    assert pool._where([]) == "an unknown place"
+    said = pool._why_exhausted([], "1 s", "2", 2)
+    assert "the pool has 2, taken at nowhere any more; 2 more checkouts were waiting. Other threads use them" in said
+
+
+def test_distribution_in_the_working_folder_is_a_library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path without a folder is of the working folder."""
+    (tmp_path / "framework-1.0.dist-info").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pool._is_library("framework.py", "framework")
+    assert not pool._is_library("app.py", "app")
+
+
 @pytest.mark.parametrize(
     ("path", "module", "library"),
     [
@@ -575,6 +702,7 @@ def test_code_of_no_module_can_take_a_connection(make_pool: Callable[..., Bounde
         ("/home/me/.venv/lib/python3.13/site-packages/x/y.py", "x.y", True),
         ("/usr/lib/python3/dist-packages/x/y.py", "x.y", True),
         ("/nowhere/at/all/app.py", "app", False),
+        ("/app.py", "", False),
     ],
 )
 def test_users_line_is_told_from_a_librarys(path: str, module: str, library: bool) -> None:

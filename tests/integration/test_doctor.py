@@ -870,10 +870,12 @@ def test_sample_function_gives_the_same_answers(
     function = Path(__file__).parents[2] / "functions" / "check_database"
     event = json.loads((function.parents[1] / "events" / "check_database.json").read_text())
     environment = lambda_environment(task=function, handler="app.handler", variables=variables, timeout_s=30)
-    result = environment.invoke(event)
+    result = environment.invoke({})
     assert result.error is None
     assert result.payload["ok"] is True
     assert [check["name"] for check in result.payload["checks"]] == STEPS
     assert PASSWORD not in json.dumps(result.payload)
+    asked = environment.invoke(event)  # of a schema that is not there
+    assert asked.payload["checks"][-1]["found"] == f"there is no schema {event['schemas'][0]!r}"
     other = environment.invoke(event | {"prefix": "A_"})
     assert other.payload["checks"][0]["found"].startswith("no variable begins with A_PLUNGEPOOL_")

@@ -251,8 +251,8 @@ TOLD = {
     "failover": "the address leads to another server. Directly the old one is gone without a word; behind a pooler it "
     "is gone for the pooler.",
     "restart": "the server was restarted, and is there again.",
-    "full": "the server has no slot left (53300), and that does not pass. Plungepool tries again until the deadline, and "
-    "tells the error then.",
+    "full": "the server has no slot left (53300), and that does not pass. Plungepool tries again until the deadline, "
+    "and tells the error then.",
 }
 
 

@@ -253,7 +253,7 @@ def inventory(cloud: Cloud) -> dict[str, list[str]]:
 
 def test_database_is_prepared_at_deploy(shop: Shop) -> None:
     """The custom resource ran prepare_database: the schema is there, and the role with the limit of the parameter."""
-    assert shop.sql("SELECT max(version) FROM shop.migrations") == [[3]]
+    assert shop.sql("SELECT max(version) FROM shop.migrations") == [[4]]
     query = f"SELECT rolconnlimit, rolsuper FROM pg_roles WHERE rolname = 'app_{shop.mode}'"
     assert shop.sql(query) == [[7, False]]
 

@@ -871,3 +871,15 @@ def test_behind_rds_proxy_it_can_be_refused(behind_rds_proxy: tuple[RdsProxy, Ca
     with engine.execution_options(plungepool_settings={}).connect() as connection:
         connection.execute(text("SELECT 1"))
     assert proxy.counters.pinned == {}
+
+
+def test_a_stream_that_outlives_its_connection_says_nothing_to_the_next_transaction(engine: Engine) -> None:
+    """Its cursor went with its own transaction; closed late, it must not ask the next one, another tenant's, for it."""
+    connection = engine.execution_options(**of("1")).connect()
+    stream = connection.execution_options(stream_results=True, yield_per=1).execute(text("SELECT body FROM pages"))
+    assert stream.fetchone() is not None
+    connection.close()
+    with engine.execution_options(**of("2")).begin() as other:
+        assert other.execute(COUNT).scalar_one() == 3
+        stream.close()
+        assert other.execute(COUNT).scalar_one() == 3

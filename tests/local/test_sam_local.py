@@ -30,7 +30,11 @@ def test_every_function_and_the_api_answer_in_sams_containers(machine: Any) -> N
     result = subprocess.run(COMMAND, cwd=ROOT, env=machine.variables, capture_output=True, text=True)
     said = result.stdout + result.stderr
     assert result.returncode == 0, said
-    functions = sorted(path.name for path in (ROOT / "functions").iterdir() if (path / "app.py").exists())
+    # The sample for several tenants has a stack of its own: whoever issues the tokens is the user's.
+    template = (ROOT / "template.yaml").read_text()
+    samples = {path.parent.name for path in (ROOT / "functions").glob("*/app.py")}
+    functions = {name for name in samples if f"CodeUri: functions/{name}/" in template}
+    assert samples - functions == {"handle_tenant_orders"}
     for name in functions:
         assert f"{name.title().replace('_', '')}Function with events/{name}.json" in said
     for request in ("GET two orders", "GET one order", "POST an order", "GET the new order", "POST no order"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 
 from plungepool import wire
 from plungepool.wire.local import Local
-from plungepool.wire.protocol import FAILED, IDLE, IN_TRANSACTION, first_words, limit_transaction
+from plungepool.wire.protocol import (
+    FAILED,
+    IDLE,
+    IN_TRANSACTION,
+    first_words,
+    limit_transaction,
+    may_keep,
+    parse,
+    query,
+)
 
 TENANT = "SELECT nullif(current_setting('app.tenant_id', true), '')"
 RUNS = 12
@@ -37,6 +47,8 @@ def tenant(connection: wire.Connection) -> Any:
         ("/* a /* nested */ one */COMMIT", "COMMIT"),
         ("/*/**/*/COMMIT", "COMMIT"),
         ("/* /*/ */ */LOCK", "LOCK"),
+        (";COMMIT AND CHAIN", "COMMIT AND CHAIN"),
+        (" ; /* empty */ ;-- a\n;COMMIT", "COMMIT"),
         ("/* never closed", ""),
         ("--", ""),
         ("", ""),
@@ -81,7 +93,14 @@ def test_what_is_told_is_told_once_and_anew_in_the_next_transaction() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["COMMIT AND CHAIN", "end work and chain", "/* */ROLLBACK AND /* */ CHAIN", "abort\nand\nchain"]
+    "statement",
+    [
+        "COMMIT AND CHAIN",
+        "; ;commit and chain",
+        "end work and chain",
+        "/* */ROLLBACK AND /* */ CHAIN",
+        "abort\nand\nchain",
+    ],
 )
 def test_a_chained_transaction_is_refused(statement: str) -> None:
     """Whether one is open or not."""
@@ -93,6 +112,35 @@ def test_a_chained_transaction_is_refused(statement: str) -> None:
 
 
 # ---- with a server
+
+
+@pytest.mark.parametrize(
+    ("statement", "tells"),
+    [
+        ("SELECT 1", True),
+        ("/* orders.py:12 */ SELECT 1", True),
+        ("-- why\n(SELECT 1) UNION ALL (SELECT 2)", True),
+        (";SELECT 1", True),
+        ("EXPLAIN ANALYZE SELECT 1", True),
+        ("VACUUM", False),
+        ("CALL p()", False),
+        ("SELECTION", True),  # a syntax error either way
+    ],
+)
+def test_the_limit_goes_with_what_may_stand_in_a_transaction(statement: str, tells: bool) -> None:
+    """In AUTOCOMMIT, whatever stands before its first word."""
+    local = Local()
+    end = time.time() + 5
+    assert bool(local.limit(statement, IDLE, autocommit=True, deadline=end, version="18.1")) is tells
+
+
+@pytest.mark.parametrize(
+    ("statement", "may"), [("COMMIT", True), (";COMMIT", True), ("/* a */;; commit", True), ("SELECT 1", False)]
+)
+def test_what_may_keep_is_known_by_its_first_word(statement: str, may: bool) -> None:
+    """Whether an answer that is lost leaves the outcome unknown, sent by either protocol."""
+    assert may_keep([parse(statement)]) is may
+    assert may_keep([query(statement)]) is may
 
 
 def test_it_costs_no_flight(connection: wire.Connection) -> None:

@@ -169,6 +169,7 @@ class _ServerSideCursor:
     def __init__(self, cursor: wire.Cursor, name: str) -> None:
         self._cursor, self._name = cursor, name
         self._open = self._exhausted = False
+        self._transaction = 0
         self.arraysize = 1
 
     @property
@@ -193,7 +194,7 @@ class _ServerSideCursor:
 
     def execute(self, operation: str, args: Sequence[Any] = ()) -> None:
         self._cursor.declare(self._name, operation, args)
-        self._open = True
+        self._open, self._transaction = True, self._cursor.connection.transaction_number
 
     def executemany(self, operation: str, param_sets: Any) -> None:
         self._cursor.executemany(operation, param_sets)
@@ -218,8 +219,10 @@ class _ServerSideCursor:
 
     def close(self) -> None:
         connection = self._cursor.connection
-        # The end of the transaction closes the cursor, and so does its failure: then there is nothing left to say.
-        if self._open and not connection.closed and connection.in_transaction and not connection.in_failed_transaction:
+        # The end of the transaction closes the cursor, and so does its failure: then there is nothing left to say, and
+        # the connection may be in somebody else's.
+        own = connection.in_transaction and connection.transaction_number == self._transaction
+        if self._open and own and not connection.closed and not connection.in_failed_transaction:
             self._cursor.execute(f"CLOSE {self._name}")
         self._open = False
         self._cursor.close()

@@ -156,6 +156,11 @@ class _Transactions(Session):
         return self._protocol.status != IDLE
 
     @property
+    def transaction_number(self) -> int:
+        """A number that the open transaction has, and no earlier one of this session had."""
+        return self._local.begun
+
+    @property
     def in_failed_transaction(self) -> bool:
         """True when a statement of the open transaction failed, so that only a rollback is left."""
         return self._protocol.status == FAILED

@@ -29,10 +29,10 @@ _TELL_AGAIN_S = 0.5
 # for. None of them reads or writes a row.
 _BEFORE_THE_SNAPSHOT = ("SET", "LOCK")
 # What a statement in AUTOCOMMIT begins with that may stand in a transaction with another one.
-_PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE")
+_PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "(", "EXPLAIN")
 # The same of what is worth it for the settings, that must not be left out where the limit may be. Not CALL and DO: what
 # they run may commit, and goes on without the settings.
-_TRAVELS = (*_PLAIN, "(", "COPY", "EXPLAIN", "SHOW", "TRUNCATE")
+_TRAVELS = (*_PLAIN, "COPY", "SHOW", "TRUNCATE")
 # What ends a transaction, and may begin the next one in the same breath.
 _ENDS = ("COMMIT", "END", "ROLLBACK", "ABORT")
 
@@ -52,6 +52,8 @@ class Local:
         self.lacking: tuple[str, ...] = ()
         #: whether the server is told the deadline
         self.tells_deadline = False
+        #: how many transactions have begun: two equal ones are one
+        self.begun = 0
         self._conditions = ""
         self._told = False
         self._limit_told_at = 0.0
@@ -86,6 +88,7 @@ class Local:
     def begin(self) -> None:
         """No transaction is open: what was told was told to one that is over."""
         self._told, self._limit_told_at = False, 0.0
+        self.begun += 1
 
     def has_to_tell(self, statement: str, status: int, *, autocommit: bool) -> bool:
         """
@@ -120,7 +123,7 @@ class Local:
         if status == IDLE:
             # In AUTOCOMMIT the two are one implicit transaction, in which what manages transactions by itself would
             # fail.
-            if autocommit and not statement.lstrip()[:8].upper().startswith(_PLAIN):
+            if autocommit and not first_words(statement).startswith(_PLAIN):
                 return ""
         elif status == FAILED or (
             self._limit_told_at and (names is _LIMITS or now - self._limit_told_at < _TELL_AGAIN_S)

@@ -238,10 +238,14 @@ def may_keep(sent: Iterable[bytes]) -> bool:
 
 
 def first_words(statement: str) -> str:
-    """Return the beginning of a statement in capitals, without the comments that stand before it. Pure."""
+    """
+    Return the beginning of a statement in capitals, without the comments and empty statements before it. Pure.
+    """
     statement = statement.lstrip()
-    while statement.startswith(("--", "/*")):
-        if statement.startswith("--"):
+    while statement.startswith(("--", "/*", ";")):
+        if statement.startswith(";"):
+            statement = statement[1:]
+        elif statement.startswith("--"):
             statement = statement.replace("\r", "\n").partition("\n")[2]
         else:
             # Comments nest.

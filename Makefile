@@ -69,14 +69,15 @@ services: postgresql-18
 	@toolkit/set-up apt postgresql pgbouncer iproute2
 
 # The tests in parts that share nothing, so that two of them can run at a time.
-CORE := tests/unit tests/integration tests/functions tests/environment tests/toolkit tests/documentation
+CORE := tests/unit tests/integration
 WIRE := tests/wire
-APPLICATION := $(filter-out $(CORE) $(WIRE) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
+TOOLKIT := tests/functions tests/environment tests/toolkit tests/documentation
+APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
 
 .PHONY: test
 test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
-	@echo "Running the tests in four parts, two at a time, in about a quarter of an hour; each shows what it did when it is over."
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-application test-core test-wire test-pythons
+	@echo "Running the tests in five parts, two at a time, in about 20 minutes; each shows what it did when it is over."
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-core test-application test-toolkit test-oldest-python test-wire
 
 # What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
 # the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
@@ -96,8 +97,12 @@ mutants: .venv/.ready services ## Change the code place by place, to find what n
 	@$(PYTHON) tests/mutants/run.py $(TOPICS) $(if $(SAMPLE),--sample $(SAMPLE))
 
 .PHONY: test-core
-test-core: .venv/.ready services ## Run the tests of the package, the functions and the toolkit
+test-core: .venv/.ready services ## Run the tests of the package
 	@$(PYTHON) -m pytest $(CORE)
+
+.PHONY: test-toolkit
+test-toolkit: .venv/.ready services ## Run the tests of the functions, the toolkit and the documents
+	@$(PYTHON) -m pytest $(TOOLKIT)
 
 .PHONY: test-wire
 test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers, dead networks, SQLAlchemy's own suite
@@ -107,11 +112,18 @@ test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers
 test-application: .venv/.ready $(TOOLS) services ## Run the tests of the template: build, checks, deploy, sam local, sam init
 	@$(PYTHON) -m pytest $(APPLICATION)
 
+# `make test` takes the oldest; what works there and on the newest works between.
+.PHONY: test-oldest-python
+test-oldest-python: .venv/.ready services ## Run the unit and integration tests on the oldest supported Python installed here
+	@$(MAKE) --no-print-directory test-pythons HOW_MANY="head -n 1"
+
 .PHONY: test-pythons
+test-pythons: HOW_MANY := cat
 test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python installed here
 	@main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	toolkit/set-up pythons | while read -r version path; do \
-		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) continue;; esac; \
+	toolkit/set-up pythons | sort -V | while read -r version path; do \
+		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) ;; *) echo "$$version";; esac; \
+	done | $(HOW_MANY) | while read -r version; do \
 		echo "Unit and integration tests on Python $$version"; \
 		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
 		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider tests/unit tests/integration </dev/null || exit 1; \
@@ -119,10 +131,10 @@ test-pythons: .venv/.ready services ## Run the unit and integration tests on eve
 
 # What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.
 .PHONY: test-versions
-test-versions: .venv/.ready .venv-sam/.ready services ## Test on Python 3.14 and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
+test-versions: .venv/.ready .venv-sam/.ready services ## Test on every Python, 3.14 too, and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
 	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
 	@$(MAKE) --no-print-directory .venv-3.14/.ready
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-pythons
 
 .PHONY: test-on-python-3.14
 test-on-python-3.14:

@@ -29,7 +29,7 @@ from starlette.responses import StreamingResponse
 from plungepool import DeadlineExceeded, guard_invocation, invocation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -351,6 +351,31 @@ def test_an_error_of_a_generator_ends_the_invocation(engine: Engine) -> None:
     assert next(pieces) == 1
     with pytest.raises(LookupError):
         next(pieces)
+    assert not invocation.is_running()
+
+
+def test_an_async_generator_hears_what_is_sent_and_thrown() -> None:
+    """As without the guard: `asend` and `athrow` reach the handler, which may go on, and its end ends the guard."""
+    heard: list[object] = []
+
+    @guard_invocation
+    async def handler(event: int, context: Any) -> AsyncGenerator[int, str]:
+        heard.append((yield 1))
+        try:
+            yield 2
+        except ValueError as error:
+            heard.append(str(error))
+        yield 3
+
+    async def converse() -> list[int]:
+        said = handler(0, Context())
+        numbers = [await said.__anext__(), await said.asend("hello"), await said.athrow(ValueError("caught"))]
+        with pytest.raises(StopAsyncIteration):
+            await said.__anext__()
+        return numbers
+
+    assert asyncio.run(converse()) == [1, 2, 3]
+    assert heard == ["hello", "caught"]
     assert not invocation.is_running()
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from .errors import ConnectionLeak
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
     from typing import Protocol
 
     class HandedOut(Protocol):
@@ -235,11 +235,22 @@ def _finish_generator(guard: _Guard, generator: Generator[Any, Any, Any]) -> Gen
         return (yield from generator)
 
 
-async def _finish_async_generator(guard: _Guard, generator: Any) -> AsyncIterator[Any]:
+async def _finish_async_generator(guard: _Guard, generator: Any) -> AsyncGenerator[Any, Any]:
+    # As `yield from` does it for a plain one.
     with guard:
         try:
-            async for one in generator:
-                yield one
+            one = await generator.asend(None)
+            while True:
+                try:
+                    sent = yield one
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - the handler's, to catch or to raise
+                    one = await generator.athrow(error)
+                else:
+                    one = await generator.asend(sent)
+        except StopAsyncIteration:
+            return
         finally:
             await generator.aclose()
 

@@ -30,11 +30,10 @@ BLOCKS = dict(re.findall(r"<!-- example: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.
 
 @pytest.fixture(autouse=True)
 def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
-    """Tables to use, a role that owns none of them, and the variables of a function that has that role."""
+    """A table to use, a role that does not own it, and the variables of a function that has that role."""
     postgres.execute(
-        "CREATE ROLE recipes_app LOGIN; CREATE TABLE things (id bigint PRIMARY KEY, name text); CREATE TABLE counts (number bigint);"
-        "CREATE TABLE notes (tenant_id bigint, note text); INSERT INTO things VALUES (1, 'goggles'), (2, 'towel');"
-        "INSERT INTO notes VALUES (1, 'ours'), (2, 'theirs'); GRANT ALL ON things, counts, notes TO recipes_app"
+        "CREATE ROLE recipes_app LOGIN; CREATE TABLE things (id bigint PRIMARY KEY, name text);"
+        "INSERT INTO things VALUES (1, 'goggles'), (2, 'towel'); GRANT ALL ON things TO recipes_app"
     )
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url(user="recipes_app"))
     monkeypatch.setenv("PLUNGEPOOL_PASSWORD", "not asked for")
@@ -42,7 +41,7 @@ def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[Po
     dispose_engine()
     yield postgres
     dispose_engine()
-    postgres.execute("DROP TABLE things, counts, notes; DROP OWNED BY recipes_app; DROP ROLE recipes_app")
+    postgres.execute("DROP TABLE things; DROP OWNED BY recipes_app; DROP ROLE recipes_app")
 
 
 def run(name: str) -> dict[str, Any]:
@@ -139,19 +138,6 @@ def test_fastapi() -> None:
     assert api["engine"].pool.checkedout() == 0
 
 
-def test_two_databases(database: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two engines with a connection each; the reader's transactions are READ ONLY."""
-    monkeypatch.setenv("READER_HOST", "localhost")
-    databases = run("databases")
-    for _ in range(2):
-        databases["handler"](None, None)
-    assert [row[0] for row in database.execute("SELECT number FROM counts")] == [2, 2]
-    held = database.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'recipes_app'")
-    assert held[0][0] == 2
-    with databases["reader"].begin() as connection:
-        assert connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on"
-
-
 def test_copy() -> None:
     """What is loaded is there, and comes back as it went in; a line that is wrong loads nothing."""
     copy = run("copy")
@@ -164,19 +150,3 @@ def test_copy() -> None:
     again = io.StringIO()
     copy["dump"](again)
     assert again.getvalue() == file.getvalue()
-
-
-def test_row_level_security(database: Postgres) -> None:
-    """
-    Each tenant reads its own rows; without a tenant there is none, before and after one was set on the connection.
-    """
-    database.execute(BLOCKS["policy"])
-    tenants = run("tenants")
-
-    def without() -> list[Any]:
-        with tenants["engine"].begin() as connection:
-            return list(connection.exec_driver_sql("SELECT note FROM notes"))
-
-    assert without() == []
-    assert [tenants["handler"]({"tenant_id": number}, None) for number in (1, 2, 3)] == [["ours"], ["theirs"], []]
-    assert without() == []

@@ -15,6 +15,7 @@ from plungepool.settings import LOCAL_SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from plungepool_toolkit.fixtures import Database
     from plungepool_toolkit.postgres import Postgres
 
 PAGE = (Path(__file__).parents[2] / "docs/tenants.md").read_text(encoding="utf-8")
@@ -49,7 +50,7 @@ def run(name: str) -> dict[str, Any]:
 def test_every_block_is_run() -> None:
     """No block of code stands on the page without a name that a test here uses."""
     assert len(BLOCKS) == PAGE.count("```python") + PAGE.count("```sql")
-    assert set(BLOCKS) == {"handler", "policy", "job"}
+    assert set(BLOCKS) == {"handler", "policy", "job", "test"}
 
 
 def test_each_tenant_reads_its_own_rows() -> None:
@@ -73,6 +74,23 @@ def test_a_job_over_all_tenants_needs_none() -> None:
             assert connection.execute(text("SELECT count(*) FROM notes")).scalar_one() == 0
     finally:
         names["every_tenant"].dispose()
+
+
+def test_the_test(
+    database: Database, lambda_environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's test passes with its function and its policy, and fails as the superuser, whom no policy binds."""
+    (tmp_path / "functions" / "list_notes").mkdir(parents=True)
+    (tmp_path / "functions" / "list_notes" / "app.py").write_text(BLOCKS["handler"])
+    (tmp_path / "policies.sql").write_text(BLOCKS["policy"])
+    monkeypatch.chdir(tmp_path)
+    try:
+        run("test")["test_each_tenant_sees_its_own_notes"](database, lambda_environment)
+        environment = lambda_environment("functions/list_notes", variables=database.variables())
+        event = {"requestContext": {"authorizer": {"claims": {"tenant": "1"}}}}
+        assert environment.invoke(event).payload == ["ours", "theirs"]
+    finally:
+        database.execute("DROP OWNED BY notes_app; DROP ROLE notes_app")
 
 
 def test_the_page_lists_what_may_be_set() -> None:

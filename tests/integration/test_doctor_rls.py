@@ -116,6 +116,7 @@ HARMLESS = {
     "an open policy for what the role may not do": "REVOKE DELETE ON shop.orders FROM app; CREATE POLICY open ON shop.orders FOR DELETE USING (true)",
     "a setting that is named in a text only": "COMMENT ON TABLE shop.orders IS 'x'; DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders USING (tenant_id = current_setting('app.tenant_id', true) AND item <> 'current_setting(''app.other'')')",
     "a table in a schema that the role may not enter": "CREATE SCHEMA other; CREATE TABLE other.notes (i int); GRANT SELECT ON other.notes TO app",
+    "the tables of once and of Idempotency": "CREATE SCHEMA plungepool; CREATE TABLE plungepool.once_keys (k text); CREATE TABLE plungepool.idempotency (id text); GRANT USAGE ON SCHEMA plungepool TO app; GRANT SELECT, INSERT, UPDATE, DELETE ON plungepool.once_keys, plungepool.idempotency TO app",
     "a table that the role may not use": "CREATE TABLE shop.notes (i int)",
     "a partition that only its parent leads to": "CREATE TABLE shop.events (tenant_id text) PARTITION BY LIST (tenant_id); CREATE TABLE shop.events_b PARTITION OF shop.events DEFAULT",
     "a function that runs as who asks": "CREATE FUNCTION shop.every() RETURNS SETOF shop.orders LANGUAGE sql AS 'TABLE shop.orders'",
@@ -138,7 +139,7 @@ def server(database: Postgres) -> Iterator[Postgres]:
     database.execute(WELL, database=DATABASE)
     yield database
     database.execute(
-        f"DROP SCHEMA IF EXISTS shop, other, planted CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS away CASCADE;"
+        f"DROP SCHEMA IF EXISTS shop, other, planted, plungepool CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS away CASCADE;"
         f"DROP OWNED BY {ROLES}; DROP ROLE {ROLES}",
         database=DATABASE,
     )

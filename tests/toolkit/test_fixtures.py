@@ -25,9 +25,9 @@ def project(tmp_path: Path) -> Any:
 
 
 def test_the_documented_test_passes(machine: Any, project: Any) -> None:
-    """The function and the test of docs/local.md work as they stand there, with nothing but the installed plugin."""
+    """The functions and the tests of docs/local.md work as they stand there, with nothing but the installed plugin."""
     result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", project, cwd=project)
-    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
     assert machine.left_behind(60) == []
 
 

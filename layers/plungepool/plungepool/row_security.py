@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NAMES_AT_MOST = 20
 _TEXT_AT_MOST = 120
 _FILES = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
+# This package's own, which all tenants share on purpose.
+_SHARED = ("plungepool.idempotency", "plungepool.once_keys")
 _SETTING = re.compile(r"current_setting\('((?:[^']|'')+)'")
 _TRUE = ("1", "on", "t", "tr", "tru", "true", "y", "ye", "yes")
 
@@ -374,7 +376,7 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
     if idle:
         found = f"the policies of {_listed(one.name for one in idle)} do nothing: row-level security is not enabled"
         yield Finding("RLS tables", "failed", found, _each("ALTER TABLE {} ENABLE ROW LEVEL SECURITY", idle))
-    bare = [one for one in plain if one not in idle]
+    bare = [one for one in plain if one not in idle and one.name not in _SHARED]
     if bare:
         yield Finding(
             "RLS tables",

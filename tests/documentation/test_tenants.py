@@ -76,9 +76,7 @@ def test_a_job_over_all_tenants_needs_none() -> None:
         names["every_tenant"].dispose()
 
 
-def test_the_test(
-    database: Database, lambda_environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_test(database: Database, lambda_environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's test passes with its function and its policy, and fails as the superuser, whom no policy binds."""
     (tmp_path / "functions" / "list_notes").mkdir(parents=True)
     (tmp_path / "functions" / "list_notes" / "app.py").write_text(BLOCKS["handler"])

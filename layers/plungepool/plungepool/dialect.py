@@ -588,7 +588,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def do_rollback(self, dbapi_connection: Any) -> None:
         if not dbapi_connection.closed:  # else the server has rolled back long ago
             dbapi_connection.leave_tpc()
-            _roll_back(dbapi_connection)
+            _roll_back(super().do_rollback, dbapi_connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         dbapi_connection.ping()
@@ -613,9 +613,9 @@ class PlungepoolDialect(PGDialect_pg8000):
         return _dbapi(connection).tpc_recover()
 
 
-def _roll_back(connection: wire.Connection) -> None:
+def _roll_back(roll_back: Callable[[Any], None], connection: wire.Connection) -> None:
     try:
-        connection.rollback()
+        roll_back(connection)
     except wire.OperationalError as error:
         # A lost session is rolled back by its end: what was asked for is so, and the pool sees what is closed.
         if not error.disconnected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import logging
@@ -11,13 +10,12 @@ import random
 import signal
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
 from sqlalchemy import event, text
-from strikes import KINDS, Injector, StruckError, StruckExit
+from strikes import KINDS, Injector, StruckError, strike_threads
 
 from plungepool import PoolExhausted, lifecycle, snapshot, wire
 
@@ -190,47 +188,13 @@ def test_strikes_from_other_threads_cost_no_place(
 ) -> None:
     """Exceptions that another thread sets come wherever the interpreter looks for them, waits in the pool included."""
     engine, wrong = make_engine(pool_size=size, checkout_timeout_s=20), list[tuple[int, Any]]()
-    problems: list[BaseException] = []
-    stop = threading.Event()
-    open_to_strikes = [False] * threads
-    struck = [0] * threads
-
-    def work(thread: int) -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            try:
-                try:
-                    open_to_strikes[thread] = True
-                    one_use(engine, number * 100 + thread, wrong)
-                finally:
-                    open_to_strikes[thread] = False
-                    for _ in range(3):
-                        time.sleep(0.0001)  # a strike that is set is raised here at the latest
-            except (StruckError, StruckExit):
-                struck[thread] += 1
-            except BaseException as problem:
-                if not isinstance(problem.__context__ or problem.__cause__, (StruckError, StruckExit)):
-                    problems.append(problem)
-
-    workers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-    random_ = random.Random(5)
-    for _ in range(max(300, STRIKES // 20)):
-        time.sleep(random_.uniform(0, 0.003))
-        thread = random_.randrange(threads)
-        if open_to_strikes[thread]:
-            kind = random_.choice((StruckError, StruckExit))
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(workers[thread].ident or 0), ctypes.py_object(kind)
-            )
-    stop.set()
-    for worker in workers:
-        worker.join(60)
-    assert not any(worker.is_alive() for worker in workers)
-    assert problems == []
-    assert sum(struck) > 30
+    struck = strike_threads(
+        lambda thread, number: one_use(engine, number * 100 + thread, wrong),
+        threads=threads,
+        tries=max(300, STRIKES // 20),
+        seed=5,
+    )
+    assert struck > 30
     engine.pool._timeout_s = 0.1  # type: ignore[attr-defined]
     assert_unbroken(engine, postgres, wrong)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
-import random
 import sys
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import exc, text
-from strikes import KINDS, Injector, StruckError, StruckExit
+from strikes import KINDS, Injector, strike_threads
 
 from plungepool import Settings, build_engine
 from plungepool_toolkit.postgres import Postgres
@@ -208,8 +205,7 @@ def test_a_connection_that_goes_on_after_a_strike_has_what_its_options_say(make:
 
 def test_strikes_from_other_threads_give_nobody_anothers_rows(make: Callable[..., Engine]) -> None:
     """Threads of two tenants and of none on two connections, struck wherever the interpreter looks."""
-    engine, wrong, problems = make(pool_size=2, checkout_timeout_s=30), list[Any](), list[BaseException]()
-    stop, open_to_strikes, struck, right = threading.Event(), [False] * 4, [0] * 4, [0] * 4
+    engine, wrong, right = make(pool_size=2, checkout_timeout_s=30), list[Any](), [0] * 4
 
     def use(thread: int, number: int) -> None:
         tenant = "12"[thread % 2] if number % 3 else None
@@ -221,40 +217,7 @@ def test_strikes_from_other_threads_give_nobody_anothers_rows(make: Callable[...
         else:
             wrong.append((tenant, seen))
 
-    def work(thread: int) -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            try:
-                try:
-                    open_to_strikes[thread] = True
-                    use(thread, number)
-                finally:
-                    open_to_strikes[thread] = False
-                    for _ in range(3):
-                        time.sleep(0.0001)  # a strike that is set is raised here at the latest
-            except (StruckError, StruckExit):
-                struck[thread] += 1
-            except BaseException as problem:
-                if not isinstance(problem.__context__ or problem.__cause__, (StruckError, StruckExit)):
-                    problems.append(problem)
-
-    workers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(4)]
-    for worker in workers:
-        worker.start()
-    random_ = random.Random(11)
-    for _ in range(5000 if LONG else 500):
-        time.sleep(random_.uniform(0, 0.003))
-        thread = random_.randrange(4)
-        if open_to_strikes[thread]:
-            kind = random_.choice((StruckError, StruckExit))
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(workers[thread].ident or 0), ctypes.py_object(kind)
-            )
-    stop.set()
-    for worker in workers:
-        worker.join(60)
-    assert not any(worker.is_alive() for worker in workers)
-    assert (wrong, problems) == ([], [])
-    assert sum(struck) > 50
+    struck = strike_threads(use, threads=4, tries=5000 if LONG else 500, seed=11)
+    assert wrong == []
+    assert struck > 50
     assert sum(right) > 100

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import random
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 STRUCK_MODULES = ("sqlalchemy.", "plungepool.", "weakref", "contextlib", "threading")
@@ -50,3 +55,51 @@ class Injector:
             self.struck = True
             raise self.kind("struck")
         return self._look
+
+
+def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: int, seed: int) -> int:
+    """
+    Have so many threads use something over and over, and set exceptions in them from this one, at random moments.
+
+    Args: use(thread, number): one use; nothing but a strike, or what a strike has led to, may come out of it.
+    Returns: how many strikes came out of a use.
+    """
+    problems: list[BaseException] = []
+    stop, open_to_strikes, struck = threading.Event(), [False] * threads, [0] * threads
+
+    def work(thread: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                try:
+                    open_to_strikes[thread] = True
+                    use(thread, number)
+                finally:
+                    open_to_strikes[thread] = False
+                    for _ in range(3):
+                        time.sleep(0.0001)  # a strike that is set is raised here at the latest
+            except (StruckError, StruckExit):
+                struck[thread] += 1
+            except BaseException as problem:
+                if not isinstance(problem.__context__ or problem.__cause__, (StruckError, StruckExit)):
+                    problems.append(problem)
+
+    workers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    random_ = random.Random(seed)
+    for _ in range(tries):
+        time.sleep(random_.uniform(0, 0.003))
+        thread = random_.randrange(threads)
+        if open_to_strikes[thread]:
+            kind = random_.choice((StruckError, StruckExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(workers[thread].ident or 0), ctypes.py_object(kind)
+            )
+    stop.set()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert problems == []
+    return sum(struck)

@@ -305,8 +305,9 @@ def _judge(
     return "next login" if is_refused(failure) else "give up"
 
 
-# Full, at any of its limits; shutting down, restarting or waking up.
-_PASSING = frozenset(("53300", "53400", "57P01", "57P02", "57P03"))
+# Besides what the driver calls retryable (full, starting up): another limit; shutting down, crashed. Of a connect
+# alone: behind a statement nobody knows what became of it.
+_PASSING = frozenset(("53400", "57P01", "57P02"))
 # Nobody listens, or the connect was thrown away: a restart, a failover, a queue that has overflowed.
 _PASSING_NUMBERS = frozenset((errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE))
 

@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ class Injector:
         return self._look
 
 
+def led_to_by_a_strike(problem: BaseException) -> bool:
+    """Tell whether a strike was being handled when this was raised, or when what it wraps was: SQLAlchemy wraps."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        if isinstance(seen, (StruckError, StruckExit)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: int, seed: int) -> int:
     """
     Have so many threads use something over and over, and set exceptions in them from this one, at random moments.
@@ -82,7 +93,7 @@ def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: in
             except (StruckError, StruckExit):
                 struck[thread] += 1
             except BaseException as problem:
-                if not isinstance(problem.__context__ or problem.__cause__, (StruckError, StruckExit)):
+                if not led_to_by_a_strike(problem):
                     problems.append(problem)
 
     workers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(threads)]
@@ -101,5 +112,7 @@ def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: in
     for worker in workers:
         worker.join(60)
     assert not any(worker.is_alive() for worker in workers)
-    assert problems == []
+    for problem in problems:
+        traceback.print_exception(problem)
+    assert problems == [], "see the tracebacks above"
     return sum(struck)

@@ -43,6 +43,7 @@ FAULTS = [
     Fault("reference to nothing", LINTER, "Value: !Ref DeadOrders", "Value: !Ref DeadOrder"),
     Fault("condition that is not declared", LINTER, "Condition: PreparationReadsSecrets", "Condition: PreparationReadsSecret"),
     # Settings and functions.
+    Fault("administrator by a password that there is not", rules.variables_are_valid_settings, "!If [AdminUsesIam, iam, !If [HasAdminUser, password, !Ref Auth]]", "!If [HasAdminUser, password, !Ref Auth]"),
     Fault("misspelt setting", rules.variables_are_valid_settings, "PLUNGEPOOL_POOL_SIZE", "PLUNGEPOOL_POOLSIZE"),
     Fault("certificate of nobody verified", rules.variables_are_valid_settings, "[CreateDatabase, verify-full, !Ref Tls]", "[CreateDatabase, disable, !Ref Tls]"),
     Fault("demo by the customer's way to sign in", rules.variables_are_valid_settings, "[CreateDatabase, iam, !Ref Auth]", "[CreateDatabase, !Ref Auth, iam]"),
@@ -66,6 +67,10 @@ FAULTS = [
     Fault("key's right without a key", rules.every_role_may_do_what_it_needs_and_nothing_else, "UsesSecretKey: !And [!Condition UsesSecret,", "UsesSecretKey: !And [!Condition HasAdminSecret,"),
     Fault("administrator's secret for the application", rules.every_role_may_do_what_it_needs_and_nothing_else, "              Resource: !Ref SecretArn\n", "              Resource: [!Ref SecretArn, !Ref AdminSecretArn]\n"),
     Fault("administrator of the account", rules.every_role_may_do_what_it_needs_and_nothing_else, "        - !If [PreparationReadsSecrets, !Ref AdminPolicy, !Ref AWS::NoValue]", "        - AdministratorAccess"),
+    drop("administrator who may not sign in", rules.every_role_may_do_what_it_needs_and_nothing_else, "        - !If [AdminUsesIam, !Ref AdminConnectPolicy, !Ref AWS::NoValue]\n"),
+    Fault("administrator who may be anybody", rules.every_role_may_do_what_it_needs_and_nothing_else, "dbuser:${ResourceId}/${AdminUser}", "dbuser:${ResourceId}/*"),
+    drop("administrator's token beside a secret", rules.every_role_may_do_what_it_needs_and_nothing_else, "    - !Not [!Condition HasAdminSecret]\n"),
+    drop("administrator's token beside a password", rules.every_role_may_do_what_it_needs_and_nothing_else, "    - !Equals [!Ref AdminPassword, '']\n"),
     Fault("proxy that reads every secret", rules.every_role_may_do_what_it_needs_and_nothing_else, "                  Resource: !GetAtt ApplicationSecret.Id", "                  Resource: '*'", DATABASE),
     drop("proxy's role for every account", rules.every_role_trusts_its_own_service, "            Condition:\n              StringEquals: {'aws:SourceAccount': !Ref AWS::AccountId}\n", DATABASE),
     drop("policy that says nothing", rules.policies_are_whole, "    Condition: NeedsRights\n"),
@@ -173,6 +178,7 @@ FAULTS = [
     Fault("default that differs below", rules.nested_parameters_and_outputs_match, "    Default: plungepool_app\n", "    Default: app\n", DATABASE),
     Fault("parameter that is not handed on", rules.nested_parameters_and_outputs_match, "        AlarmTopicArn: !Ref AlarmTopicArn\n", "", APPLICATION),
     # Rules and conditions.
+    drop("administrator without a way in", rules.rules_refuse_what_would_not_work, "      - Assert: !Or [!Equals [!Ref AdminUser, ''], !Not [!Equals [!Ref AdminPassword, '']], !Equals [!Ref Auth, iam]]\n        AssertDescription: 'AdminUser needs AdminPassword, but for Auth iam, with which the administrator signs in by a token too'\n"),
     Fault("rule the other way round", rules.rules_refuse_what_would_not_work, "- Assert: !Not [!Equals [!Ref Host, '']]", "- Assert: !Equals [!Ref Host, '']"),
     Fault("rule for the wrong mode", rules.rules_refuse_what_would_not_work, "RuleCondition: !Equals [!Ref DatabaseMode, existing]", "RuleCondition: !Equals [!Ref DatabaseMode, aurora]"),
     Fault("rule for one of two modes", rules.rules_refuse_what_would_not_work, "!Contains [[aurora, instance], !Ref DatabaseMode]", "!Contains [[aurora], !Ref DatabaseMode]"),

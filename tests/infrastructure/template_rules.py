@@ -63,6 +63,19 @@ DEPLOYMENTS: dict[str, dict[str, str]] = {
     },
     "existing, IAM proxy": {"Host": "px", "Endpoint": "proxy", "ResourceId": "prx-1", "SecurityGroupIds": "sg-1"}
     | NETWORK,
+    "existing, express": {"Host": "db", "ResourceId": "cluster-1", "AdminUser": "postgres"},
+    "existing, IAM beside a secret for the administrator": {
+        "Host": "db",
+        "ResourceId": "cluster-1",
+        "AdminUser": "postgres",
+        "AdminSecretArn": SECRET + "admin-Ab12Cd",
+    },
+    "existing, IAM beside a password for the administrator": {
+        "Host": "db",
+        "ResourceId": "cluster-1",
+        "AdminUser": "a",
+        "AdminPassword": "of-the-admin",
+    },
     "existing, DSQL": {"Host": "dsql", "Auth": "dsql", "ResourceId": "a" * 26},
     "aurora": {"DatabaseMode": "aurora", "AlarmTopicArn": TOPIC} | NETWORK,
     "aurora beside secrets": {
@@ -292,6 +305,8 @@ def every_role_may_do_what_it_needs_and_nothing_else(name: str, stack: Stack) ->
             administering |= secret
         elif "AdminSecretArn" not in given and "AdminUser" not in given:
             administering = signing_in
+        elif "AdminSecretArn" not in given and "AdminPassword" not in given:
+            administering = connecting(given["ResourceId"], given["AdminUser"])
     losing = right("sqs:SendMessage", "Arn-of-LostReports")
     expected = {
         "HandleOrdersFunctionRole": (signing_in, MANAGED),
@@ -1117,8 +1132,18 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         {"Host": "db", "Auth": "dsql", "ResourceId": "a" * 26, "Endpoint": "proxy"},
         "needs Endpoint direct",
     ),
-    "an administrator without a password": ({"Host": "db", "ResourceId": "db-1", "AdminUser": "a"}, "go together"),
-    "a password without an administrator": ({"Host": "db", "ResourceId": "db-1", "AdminPassword": "x"}, "go together"),
+    "an administrator without a password": (
+        {"Host": "db", "Auth": "password", "Password": "x", "AdminUser": "a"},
+        "AdminUser needs AdminPassword",
+    ),
+    "an administrator without a password beside a secret": (
+        {"Host": "db", "Auth": "secret", "SecretArn": SECRET + "app-Ab12Cd", "AdminUser": "a"},
+        "AdminUser needs AdminPassword",
+    ),
+    "a password without an administrator": (
+        {"Host": "db", "ResourceId": "db-1", "AdminPassword": "x"},
+        "AdminPassword needs AdminUser",
+    ),
     "endpoints for a database of one's own": (
         {"Host": "db", "ResourceId": "db-1", "RouteTableIds": "rtb-1"} | NETWORK,
         "RouteTableIds is for a demo database",

@@ -111,8 +111,8 @@ def test_tenants_come_by_a_verified_token_alone(examine: Examine) -> None:
 
 
 def test_parameters_in_the_docs_exist(templates: Templates) -> None:
-    """Every parameter that docs/deploy.md and docs/attach.md give to `sam deploy` is one of the template."""
-    for page in ("deploy.md", "attach.md"):
+    """Every parameter that the documentation gives to `sam deploy` is one of the template."""
+    for page in ("deploy.md", "attach.md", "express.md"):
         for command in re.findall(r"--parameter-overrides ((?:\\\n|[^\n])*)", (ROOT / "docs" / page).read_text()):
             assert set(re.findall(r"(\w+)=", command)) <= templates.source["Parameters"].keys(), command
 
@@ -130,6 +130,22 @@ def test_commands_in_samconfig_would_be_taken(templates: Templates) -> None:
     values = {"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2"}
     given = dict(pair.split("=") for pair in shown.split())
     templates.deploy_with({name: values.get(name, value) for name, value in given.items()})
+
+
+def test_cloudformation_makes_no_cluster_of_express_configuration(run_sam: Run) -> None:
+    """
+    Its schema of a cluster has no such property, as docs/express.md says; once it has, DatabaseMode can have `express`.
+    """
+    script = (
+        "from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER as manager; "
+        "print(*manager.get_resource_schema('us-east-1', 'AWS::RDS::DBCluster').schema['properties'])"
+    )
+    result = run_sam("python", "-c", script)
+    assert result.returncode == 0, result.stderr
+    names = set(result.stdout.split())
+    assert {"ServerlessV2ScalingConfiguration", "EnableIAMDatabaseAuthentication"} <= names
+    of_express = re.compile("Express|InternetAccessGateway|VPCNetworking")
+    assert [name for name in names if of_express.search(name)] == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -1,6 +1,6 @@
 """
-Runs a function with SnapStart in place of `-m awslambdaric`: the real client, whose process can be copied at its
-snapshot.
+Runs a function in place of `-m awslambdaric`: the real client, whose process can be copied at its snapshot; without
+SnapStart, before its first invocation.
 
 A script, not a module to import: it runs in the function's own process, by the function's own Python. At the snapshot
 the client asks its Runtime API how to go on: either it is restored itself, or it is to be copied. Then it forks a
@@ -9,7 +9,8 @@ ends, and ends all of them when the toolkit is gone.
 
 A clone has the memory of the snapshot and nothing else, as on AWS: no hook of `os.register_at_fork` runs in it, since a
 fork is only how a snapshot is copied here. (Python's own hooks for threads, logging and executors do run: they make
-locks usable, which no snapshot would have broken.) What a fork cannot copy: threads, and the process's id.
+locks usable, which no snapshot would have broken.) What a fork cannot copy: threads, and the process's id. Without
+SnapStart each copy stands for an environment that was initialised by itself, so that `random` begins anew in it.
 """
 
 from __future__ import annotations
@@ -158,6 +159,12 @@ def enter(order: dict[str, Any]) -> None:
     os.environ.update(order["variables"])
     if "tempfile" in sys.modules:
         vars(sys.modules["tempfile"])["tempdir"] = None  # found anew, from the variables
+    if not _has_snap_start() and "random" in sys.modules:
+        sys.modules["random"].seed()
+
+
+def _has_snap_start() -> bool:
+    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
 
 
 def ask(address: str) -> dict[str, Any]:
@@ -193,12 +200,23 @@ def main() -> None:
                 order = keep(address)
                 enter(order)
                 runtime.lambda_runtime_address = order["variables"]["AWS_LAMBDA_RUNTIME_API"]
+                if not _has_snap_start():
+                    break
         import runtime_client
 
         runtime_client.initialize_client(client._user_agent())
         client.runtime_client = runtime_client
 
     client.BaseLambdaRuntimeClient.restore_next = restore_next
+    if not _has_snap_start():
+        wait = client.BaseLambdaRuntimeClient.wait_next_invocation
+
+        def wait_first(runtime: Any) -> Any:
+            client.BaseLambdaRuntimeClient.wait_next_invocation = wait
+            restore_next(runtime)
+            return wait(runtime)
+
+        client.BaseLambdaRuntimeClient.wait_next_invocation = wait_first
     import runpy
 
     runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)

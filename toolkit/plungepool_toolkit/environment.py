@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Self
 
+    from plungepool_toolkit.clones import Clone
     from plungepool_toolkit.runtime_api import Process
 
 # Instead of the client itself, where its process may have to be copied.
@@ -482,6 +483,21 @@ class Snapshot(Closing):
             environment.close()
             raise
         return environment
+
+    def clone(self, log: Path, variables: Mapping[str, str]) -> Clone:
+        """
+        Return a process that goes on from here, for a Runtime API of the caller's own.
+
+        Args: log: where its output goes, appended. variables: what differs from this one's, AWS_LAMBDA_RUNTIME_API
+            among it.
+        Raises: OSError if there is no memory for it.
+        """
+        return self._image.clone(log, variables)
+
+    @property
+    def expects_sigterm(self) -> bool:
+        """Whether an extension was registered inside the process, so that Lambda would send SIGTERM at the end."""
+        return bool(self._inside)
 
     def close(self) -> None:
         """Shut down the environments that were restored, and let go of the memory. Nothing if done before."""

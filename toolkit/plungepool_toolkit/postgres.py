@@ -24,7 +24,7 @@ from urllib.parse import quote
 from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder, lifelines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Self
 
 # A server that lives for a test need not survive a power cut; what is committed does survive SIGKILL, so that tests can
@@ -148,6 +148,18 @@ class Postgres(Closing):
         Raises: OSError if there is no server; pg8000.exceptions.DatabaseError with the server's fields, InterfaceError
             if it ends the session.
         """
+        with self.session(user=user, password=password, database=database) as run:
+            return run(sql, *parameters)
+
+    @contextlib.contextmanager
+    def session(
+        self, *, user: str = superuser, password: str | None = None, database: str = "postgres"
+    ) -> Iterator[Callable[..., list[list[Any]]]]:
+        """
+        Open a connection; give a function that runs SQL over it as `execute` does.
+
+        Raises: what `execute` raises. Threads: one at a time.
+        """
         import pg8000.native
         from pg8000.exceptions import InterfaceError
 
@@ -164,11 +176,15 @@ class Postgres(Closing):
                 ssl_context=(not private and self._ssl_context) or False,
                 application_name="plungepool toolkit",
             )
-            try:
+
+            def run(sql: str, *parameters: object) -> list[list[Any]]:
                 context = (
                     connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
                 )
                 return context.rows or []
+
+            try:
+                yield run
             finally:
                 with contextlib.suppress(InterfaceError):  # the statement's own error is the one to tell
                     connection.close()

@@ -1,0 +1,267 @@
+"""
+`plungepool storm`: what a fleet of Lambda environments does to a database, strategy by strategy, and what comes of it.
+
+Everything runs here: real processes with the real runtime client, a real PostgreSQL, and before it, where that is asked
+for, a real PgBouncer or the stand-in for RDS Proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from plungepool_toolkit.commands.console import interruptible, table
+from plungepool_toolkit.postgres import PostgresError
+from plungepool_toolkit.storm import arrivals, results
+from plungepool_toolkit.storm.endpoints import ENDPOINTS, EndpointError
+from plungepool_toolkit.storm.fleet import FleetError
+from plungepool_toolkit.storm.storm import ENVIRONMENTS_AT_MOST, Plan, Storm, StrategyError
+from plungepool_toolkit.storm.strategies import DEFAULT, STRATEGIES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plungepool_toolkit.storm.fleet import Outcome
+
+ARRIVALS = ("spike", "wave", "steady", "recorded")
+_ENDPOINT_TITLES = {
+    "direct": "To the database itself",
+    "pgbouncer": "Through PgBouncer, by transactions",
+    "proxy": "Through the stand-in for RDS Proxy",
+}
+
+
+# The options, each with its bounds: a storm ends, and fits the machine.
+_Strategies = Annotated[
+    list[str] | None,
+    typer.Option(help=f"May be given several times: {', '.join(STRATEGIES)}. Without it: {', '.join(DEFAULT)}."),
+]
+_Endpoints = Annotated[
+    list[str] | None, typer.Option(help=f"May be given several times: {', '.join(ENDPOINTS)}. Without it: direct.")
+]
+_Environments = Annotated[int, typer.Option(min=1, max=ENVIRONMENTS_AT_MOST, help="How many there are, at most.")]
+_Arrival = Annotated[str, typer.Option(help=f"How invocations come: {', '.join(ARRIVALS)} (which --curve implies).")]
+_Rounds = Annotated[int, typer.Option(min=1, max=20, help="Of a spike: all environments at once, so often.")]
+_Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Of a spike: each round upon environments of its own, the others frozen.")
+]
+_Rate = Annotated[
+    float, typer.Option(min=0.1, max=2000, help="Of a wave or a steady stream: invocations a second, at its peak.")
+]
+_Duration = Annotated[
+    float | None, typer.Option(min=1, max=600, help="How long it lasts: 20 seconds, or as long as the curve.")
+]
+_Curve = Annotated[
+    Path | None,
+    typer.Option(help="CSV of time and concurrency, or CloudWatch's JSON of ConcurrentExecutions.", exists=True),
+]
+_Service = Annotated[float, typer.Option(min=0, max=60000, help="What the handler does within its transaction.")]
+_Deadline = Annotated[float, typer.Option(min=1, max=60, help="The functions' time-out.")]
+_MaxConnections = Annotated[int, typer.Option(min=6, max=1000, help="The database's setting.")]
+_PoolerConnections = Annotated[
+    int, typer.Option(min=1, max=500, help="What PgBouncer, or the proxy, may open of them.")
+]
+_Freeze = Annotated[bool, typer.Option(help="Whether environments are stopped between invocations.")]
+_ReapAfter = Annotated[
+    float | None, typer.Option(min=1, help="Ends environments that are idle for so long; without it: none.")
+]
+_Seed = Annotated[int, typer.Option(help="Of the arrivals of a wave or a steady stream.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write all that was measured.")]
+
+
+def storm(
+    strategy: _Strategies = None,
+    endpoint: _Endpoints = None,
+    environments: _Environments = 100,
+    arrival: _Arrival = "spike",
+    rounds: _Rounds = 3,
+    fresh: _Fresh = False,
+    rate: _Rate = 50.0,
+    duration_s: _Duration = None,
+    curve: _Curve = None,
+    service_ms: _Service = 20.0,
+    deadline_s: _Deadline = 15.0,
+    max_connections: _MaxConnections = 30,
+    pooler_connections: _PoolerConnections = 10,
+    freeze: _Freeze = True,
+    reap_after_s: _ReapAfter = None,
+    seed: _Seed = 1,
+    json_file: _Json = None,
+) -> None:
+    """Let a fleet of environments loose on a database with few connections, and compare strategies."""
+    _check("--strategy", strategy or (), tuple(STRATEGIES))
+    _check("--endpoint", endpoint or (), ENDPOINTS)
+    _check("--arrival", (arrival,), ARRIVALS)
+    arrival = "recorded" if curve else arrival
+    all_rounds = _rounds(arrival, environments, rounds, fresh, rate, duration_s, curve, service_ms, seed)
+    plan = Plan(
+        rounds=all_rounds,
+        arrival=arrival,
+        environments=min(ENVIRONMENTS_AT_MOST, environments * (rounds if fresh and arrival == "spike" else 1)),
+        service_ms=service_ms,
+        deadline_s=deadline_s,
+        max_connections=max_connections,
+        pooler_connections=pooler_connections,
+        freeze=freeze,
+        reap_after_s=reap_after_s,
+        seed=seed,
+    )
+    console = Console()
+    try:
+        with interruptible(console):
+            measured, problems = _run(plan, strategy or DEFAULT, endpoint or ("direct",), console)
+    except (PostgresError, FleetError) as error:
+        console.print(f"[red]The storm ended early[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from error
+    _tell(measured, problems, json_file, console)
+
+
+def _tell(measured: results.Storm, problems: Sequence[str], json_file: Path | None, console: Console) -> None:
+    """Show what was measured, write it, and exit by 1 where something could not be run."""
+    show(measured, console)
+    for problem in problems:
+        console.print(f"[yellow]Not run[/]: {escape(problem)}", highlight=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+        console.print(f"{json_file} has all of it.", highlight=False)
+    console.print("Nothing is left running.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def show(measured: results.Storm, console: Console) -> None:
+    """Print a storm: a table for each endpoint, what failed by which code, and the conditions."""
+    by_endpoint: dict[str, list[results.Strategy]] = {}
+    for one in measured.strategies:
+        by_endpoint.setdefault(one.endpoint, []).append(one)
+    for endpoint, strategies in by_endpoint.items():
+        numbers = ("ok %", "p50", "p95", "p99", "peak", "mean", "conn.", "refused", "CPU s")
+        shown = table(f"\n{_ENDPOINT_TITLES[endpoint]}", "strategy", *numbers, numbers=numbers)
+        shown.box, shown.padding, shown.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
+        for column in shown.columns:
+            column.no_wrap = True
+        for one in strategies:
+            shown.add_row(*_row(one))
+        console.print(shown)
+        for one in strategies:
+            failures = [f"{code} {count}" for code, count in one.failures.items()]
+            if one.pinned:
+                failures.append(f"{one.pinned} statements pinned the proxy")
+            if failures:
+                console.print(f"{escape(one.title)}: {escape(', '.join(failures))}", highlight=False)
+    console.print(
+        f"\n{measured.conditions.text}. p50 to p99: milliseconds, of all invocations, failed ones included. peak, "
+        "mean: the role's connections to the database. conn., refused: connects. CPU: the database's.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _row(one: results.Strategy) -> tuple[str, ...]:
+    share = f"{100 * one.success:.0f}" if one.success in (0.0, 1.0) else f"{100 * one.success:.1f}"
+    latency = one.latency_ms
+    return (
+        f"[bold]{escape(one.title)}[/]" if one.ours else escape(one.title),
+        f"[green]{share}[/]" if one.success == 1.0 else f"[red]{share}[/]",
+        *(f"{value:.0f}" for value in (latency.p50, latency.p95, latency.p99)),
+        str(one.connections.peak),
+        f"{one.connections.mean:.1f}",
+        str(one.connects),
+        str(one.refused),
+        "" if one.database_cpu_s is None else f"{one.database_cpu_s:.1f}",
+    )
+
+
+def _check(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for one in given:
+        if one not in known:
+            raise typer.BadParameter(f"{one!r} is none of {', '.join(known)}", param_hint=option)
+
+
+def _rounds(
+    arrival: str,
+    environments: int,
+    rounds: int,
+    fresh: bool,
+    rate: float,
+    duration_s: float | None,
+    curve: Path | None,
+    service_ms: float,
+    seed: int,
+) -> tuple[arrivals.Round, ...]:
+    """Return how invocations come."""
+    try:
+        if arrival == "recorded":
+            if curve is None:
+                raise typer.BadParameter("a recorded curve is a file: give --curve FILE", param_hint="--arrival")
+            points = arrivals.read_curve(curve.read_text(errors="replace"))
+            return arrivals.recorded(points, max(service_ms, 1.0) / 1000, duration_s)
+        if arrival == "wave":
+            return arrivals.wave(rate, duration_s or 20.0, seed)
+        if arrival == "steady":
+            return arrivals.steady(rate, duration_s or 20.0, seed)
+    except arrivals.CurveError as error:
+        raise typer.BadParameter(str(error)) from error
+    return arrivals.spike(environments, rounds, fresh=fresh)
+
+
+def _run(
+    plan: Plan, names: Sequence[str], endpoints: Sequence[str], console: Console
+) -> tuple[results.Storm, list[str]]:
+    """Run each strategy by each endpoint; return what was measured, and what could not be run."""
+    measured, problems = [], []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Storm(plan) as running, Progress(*columns, console=console, transient=True) as progress:
+        console.print(
+            f"PostgreSQL {running.server_version} with max_connections={plan.max_connections}; {plan.invocations} "
+            f"invocations ({plan.arrival}) for each of {len(names) * len(endpoints)} ways to connect",
+            highlight=False,
+        )
+        for endpoint in endpoints:
+            for name in names:
+                watcher = _Watcher(progress, f"{STRATEGIES[name].title}, {endpoint}", plan)
+                try:
+                    one = running.run(STRATEGIES[name], endpoint, watcher)
+                except (StrategyError, EndpointError) as error:
+                    problems.append(str(error))
+                else:
+                    measured.append(one)
+                    console.print(
+                        f"  {one.title}, {endpoint}: {one.succeeded} of {one.invocations} answered in "
+                        f"{one.wall_s:.1f} s",
+                        highlight=False,
+                    )
+                finally:
+                    watcher.close()
+        command = shlex.join(["plungepool", *sys.argv[1:]])
+        return results.Storm(plan.conditions(running.server_version, command), tuple(measured)), problems
+
+
+class _Watcher:
+    """A bar for one strategy."""
+
+    def __init__(self, progress: Progress, what: str, plan: Plan) -> None:
+        self._progress, self._what, self._plan, self._failed = progress, what, plan, 0
+        self._bar = progress.add_task(f"  {what}: environments", total=plan.environments)
+
+    def grown(self, environments: int) -> None:
+        self._progress.update(self._bar, completed=environments)
+        if environments >= self._plan.environments:
+            self._progress.reset(self._bar, total=self._plan.invocations, description=f"  {self._what}")
+
+    def answered(self, outcome: Outcome) -> None:
+        self._failed += outcome.failure is not None
+        failed = f", [red]{self._failed} failed[/]" if self._failed else ""
+        self._progress.update(self._bar, advance=1, description=f"  {self._what}{failed}")
+
+    def close(self) -> None:
+        self._progress.remove_task(self._bar)

@@ -160,34 +160,13 @@ class Postgres(Closing):
 
         Raises: what `execute` raises. Threads: one at a time.
         """
-        import pg8000.native
-        from pg8000.exceptions import InterfaceError
-
         private = user == self.superuser and password is None
-        # The socket is ours: pg8000 leaves one open when the server ends a session, and does not set TCP_NODELAY.
+        # None would read the system's authorities, 40 ms, only to be refused.
+        context = (not private and self._ssl_context) or False
         with self._connect_privately() if private else self._connect() as link:
-            connection = pg8000.native.Connection(
-                user,
-                host=self.host,
-                sock=link,
-                database=database,
-                password=password,
-                # None would read the system's authorities, 40 ms, only to be refused.
-                ssl_context=(not private and self._ssl_context) or False,
-                application_name="plungepool toolkit",
-            )
-
-            def run(sql: str, *parameters: object) -> list[list[Any]]:
-                context = (
-                    connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
-                )
-                return context.rows or []
-
-            try:
+            options = {"user": user, "password": password, "database": database, "ssl_context": context}
+            with _session(link, host=self.host, **options) as run:
                 yield run
-            finally:
-                with contextlib.suppress(InterfaceError):  # the statement's own error is the one to tell
-                    connection.close()
 
     def _connect(self) -> socket.socket:
         link = socket.create_connection((self.host, self.port), timeout=60)
@@ -347,6 +326,26 @@ class Postgres(Closing):
                 if len(lines) >= 8 and lines[7].strip() == "ready" and int(lines[0]) == self._process.pid:
                     return None
         return f"was not ready after {timeout_s:g} s"
+
+
+@contextlib.contextmanager
+def _session(link: socket.socket, **options: Any) -> Iterator[Callable[..., list[list[Any]]]]:
+    """Give a function that runs SQL over a socket that is connected to a server."""
+    import pg8000.native
+    from pg8000.exceptions import InterfaceError
+
+    # The socket is the caller's: pg8000 leaves one open when the server ends a session, and does not set TCP_NODELAY.
+    connection = pg8000.native.Connection(sock=link, application_name="plungepool toolkit", **options)
+
+    def run(sql: str, *parameters: object) -> list[list[Any]]:
+        context = connection.execute_unnamed(sql, vals=parameters) if parameters else connection.execute_simple(sql)
+        return context.rows or []
+
+    try:
+        yield run
+    finally:
+        with contextlib.suppress(InterfaceError):  # the statement's own error is the one to tell
+            connection.close()
 
 
 class _Programs:

@@ -8,8 +8,11 @@
 --
 -- prepare_database runs this file. By hand, as the owner of the database:
 --     psql -c "SET plungepool.role_name = 'plungepool_app'" -c "SET plungepool.connection_limit = '20'" -f roles.sql
--- Settings: plungepool.role_name, .connection_limit, .role_password (a SCRAM verifier, or empty for none) and
--- .iam_login ('true', 'false', or empty: where the role rds_iam exists and no password is given). Runs any number of times.
+-- Settings: plungepool.role_name, .connection_limit, .role_password (a SCRAM verifier, or empty for none), .iam_login
+-- ('true', 'false', or empty: where the role rds_iam exists and no password is given), and the time-outs by their own names:
+-- .statement_timeout, .lock_timeout, .idle_in_transaction_session_timeout, .idle_session_timeout, such as '10s'.
+-- Runs any number of times, and changes no limit that is as it should be. Sessions that are open keep the time-outs that they
+-- began with: `plungepool drain` replaces them.
 DO $roles$
 DECLARE
     -- Declared by their full names and set in the body: what stands here is looked up before search_path is set.
@@ -50,7 +53,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name) THEN
         EXECUTE pg_catalog.format('CREATE ROLE %I', role_name);
     END IF;
-    EXECUTE pg_catalog.format('ALTER ROLE %I LOGIN CONNECTION LIMIT %s', role_name, connection_limit);
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name AND (NOT rolcanlogin OR rolconnlimit <> connection_limit)
+    ) THEN
+        EXECUTE pg_catalog.format('ALTER ROLE %I LOGIN CONNECTION LIMIT %s', role_name, connection_limit);
+    END IF;
     IF role_password IS NOT NULL THEN
         EXECUTE pg_catalog.format('ALTER ROLE %I PASSWORD %L', role_name, role_password);
     END IF;
@@ -82,18 +89,31 @@ BEGIN
     -- A statement, a wait for a lock and a transaction left open end by themselves. An environment that Lambda has
     -- discarded never says goodbye: its connection is closed by idle_session_timeout, which PostgreSQL 14 brought.
     FOR setting, value IN
-        SELECT chosen.setting, chosen.value
+        SELECT chosen.setting,
+               coalesce(nullif(pg_catalog.current_setting('plungepool.' || chosen.setting, true), ''), chosen.value)
         FROM (VALUES
             ('statement_timeout', '10s'), ('lock_timeout', '3s'), ('idle_in_transaction_session_timeout', '10s'),
             ('idle_session_timeout', '15min')
         ) AS chosen (setting, value)
         WHERE EXISTS (SELECT FROM pg_catalog.pg_settings WHERE name = chosen.setting)
     LOOP
-        EXECUTE pg_catalog.format('ALTER ROLE %I SET %I = %L', role_name, setting, value);
+        IF NOT EXISTS (
+            SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name AND rolconfig @> ARRAY[setting || '=' || value]
+        ) THEN
+            EXECUTE pg_catalog.format('ALTER ROLE %I SET %I = %L', role_name, setting, value);
+        END IF;
         -- What is set for the role in this database alone would go before it.
-        EXECUTE pg_catalog.format(
-            'ALTER ROLE %I IN DATABASE %I RESET %I', role_name, pg_catalog.current_database(), setting
-        );
+        IF EXISTS (
+            SELECT FROM pg_catalog.pg_db_role_setting AS here, pg_catalog.unnest(here.setconfig) AS own
+            WHERE here.setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = role_name)
+              AND here.setdatabase
+                  = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+              AND pg_catalog.split_part(own, '=', 1) = setting
+        ) THEN
+            EXECUTE pg_catalog.format(
+                'ALTER ROLE %I IN DATABASE %I RESET %I', role_name, pg_catalog.current_database(), setting
+            );
+        END IF;
     END LOOP;
 
     EXECUTE pg_catalog.format('GRANT CONNECT ON DATABASE %I TO %I', pg_catalog.current_database(), role_name);

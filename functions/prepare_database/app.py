@@ -37,6 +37,7 @@ def prepare(properties: dict, context: object) -> dict:
         result = preparation.prepare(connection, options, context.get_remaining_time_in_millis() / 1000)
     metrics.add_metric(name="MigrationsApplied", unit="Count", value=len(result["applied"]))
     logger.info("prepared", **result)
+    logger.info("limits of the role: %s", preparation.tell(result["limits"]))
     if result["public_may_create"]:
         logger.warning(
             "everybody may create in schema public: have its owner REVOKE CREATE ON SCHEMA public FROM PUBLIC"

@@ -5,6 +5,7 @@ All of it is one transaction under one lock: two invocations at once do it once,
 as an administrator in a database in which others may create things, so no name is looked up where they may.
 """
 
+import difflib
 import hashlib
 import hmac
 import json
@@ -43,6 +44,29 @@ PUBLIC_MAY_CREATE = text("""
     SELECT true FROM pg_catalog.pg_namespace, LATERAL pg_catalog.aclexplode(nspacl) AS granted
     WHERE nspname = 'public' AND granted.grantee = 0 AND granted.privilege_type = 'CREATE'
 """)
+# What is set for a role: everywhere, and in this database alone, which goes before.
+LIMITS = text("""
+    SELECT role.rolconnlimit AS connection_limit, everywhere.setconfig AS everywhere, here.setconfig AS here
+    FROM pg_catalog.pg_roles AS role
+    LEFT JOIN pg_catalog.pg_db_role_setting AS everywhere
+        ON everywhere.setrole = role.oid AND everywhere.setdatabase = 0
+    LEFT JOIN pg_catalog.pg_db_role_setting AS here
+        ON here.setrole = role.oid AND here.setdatabase
+            = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    WHERE role.rolname = :role_name
+""")
+# The time-outs of the role, the variable for each, and the seconds where nothing is said; 0 sets none.
+TIME_OUTS = {
+    "statement_timeout": ("APP_ROLE_STATEMENT_TIMEOUT_S", 10),
+    "lock_timeout": ("APP_ROLE_LOCK_TIMEOUT_S", 3),
+    "idle_in_transaction_session_timeout": ("APP_ROLE_IDLE_IN_TRANSACTION_SESSION_TIMEOUT_S", 10),
+    "idle_session_timeout": ("APP_ROLE_IDLE_SESSION_TIMEOUT_S", 900),
+}
+LONGEST_S = 86_400
+NAMES = (
+    *("role_name", "connection_limit", *(f"{name}_s" for name in TIME_OUTS)),
+    *("role_password", "role_secret_arn", "iam_login", "demo_data"),
+)
 # A literal, a quoted name, a comment or a dollar-quoted body may hold a semicolon; one outside of them ends a
 # statement.
 TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|(;)""", re.DOTALL)
@@ -58,11 +82,13 @@ class Options:
     What to prepare. Read from the event (role_name), ResourceProperties (RoleName) or variables (APP_ROLE_NAME).
 
     `role_password` is for servers without IAM, and may lie in a secret (role_secret_arn) as it does for an RDS Proxy;
-    `iam_login` None grants rds_iam where it exists and no password is given.
+    `iam_login` None grants rds_iam where it exists and no password is given. `time_outs_ms` has one for each of
+    TIME_OUTS, by PostgreSQL's name; 0 is none.
     """
 
     role_name: str
     connection_limit: int
+    time_outs_ms: dict[str, int]
     role_password: str | None = field(repr=False)
     iam_login: bool | None
     demo_data: bool
@@ -70,8 +96,11 @@ class Options:
     @classmethod
     def read(cls, properties: dict) -> "Options":
         """
-        Read the options; raises PreparationError, which holds no password. CloudFormation sends all values as text.
+        Read the options. CloudFormation sends all values as text.
+
+        Raises: PreparationError, which names every option that is wrong, and holds no password.
         """
+        problems: list[str] = []
 
         def given(name: str, variable: str | None = None, default: object = None) -> object:
             for value in (properties.get(name), properties.get(name.title().replace("_", ""))):
@@ -82,27 +111,42 @@ class Options:
         def truth(name: str) -> bool | None:
             value = given(name)
             if value is not None and str(value).lower() not in ("true", "false"):
-                raise PreparationError(f"{name} must be true or false")
+                problems.append(f"{name} must be true or false")
             return None if value is None else str(value).lower() == "true"
 
         if not isinstance(properties, dict):
             raise PreparationError("the event must be a JSON object with the options")
+        # An option by another name would leave the limit at its default without a word. CloudFormation's own
+        # properties, as ServiceToken, are written otherwise.
+        for other in sorted(name for name in properties if re.fullmatch("[a-z_]+", name) and name not in NAMES):
+            meant = difflib.get_close_matches(other, NAMES, 1)
+            problems.append(f"{other} is not an option{f' (did you mean {meant[0]}?)' if meant else ''}")
         name = given("role_name", "APP_ROLE_NAME", "plungepool_app")
         limit = str(given("connection_limit", "APP_ROLE_CONNECTION_LIMIT", 20))
         if not is_text(name) or len(name.encode()) > 63:
-            raise PreparationError("role_name must be text of at most 63 bytes")
+            problems.append("role_name must be text of at most 63 bytes")
         if not re.fullmatch("[0-9]{1,5}", limit) or int(limit) < 1:
-            raise PreparationError("connection_limit must be a whole number from 1 to 99999")
+            problems.append("connection_limit must be a whole number from 1 to 99999")
+        time_outs_ms = {}
+        for time_out, (variable, default) in TIME_OUTS.items():
+            seconds = str(given(f"{time_out}_s", variable, default))
+            if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", seconds) and float(seconds) <= LONGEST_S:
+                time_outs_ms[time_out] = round(float(seconds) * 1000)
+            else:
+                problems.append(f"{time_out}_s must be seconds from 0, which is no time-out, to {LONGEST_S}")
         secret = given("role_secret_arn", "APP_ROLE_SECRET_ARN")
         if secret is not None and not is_text(secret):
-            raise PreparationError("role_secret_arn must be text")
+            problems.append("role_secret_arn must be text")
         iam_login, demo_data = truth("iam_login"), truth("demo_data") or False
         if given("role_password") is not None and not is_text(given("role_password")):
-            raise PreparationError("role_password must be text")
+            problems.append("role_password must be text")
+        if problems:
+            raise PreparationError("; ".join(problems))
         # Last, and kept in no variable: a crash reporter shows those of every frame that an error passes.
         return cls(
             role_name=name,
             connection_limit=int(limit),
+            time_outs_ms=time_outs_ms,
             role_password=given("role_password")
             or (password_in_secret(secret, name) if secret else os.environ.get("APP_ROLE_PASSWORD") or None),
             iam_login=iam_login,
@@ -122,7 +166,8 @@ def prepare(connection: Connection, options: Options, remaining_s: float) -> dic
     Args: connection: the owner's, in a transaction. remaining_s: what the invocation has left; whatever would take
         longer, or wait for a lock longer, fails before, so that there is time to say so.
     Returns: {"applied": migrations applied now, "schema_version": int, "role_name": str, "connection_limit": int,
-        "public_may_create": whether everybody may still create in schema public}.
+        "limits": what `compare` returns, "changed": the names of those that were changed, "public_may_create": whether
+        everybody may still create in schema public}.
     Raises: PreparationError, sqlalchemy.exc.DBAPIError; the caller rolls back.
     """
     find_names(connection, OWN_NAMES)  # before anything else
@@ -134,10 +179,13 @@ def prepare(connection: Connection, options: Options, remaining_s: float) -> dic
         "connection_limit": str(options.connection_limit),
         "role_password": scram_verifier(options.role_password) if options.role_password else "",
         "iam_login": "" if options.iam_login is None else str(options.iam_login).lower(),
+        **{name: spell(ms) for name, ms in options.time_outs_ms.items()},
     }
     for name, value in role_settings.items():
         set_locally(connection, f"plungepool.{name}", value)
+    before = limits(connection, options.role_name)
     run_file(connection, HERE / "roles.sql", deadline)
+    compared = compare(before, limits(connection, options.role_name))
     if options.demo_data:
         run_file(connection, HERE / "demo_data.sql", deadline)
     return {
@@ -145,8 +193,54 @@ def prepare(connection: Connection, options: Options, remaining_s: float) -> dic
         "schema_version": version,
         "role_name": options.role_name,
         "connection_limit": options.connection_limit,
+        "limits": compared,
+        "changed": [name for name, of in compared.items() if of["before"] != of["after"] or of["before_here"]],
         "public_may_create": bool(connection.execute(PUBLIC_MAY_CREATE).first()),
     }
+
+
+def limits(connection: Connection, role_name: str) -> dict[str, tuple[int | str | None, str | None]]:
+    """
+    Return what limits a role has: for each by its name what is set everywhere, and what in this database alone.
+
+    The number of connections is -1 where there is no limit; None is what is not set, and all of a role that is not
+    there.
+    """
+    row = connection.execute(LIMITS, {"role_name": role_name}).first()
+    everywhere, here = (dict(one.split("=", 1) for one in of or ()) for of in (row[1:] if row else (None, None)))
+    found = {"connection_limit": (row.connection_limit if row else None, None)}
+    return found | {name: (everywhere.get(name), here.get(name)) for name in TIME_OUTS}
+
+
+def compare(before: dict, after: dict) -> dict[str, dict[str, int | str | None]]:
+    """
+    Return for each limit what was set before, what of it in this database alone, which went before, and what is now.
+    """
+    return {
+        name: {"before": before[name][0], "before_here": before[name][1], "after": after[name][0]} for name in before
+    }
+
+
+def tell(limits: dict[str, dict[str, int | str | None]]) -> str:
+    """Say in a line what `compare` found. Pure."""
+
+    def shown(value: int | str | None) -> str:
+        return "not set" if value is None else "unlimited" if value == -1 else "off" if value == "0" else str(value)
+
+    said = []
+    for name, of in limits.items():
+        was = shown(of["before"]) + (f" ({of['before_here']} in this database)" if of["before_here"] else "")
+        now = shown(of["after"])
+        said.append(f"{name} {now}" if was == now else f"{name} {was} -> {now}")
+    return ", ".join(said)
+
+
+def spell(ms: int) -> str:
+    """Return a time as PostgreSQL shows it, in the largest unit that it is a whole number of. Pure."""
+    for unit, of_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms and ms % of_ms == 0:
+            return f"{ms // of_ms}{unit}"
+    return f"{ms}ms" if ms else "0"
 
 
 def migrate(connection: Connection, files: list[Path], deadline: float) -> tuple[list[str], int]:

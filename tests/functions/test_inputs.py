@@ -173,6 +173,15 @@ def test_options_are_refused_or_understood_by_the_database(empty_shop: Any, load
     option = {
         "role_name": names | anything,
         "connection_limit": st.integers(0, 100_000) | st.integers(1, 99_999).map(str) | anything,
+        **dict.fromkeys(
+            (
+                "statement_timeout_s",
+                "lock_timeout_s",
+                "idle_in_transaction_session_timeout_s",
+                "idle_session_timeout_s",
+            ),
+            st.integers(0, 90_000) | st.floats(0, 90_000).map(lambda seconds: f"{seconds:.3f}") | anything,
+        ),
         "role_password": st.text(max_size=20) | anything,
         "iam_login": st.sampled_from(["true", "False", False]) | anything,
         "demo_data": st.booleans() | anything,

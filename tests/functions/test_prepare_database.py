@@ -62,7 +62,12 @@ def test_it_prepares_once_and_again_without_a_change(empty_shop: Any, prepare: A
     first = prepare(demo_data=True)
     assert first["applied"] == sorted(file.name for file in (FUNCTION / "migrations").glob("*.sql"))
     before = empty_shop.contents()
-    assert prepare(demo_data=True) == first | {"applied": []}
+    second = prepare(demo_data=True)
+    assert second["changed"] == []
+    assert {name: of["before"] for name, of in second["limits"].items()} == {
+        name: of["after"] for name, of in first["limits"].items()
+    }
+    assert second == first | {name: second[name] for name in ("limits", "changed")} | {"applied": []}
     assert empty_shop.contents() == before
     assert len(before) > 80
 
@@ -221,6 +226,81 @@ def test_the_role_has_its_limits(empty_shop: Any, prepare: Any) -> None:
     assert empty_shop.execute(ask, empty_shop.app_role)[0][0] == 3
 
 
+LIMITS = (
+    "connection_limit",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+)
+
+
+def settings_of(shop: Any) -> Any:
+    """Return what PostgreSQL has for the role, with the row's own version, which every ALTER ROLE changes."""
+    return shop.execute(
+        "SELECT a.xmin::text, a.rolconnlimit, s.xmin::text, s.setdatabase::int, s.setconfig FROM pg_authid a "
+        "LEFT JOIN pg_db_role_setting s ON s.setrole = a.oid WHERE rolname = $1 ORDER BY s.setdatabase",
+        shop.app_role,
+    )
+
+
+def test_the_limits_are_those_that_are_asked_for(
+    empty_shop: Any, prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the event, CloudFormation's properties (text), or the variables; and a session begins with them."""
+    prepare(statement_timeout_s=0.25, lock_timeout_s=0, idle_in_transaction_session_timeout_s=60, connection_limit=4)
+    engine = plungepool.build_engine(empty_shop.settings())
+    with engine.connect() as connection:
+        shown = [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in LIMITS[1:]]
+    engine.dispose()
+    assert shown == ["250ms", "0", "1min", "15min"]
+    names = {"statement_timeout": "StatementTimeoutS", "idle_session_timeout": "IdleSessionTimeoutS"}
+    monkeypatch.setenv("APP_ROLE_LOCK_TIMEOUT_S", "7")
+    monkeypatch.setenv("APP_ROLE_STATEMENT_TIMEOUT_S", "8")
+    limits = prepare(**{names["statement_timeout"]: "90", names["idle_session_timeout"]: "3600"})["limits"]
+    assert {name: of["after"] for name, of in limits.items()} == {
+        "connection_limit": 20,
+        "statement_timeout": "90s",
+        "lock_timeout": "7s",
+        "idle_in_transaction_session_timeout": "10s",
+        "idle_session_timeout": "1h",
+    }
+
+
+def test_it_says_what_it_found_and_what_it_changed(
+    empty_shop: Any, prepare: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each limit before and after, with what was set in this database alone; a second run writes nothing."""
+    role = empty_shop.app_role
+    first = prepare()
+    assert {of["before"] for of in first["limits"].values()} == {None}
+    assert first["changed"] == list(LIMITS)
+    empty_shop.execute(f"ALTER ROLE {role} SET statement_timeout = '5min'; ALTER ROLE {role} CONNECTION LIMIT -1")
+    empty_shop.execute(f"ALTER ROLE {role} RESET lock_timeout; ALTER ROLE {role} SET work_mem = '5MB'")
+    for own in ("idle_session_timeout = '1h'", "work_mem = '6MB'", "idle_session_timeout = '2h'"):
+        empty_shop.execute(f"ALTER ROLE {role} IN DATABASE {empty_shop.database} SET {own}")
+    caplog.clear()
+    found = prepare()
+    assert found["limits"] == {
+        "connection_limit": {"before": -1, "before_here": None, "after": 20},
+        "statement_timeout": {"before": "5min", "before_here": None, "after": "10s"},
+        "lock_timeout": {"before": None, "before_here": None, "after": "3s"},
+        "idle_in_transaction_session_timeout": {"before": "10s", "before_here": None, "after": "10s"},
+        "idle_session_timeout": {"before": "15min", "before_here": "2h", "after": "15min"},
+    }
+    assert found["changed"] == ["connection_limit", "statement_timeout", "lock_timeout", "idle_session_timeout"]
+    said = (
+        "limits of the role: connection_limit unlimited -> 20, statement_timeout 5min -> 10s, lock_timeout not set -> "
+        "3s, idle_in_transaction_session_timeout 10s, idle_session_timeout 15min (2h in this database) -> 15min"
+    )
+    assert said in caplog.text
+    before = settings_of(empty_shop)
+    # What is none of the limits stays.
+    assert [(row[1], row[4]) for row in before][1] == (20, ["work_mem=6MB"])
+    assert prepare()["changed"] == []
+    assert settings_of(empty_shop) == before
+
+
 def test_connections_beyond_the_limit_are_refused(empty_shop: Any, prepare: Any) -> None:
     """With a limit of 2 the third connection of the role gets 53300, whatever the client would like."""
     prepare(connection_limit=2)
@@ -273,6 +353,12 @@ def test_the_owner_is_not_made_the_application(empty_shop: Any, prepare: Any) ->
         ({"connection_limit": -1}, "connection_limit must be"),
         ({"connection_limit": "20; DROP"}, "connection_limit must be"),
         ({"connection_limit": True}, "connection_limit must be"),
+        ({"statement_timeout_s": -1}, "statement_timeout_s must be"),
+        ({"lock_timeout_s": "3s"}, "lock_timeout_s must be"),
+        ({"idle_session_timeout_s": 86401}, "idle_session_timeout_s must be"),
+        ({"idle_in_transaction_session_timeout_s": "0.0001"}, "idle_in_transaction_session_timeout_s must be"),
+        ({"StatementTimeoutS": "1'; DROP ROLE x"}, "statement_timeout_s must be"),
+        ({"statement_timeout": 5}, r"statement_timeout is not an option \(did you mean statement_timeout_s\?\)"),
         ({"role_name": "x" * 64}, "role_name must be"),
         ({"role_name": "a\0b"}, "role_name must be"),
         ({"role_name": 7}, "role_name must be"),
@@ -287,6 +373,26 @@ def test_wrong_options_are_refused_by_name(load: Any, wrong: Any, message: str) 
     with pytest.raises(preparation.PreparationError, match=message) as raised:
         preparation.Options.read(wrong)
     assert "1234567" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_named_at_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error has every option that is wrong, whichever way it came, and no value."""
+    preparation = load("prepare_database", "postgresql://nobody@nowhere").module.preparation
+    monkeypatch.setenv("APP_ROLE_LOCK_TIMEOUT_S", "a minute")
+    wrong = {"connection_limit": 0, "statement_timeout_s": "x", "role_name": 7, "demo_data": "perhaps", "limit": 5}
+    with pytest.raises(preparation.PreparationError) as raised:
+        preparation.Options.read(wrong)
+    said = str(raised.value).split("; ")
+    assert [problem.split()[0] for problem in said] == [
+        "limit",
+        "role_name",
+        "connection_limit",
+        "statement_timeout_s",
+        "lock_timeout_s",
+        "demo_data",
+    ]
+    assert "perhaps" not in str(raised.value)
+    assert "a minute" not in str(raised.value)
 
 
 def test_the_password_works_and_never_reaches_the_server_as_text(load: Any) -> None:

@@ -38,7 +38,7 @@ def test_options_of_prepare_database_are_documented() -> None:
     source = (ROOT / "functions" / "prepare_database" / "preparation.py").read_text()
     documentation = (ROOT / "docs" / "functions.md").read_text()
     variables = set(re.findall(r'"(APP_ROLE_\w+)"', source))
-    assert len(variables) == 4
+    assert len(variables) == 8
     assert [name for name in variables if f"`{name}`" not in documentation] == []
 
 

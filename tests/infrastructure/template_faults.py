@@ -97,6 +97,8 @@ FAULTS = [
     Fault("reservation of nothing", rules.limits_reach_what_they_limit, "ReservedConcurrentExecutions: !If [ReservesOrders, !Ref OrdersConcurrency, !Ref AWS::NoValue]", "ReservedConcurrentExecutions: !Ref OrdersConcurrency"),
     drop("workers without a bound", rules.limits_reach_what_they_limit, "            ScalingConfig:\n              MaximumConcurrency: !Ref WorkersConcurrency\n"),
     Fault("role's limit by the pool's size", rules.limits_reach_what_they_limit, "APP_ROLE_CONNECTION_LIMIT: !Ref ConnectionLimit", "APP_ROLE_CONNECTION_LIMIT: !Ref PoolSize"),
+    Fault("statement's time-out by a lock's", rules.limits_reach_what_they_limit, "APP_ROLE_STATEMENT_TIMEOUT_S: !Ref StatementTimeoutSeconds", "APP_ROLE_STATEMENT_TIMEOUT_S: !Ref LockTimeoutSeconds"),
+    drop("idle session's time-out that reaches nobody", rules.limits_reach_what_they_limit, "          APP_ROLE_IDLE_SESSION_TIMEOUT_S: !Ref IdleSessionTimeoutSeconds\n"),
     Fault("defaults beyond the limit", rules.numbers_add_up, "    Default: 13\n", "    Default: 20\n"),
     Fault("handler that outlives the API", rules.nobody_waits_longer_than_is_of_use, "    Timeout: 15\n", "    Timeout: 45\n"),
     Fault("wait for the proxy longer than for the handler", rules.nobody_waits_longer_than_is_of_use, "ConnectionBorrowTimeout: 10", "ConnectionBorrowTimeout: 120", DATABASE),

@@ -532,6 +532,13 @@ def limits_reach_what_they_limit(templates: Templates) -> None:
     Each number that bounds the fleet arrives where it is enforced; 0 reserves nothing, and is passed on to nobody.
     """
     numbers = {"PoolSize": "3", "ConnectionLimit": "41", "OrdersConcurrency": "7", "WorkersConcurrency": "9"}
+    time_outs = {
+        "StatementTimeoutSeconds": ("APP_ROLE_STATEMENT_TIMEOUT_S", "21"),
+        "LockTimeoutSeconds": ("APP_ROLE_LOCK_TIMEOUT_S", "22"),
+        "IdleInTransactionTimeoutSeconds": ("APP_ROLE_IDLE_IN_TRANSACTION_SESSION_TIMEOUT_S", "23"),
+        "IdleSessionTimeoutSeconds": ("APP_ROLE_IDLE_SESSION_TIMEOUT_S", "24"),
+    }
+    numbers |= {name: seconds for name, (_, seconds) in time_outs.items()}
     stack = templates.deploy_with(DEPLOYMENTS["aurora"] | numbers)
     functions = stack.of_type("AWS::Lambda::Function")
     reserved = {
@@ -541,6 +548,7 @@ def limits_reach_what_they_limit(templates: Templates) -> None:
     assert {of["Environment"]["Variables"]["PLUNGEPOOL_POOL_SIZE"] for of in functions.values()} == {"3"}
     variables = functions["PrepareDatabaseFunction"]["Environment"]["Variables"]
     assert variables["APP_ROLE_CONNECTION_LIMIT"] == "41"
+    assert {name: variables[name] for name, _ in time_outs.values()} == dict(time_outs.values())
     assert stack.nested["DemoDatabase"].values["ConnectionLimit"] == "41"
     [source] = stack.of_type("AWS::Lambda::EventSourceMapping").values()
     assert source["ScalingConfig"] == {"MaximumConcurrency": "9"}
@@ -1003,6 +1011,7 @@ KEY_BOUNDS = (
 TOPIC_BOUNDS = (["", TOPIC], ["on-call", TOPIC + "*", SECRET + "x-Ab12Cd"])
 FLAG_BOUNDS = (["true", "false"], ["", "yes", "True"])
 DAYS_BOUNDS = (["1", "3653"], ["0", "2", "-1", "x"])
+SECONDS_BOUNDS = (["0", "0.5", "86400"], ["-1", "86401", "x", ""])
 BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "DatabaseMode": (["existing", "aurora", "instance"], ["", "cluster"]),
     "Endpoint": (["direct", "proxy"], ["", "pooler"]),
@@ -1027,6 +1036,10 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "RouteTableIds": (["", "rtb-1,rtb-2"], []),
     "PoolSize": (["1", "16"], ["0", "17", "x"]),
     "ConnectionLimit": (["1", "10000"], ["0", "10001", "-1"]),
+    "StatementTimeoutSeconds": SECONDS_BOUNDS,
+    "LockTimeoutSeconds": SECONDS_BOUNDS,
+    "IdleInTransactionTimeoutSeconds": SECONDS_BOUNDS,
+    "IdleSessionTimeoutSeconds": SECONDS_BOUNDS,
     "OrdersConcurrency": (["0", "1000"], ["-1", "1001"]),
     "WorkersConcurrency": (["2", "1000"], ["1", "1001"]),  # the bounds of SQS
     "EngineVersion": (["14", "18", "16.3", "17.10"], ["", "13", "19", "17.", "17.123", "latest"]),

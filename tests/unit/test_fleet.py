@@ -4,141 +4,76 @@ The law of the fleet in virtual time: a storm of environments on a database that
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import random
-from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
 from plungepool.fleet import Pressure
+from plungepool_toolkit.simulate.fleet import Fleet
+from plungepool_toolkit.simulate.model import Costs, Database, Function, Sharing
+from plungepool_toolkit.simulate.strategies import STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from plungepool_toolkit.simulate.run import Run
 
-    # From what the last refusal took and what is left, in seconds, to the pause; None: it gives up.
-    Law = Callable[[float, float], float | None]
-
-# What a connect costs the server until it is refused, what it costs more where it is not, and its query: in seconds of
-# CPU. Measured on loopback with a password in clear text over TLS.
-REFUSED_S, ACCEPTED_S, QUERY_S = 0.006, 0.006, 0.003
-HELD_S, DEADLINE_S = 0.02, 14.5
+OURS, FIXED = "null", "null-retry-slow"
+# In seconds of CPU: what a connect costs the server until it is refused, to its end, and its query. Measured on
+# loopback with a password in clear text over TLS, the client's part included.
+COSTS = Costs(refused_s=0.006, connect_s=0.012, statement_s=0.003)
 
 
-class Outcome(NamedTuple):
-    answered: int
-    median_s: float
-    refused: int
-
-
-def storm(law: Callable[[random.Random], Law], *, environments: int, slots: int, cores: float, seed: int) -> Outcome:
-    """
-    Run environments that all connect at once, ask, and close. The server's CPU is one queue; whether there is a slot
-    shows when the connect has had its turn.
-    """
-    chance, tie = random.Random(seed), itertools.count()
-    workers = max(1, round(cores + 0.49))
-    speed = cores / workers
-    events: list[tuple[float, int, str, int]] = []
-    queue: deque[tuple[str, int, float]] = deque()
-    laws = [law(chance) for _ in range(environments)]
-    began = [0.0] * environments
-    idle, used, refused = workers, 0, 0
-    answers: list[float] = []
-
-    def at(moment: float, what: str, who: int) -> None:
-        heapq.heappush(events, (moment, next(tie), what, who))
-
-    def compute(now: float, *work: tuple[str, int, float]) -> None:
-        nonlocal idle
-        queue.extend(work)
-        while idle and queue:
-            what, who, cost_s = queue.popleft()
-            idle -= 1
-            at(now + cost_s / speed, what, who)
-
-    for one in range(environments):
-        at(chance.uniform(0, 0.05), "connect", one)
-    while events:
-        now, _, what, one = heapq.heappop(events)
-        if what == "connect":
-            began[one] = now
-            compute(now, ("asked", one, REFUSED_S))
-            continue
-        if what == "done":
-            used -= 1
-            if now <= DEADLINE_S:
-                answers.append(now)
-            continue
-        idle += 1
-        if what == "asked" and used < slots:
-            used += 1
-            compute(now, ("answered", one, ACCEPTED_S + QUERY_S))
-            continue
-        if what == "asked":
-            refused += 1
-            pause_s = laws[one](now - began[one], DEADLINE_S - now)
-            if pause_s is not None:
-                at(now + pause_s, "connect", one)
-        else:
-            at(now + HELD_S, "done", one)
-        compute(now)
-    answers.sort()
-    return Outcome(len(answers), answers[len(answers) // 2] if answers else DEADLINE_S, refused)
-
-
-def ours(chance: random.Random) -> Law:
-    pressure = Pressure()
-
-    def pause(took_s: float, left_s: float) -> float | None:
-        nonlocal pressure
-        pressure = pressure.refused(took_s)
-        return pressure.pause_s(left_s, chance.random())
-
-    return pause
-
-
-def fixed(chance: random.Random) -> Law:
-    """Decorrelated jitter from 0.5 to 6 s, the best of those that know nothing of the server."""
-    pause_s = 0.3
-
-    def pause(took_s: float, left_s: float) -> float | None:
-        nonlocal pause_s
-        pause_s = min(6.0, chance.uniform(0.5, max(0.5, pause_s) * 3))
-        return pause_s if pause_s < left_s else chance.uniform(0, left_s) if left_s > 0.1 else None
-
-    return pause
+def storm(
+    strategy: str,
+    *,
+    environments: int,
+    slots: int,
+    cores: float,
+    seed: int,
+    rounds: int = 1,
+    sharing: Sharing = "queue",
+) -> Run:
+    """Run environments that all connect at once, ask, and close."""
+    database = Database(limit=slots, cores=cores, sharing=sharing, costs=COSTS)
+    return Fleet(STRATEGIES[strategy], database, Function(), environments=environments, seed=seed).spikes(rounds)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("cores", [2.0, 1.0, 0.6])
 def test_a_spike_is_answered(cores: float, seed: int) -> None:
     """300 environments on 26 connections, also where the server has little CPU: everyone is answered in time."""
-    outcome = storm(ours, environments=300, slots=26, cores=cores, seed=seed)
-    assert outcome.answered == 300
+    outcome = storm(OURS, environments=300, slots=26, cores=cores, seed=seed)
+    assert outcome.succeeded == 300
     assert outcome.refused < 3 * 300
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["null", "adaptive"])
+@pytest.mark.parametrize("cores", [2.0, 1.0])
+def test_a_spike_is_answered_where_processes_share_the_cores(cores: float, strategy: str, seed: int) -> None:
+    """The same where all connects get on alike, and each refusal takes as long as all of them together; two rounds."""
+    outcome = storm(strategy, environments=300, slots=26, cores=cores, seed=seed, rounds=2, sharing="shared")
+    assert outcome.succeeded == 600
 
 
 def test_a_fixed_range_collapses_where_ours_does_not() -> None:
     """The model can fail: at a fixed pace the refusals take the CPU that the others need."""
-    assert storm(fixed, environments=300, slots=8, cores=0.6, seed=1).answered < 200
-    assert storm(ours, environments=300, slots=8, cores=0.6, seed=1).answered == 300
+    assert storm(FIXED, environments=300, slots=8, cores=0.6, seed=1).succeeded < 200
+    assert storm(OURS, environments=300, slots=8, cores=0.6, seed=1).succeeded == 300
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ours_is_as_quick_as_a_fixed_range_where_there_is_cpu(seed: int) -> None:
     """The median of a spike on two cores is at most a fifth longer than the best fixed range's."""
-    mine = storm(ours, environments=300, slots=26, cores=2.0, seed=seed)
-    its = storm(fixed, environments=300, slots=26, cores=2.0, seed=seed)
-    assert (mine.answered, its.answered) == (300, 300)
-    assert mine.median_s <= 1.2 * its.median_s
+    mine = storm(OURS, environments=300, slots=26, cores=2.0, seed=seed)
+    its = storm(FIXED, environments=300, slots=26, cores=2.0, seed=seed)
+    assert (mine.succeeded, its.succeeded) == (300, 300)
+    assert mine.latency_s(0.5) <= 1.2 * its.latency_s(0.5)
 
 
 def test_thousands_are_answered() -> None:
     """3,000 environments on 100 connections and eight cores, 10,000 on 970 and sixteen."""
-    assert storm(ours, environments=3000, slots=100, cores=8.0, seed=1).answered == 3000
-    assert storm(ours, environments=10000, slots=970, cores=16.0, seed=1).answered == 10000
+    assert storm(OURS, environments=3000, slots=100, cores=8.0, seed=1).succeeded == 3000
+    assert storm(OURS, environments=10000, slots=970, cores=16.0, seed=1).succeeded == 10000
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.005, 0.5, 5.0, 100.0])

@@ -19,6 +19,7 @@ REASONS = {
     ),
     "plungepool.wire.session.Session": "flights and what becomes of a torn one: each method undoes what another began",
     "plungepool.wire.transport.Transport": "one socket from dialling to its end; a few lines over",
+    "plungepool_toolkit.commands.simulate.simulate": ("half of it are its options, which Typer reads from a signature"),
     "plungepool_toolkit.environment.Environment": "one environment from init to its end; a few lines over",
     "plungepool_toolkit.network.ChaosProxy": "one way to break a network a method; a few lines over",
 }

@@ -1,0 +1,308 @@
+"""`plungepool simulate`: a fleet of thousands in virtual time, by the package's own law."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path  # noqa: TC003  # Typer reads it at run time
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+
+from plungepool_toolkit.commands.console import table
+from plungepool_toolkit.simulate import calibration, curves, prices, study
+from plungepool_toolkit.simulate.advice import advice
+from plungepool_toolkit.simulate.document import document, sentence
+from plungepool_toolkit.simulate.incidents import INCIDENTS, Incident
+from plungepool_toolkit.simulate.model import Database, Function
+from plungepool_toolkit.simulate.strategies import DEFAULT, STRATEGIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from plungepool_toolkit.simulate.model import Endpoint
+    from plungepool_toolkit.simulate.prices import Bill
+    from plungepool_toolkit.simulate.strategies import Strategy
+    from plungepool_toolkit.simulate.study import Load, Outcome
+
+
+_T = TypeVar("_T")
+
+# Environments of which a knee is looked for.
+_TRIED_AT_MOST = 10_000
+
+
+def simulate(
+    *,
+    environments: Annotated[int, typer.Option(min=1, max=100_000, help="How many there are, at most.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Of a spike: how often all are invoked.")] = 1,
+    arrival: Annotated[Literal["spike", "wave", "steady"], typer.Option(help="How invocations come.")] = "spike",
+    rate: Annotated[float, typer.Option(min=0.01, help="Of a wave or steady: invocations a second, at most.")] = 20.0,
+    duration: Annotated[float, typer.Option(min=1, max=86400, help="Of a wave or steady: seconds.")] = 60.0,
+    curve: Annotated[
+        Path | None, typer.Option(help="Replay a recorded one: CSV (time, concurrency or rate) or CloudWatch's JSON.")
+    ] = None,
+    incident: Annotated[
+        str | None,
+        typer.Option(help=f"Replay one that its owners published, would it have held? ({', '.join(INCIDENTS)})"),
+    ] = None,
+    service_ms: Annotated[float, typer.Option(min=0, help="The handler's own time, in its transaction.")] = 20.0,
+    statement_ms: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="The server's CPU for an invocation's statements. (1.1)"),
+    ] = None,
+    deadline: Annotated[float, typer.Option(min=1, max=900, help="The function's time-out, in seconds.")] = 15.0,
+    limit: Annotated[int, typer.Option(min=1, help="Connections that the fleet's role may have.")] = 26,
+    cores: Annotated[float, typer.Option(min=0.05, help="The server's.")] = 2.0,
+    acu: Annotated[
+        float | None, typer.Option(help="An Aurora cluster's most: says limit and cores (1, 4, 8, 16, 32, 64, ...).")
+    ] = None,
+    servers: Annotated[int | None, typer.Option(min=1, help="Connections of a proxy. (as many as --limit)")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help=f"Only this one; may be given again. ({', '.join(STRATEGIES)})")
+    ] = None,
+    endpoint: Annotated[
+        Literal["direct", "proxy", "both"] | None, typer.Option(help="Of each strategy. (direct; tiny both)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The first.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many runs, each with a seed of its own.")] = 1,
+    memory_mb: Annotated[int, typer.Option(min=128, max=10_240, help="Of the function, for its price.")] = 512,
+    knee: Annotated[bool, typer.Option("--knee", help="Also find how many environments at once are held.")] = False,
+    calibrate: Annotated[Path | None, typer.Option(help="Take the server's costs from a storm's JSON.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Simulate a storm that was measured; exits with 1 beyond 15 %.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, in the storm's format.")] = False,
+) -> None:
+    """
+    Say what comes of a fleet of environments on one database, without any of them: in virtual time.
+
+    What an environment does is decided by the package's own code. Costs of the server are measured ones; take your own
+    with --calibrate, from what `plungepool storm --json` printed. Exits with 1 if --compare finds the two apart.
+    """
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    chosen = range(seed, seed + seeds)
+    if compare is not None:
+        _compare(console, _storm(compare, "--compare"), _storm(calibrate, "--calibrate"), chosen)
+        return
+    database, function, load = _conditions(
+        console,
+        database=_database(limit, cores, acu, servers),
+        function=Function(service_s=service_ms / 1000, deadline_s=deadline),
+        load=_load(environments, rounds, arrival, rate, duration, curve),
+        statement_ms=statement_ms,
+        storm=_storm(calibrate, "--calibrate"),
+    )
+    story = _known(INCIDENTS, incident, "--incident") if incident else None
+    word = "recorded" if curve or incident else arrival
+    if story is not None:
+        function = story.function
+        load = study.Load(environments=story.environments, curve=story.curve)
+        asked = _of_incident(story)
+    else:
+        asked = _asked(database, strategy, endpoint)
+    outcomes = [study.simulate(one, where, function, load, chosen) for one, where in asked]
+    bills = [
+        prices.bill(one.middle, cores=one.database.cores, proxy=one.database.endpoint == "proxy", memory_mb=memory_mb)
+        for one in outcomes
+    ]
+    if as_json:
+        made = document(
+            outcomes,
+            bills,
+            function,
+            load,
+            seeds=chosen,
+            command=" ".join(["plungepool", *sys.argv[1:]]),
+            date=datetime.now(UTC).date().isoformat(),
+            arrival=word,
+        )
+        typer.echo(json.dumps(made, indent=1))
+        return
+    if story is not None:
+        _tell(console, story)
+    console.print(f"{sentence(outcomes[0], function, load, word)}.\n", style="dim")
+    console.print(_table(outcomes))
+    console.print(_costs(outcomes, bills))
+    if knee:
+        console.print(_knees(asked, function, chosen, load.rounds))
+    console.print(f"{prices.AS_OF}.\n", style="dim")
+    console.print(advice(outcomes, function, load), style="bold")
+
+
+def _conditions(
+    console: Console,
+    *,
+    database: Database,
+    function: Function,
+    load: Load,
+    statement_ms: float | None,
+    storm: calibration.Measured | None,
+) -> tuple[Database, Function, Load]:
+    if storm is not None:
+        with console.status("Looking for the model that is the most like the storm"):
+            found = calibration.calibrate(storm)
+        database = replace(database, costs=found.costs, sharing=found.sharing)
+    if statement_ms is not None:
+        database = replace(database, costs=replace(database.costs, statement_s=statement_ms / 1000))
+    return database, function, load
+
+
+def _database(limit: int, cores: float, acu: float | None, servers: int | None) -> Database:
+    if acu is not None:
+        try:
+            limit, cores = prices.of_acus(acu)
+        except KeyError:
+            known = ", ".join(f"{one:g}" for one in prices.MAX_CONNECTIONS)
+            raise typer.BadParameter(f"known are {known}", param_hint="--acu") from None
+    return Database(limit=limit, cores=cores, servers=servers)
+
+
+def _load(environments: int, rounds: int, arrival: str, rate: float, duration: float, curve: Path | None) -> Load:
+    found = None
+    if curve is not None:
+        try:
+            found = curves.read(curve)
+        except (curves.CurveError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--curve") from None
+    elif arrival != "spike":
+        found = (curves.wave if arrival == "wave" else curves.steady)(rate, duration)
+    return study.Load(environments=environments, rounds=rounds, curve=found)
+
+
+def _asked(database: Database, strategies: list[str] | None, endpoint: str | None) -> list[tuple[Strategy, Database]]:
+    chosen = [_known(STRATEGIES, name, "--strategy") for name in strategies or DEFAULT]
+    places: tuple[Endpoint, ...] = ("direct", "proxy")
+    if endpoint != "both":
+        places = ("proxy",) if endpoint == "proxy" else ("direct",)
+    asked = [(one, replace(database, endpoint=place)) for place in places for one in chosen]
+    if not strategies and endpoint is None:
+        asked.append((STRATEGIES["tiny"], replace(database, endpoint="proxy")))
+    return asked
+
+
+def _of_incident(story: Incident) -> list[tuple[Strategy, Database]]:
+    database = story.database
+    capped = replace(database, limit=story.cap)
+    asked = [(STRATEGIES[story.theirs], database)]
+    for one in (database, capped) if capped != database else (database,):
+        asked += [(STRATEGIES[name], replace(one, endpoint="direct")) for name in ("null", "adaptive")]
+        asked.append((STRATEGIES["tiny"], replace(one, endpoint="proxy")))
+    return asked
+
+
+def _known(things: Mapping[str, _T], name: str, option: str) -> _T:
+    if name not in things:
+        raise typer.BadParameter(f"{name} is none of {', '.join(things)}", param_hint=option)
+    return things[name]
+
+
+def _storm(path: Path | None, option: str) -> calibration.Measured | None:
+    if path is None:
+        return None
+    try:
+        return calibration.measured(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint=option) from None
+
+
+def _tell(console: Console, story: Incident) -> None:
+    console.print(story.title, style="bold")
+    for title, lines in (("Published", story.published), ("Assumed", story.assumed), ("Sources", story.sources)):
+        console.print(f"{title}:")
+        for line in lines:
+            console.print(f"  - {line}", style="dim")
+    console.print()
+
+
+def _table(outcomes: Sequence[Outcome]) -> Any:
+    numbers = ("Peak", "Answered", "p50 / p99, s", "Connects", "Refused")
+    made = table("", "Strategy", *numbers, numbers=numbers)
+    for one in outcomes:
+        run = one.middle
+        made.add_row(
+            _title(one),
+            f"{run.peak}/{one.database.limit}",
+            _answered(one),
+            f"{run.latency_s(0.5):.2f} / {run.latency_s(0.99):.2f}",
+            str(run.connects),
+            str(run.refused),
+            style="bold" if one.strategy.ours else None,
+        )
+    return made
+
+
+def _costs(outcomes: Sequence[Outcome], bills: Sequence[Bill]) -> Any:
+    numbers = ("CPU, s", "Database", "Proxy", "Billed, s", "A million")
+    made = table("What it costs", "Strategy", *numbers, numbers=numbers)
+    for one, bill in zip(outcomes, bills, strict=True):
+        made.add_row(
+            _title(one),
+            f"{one.middle.database_cpu_s:.1f}",
+            f"{bill.database:.0f}",
+            f"{bill.proxy:.0f}",
+            f"{bill.billed_s:.2f}",
+            f"{bill.lambda_million:.2f}",
+        )
+    made.caption = (
+        f"Database and proxy: dollars a month. A million: invocations, dollars of Lambda. A NAT gateway, which a token "
+        f"needs not: {bills[0].nat:.0f} a month for each zone."
+    )
+    made.caption_justify = "left"
+    return made
+
+
+def _title(one: Outcome) -> str:
+    return f"{one.strategy.title}{', by proxy' if one.database.endpoint == 'proxy' else ''}"
+
+
+def _answered(one: Outcome) -> str:
+    low, high = (f"{100 * part:.1f}" for part in (one.worst, one.best))
+    return f"{low} %" if low == high else f"{low}-{high} %"
+
+
+def _knees(asked: Sequence[tuple[Strategy, Database]], function: Function, seeds: Sequence[int], rounds: int) -> Any:
+    made = table("Environments at once that are held", "Strategy", "Endpoint", "At most", numbers=("At most",))
+    for strategy, database in asked:
+        found = study.knee(strategy, database, function, seeds, rounds=rounds)
+        made.add_row(strategy.title, database.endpoint, f"{found} or more" if found >= _TRIED_AT_MOST else str(found))
+    return made
+
+
+def _compare(
+    console: Console, storm: calibration.Measured | None, other: calibration.Measured | None, seeds: Sequence[int]
+) -> None:
+    assert storm is not None
+    with console.status("Looking for the model that is the most like the storm"):
+        found = calibration.calibrate(other or storm)
+    database = replace(storm.database, costs=found.costs, sharing=found.sharing, cores=found.cores)
+    costs = database.costs
+    console.print(
+        f"The model: {database.cores:.2f} cores for the server ({database.sharing}), {costs.connect_s * 1000:.1f} ms "
+        f"of CPU a connect, {costs.refused_s * 1000:.1f} a refusal, {costs.statement_s * 1000:.1f} an invocation.",
+        style="dim",
+    )
+    numbers = ("Measured", "Computed", "Apart")
+    made = table("", "Strategy", "Endpoint", "What", *numbers, numbers=numbers)
+    differences = calibration.compare(storm, database, seeds)
+    beyond = [one for one in differences if one.apart > calibration.WITHIN]
+    for one in differences:
+        made.add_row(
+            one.strategy,
+            one.endpoint,
+            one.what,
+            f"{one.measured:.3g}",
+            f"{one.computed:.3g}",
+            f"{100 * one.apart:.0f} %",
+            style="red" if one in beyond else None,
+        )
+    console.print(made)
+    if storm.unknown:
+        console.print(f"Not in the model: {', '.join(storm.unknown)}.", style="dim")
+    within = f"{len(differences) - len(beyond)} of {len(differences)} numbers are within {calibration.WITHIN:.0%}"
+    console.print(f"{within}{'.' if not beyond else ': believe the model for those, and no other.'}", style="bold")
+    if beyond:
+        raise typer.Exit(1)

@@ -1,0 +1,181 @@
+"""
+The model against a storm that was measured: what its server's costs were, and how far the one is from the other.
+
+From the CPU that each strategy took of the server follow the costs of a connect, a refusal and the statements. What a
+storm's clients took of the same cores is nowhere measured: how many cores were left to the server, and whether its
+processes share them or wait for each other, is what makes the model's latencies the most like the storm's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .model import Costs, Database, Function
+from .strategies import STRATEGIES
+from .study import Load, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .model import Sharing
+    from .run import Run
+
+#: How far the model may be from a storm.
+WITHIN = 0.15
+_FORMAT = "plungepool-storm/1"
+# How much the costs that are known from elsewhere count beside a storm's own: a storm in which nobody was refused says
+# nothing of what a refusal costs.
+_KNOWN_COUNTS = 0.05
+
+
+class StormError(ValueError):
+    """A document is none of a storm that can be compared; says why."""
+
+
+class Measured(NamedTuple):
+    """A storm's conditions, and what it measured of each strategy that the model knows."""
+
+    function: Function
+    load: Load
+    database: Database
+    strategies: Sequence[Mapping[str, Any]]
+    #: Those that the model has no strategy for.
+    unknown: Sequence[str]
+
+
+class Difference(NamedTuple):
+    """One number of one strategy, measured and computed. Relative to what was measured."""
+
+    strategy: str
+    endpoint: str
+    what: str
+    measured: float
+    computed: float
+
+    @property
+    def apart(self) -> float:
+        """How far they are apart, as a part of what was measured."""
+        if self.measured == self.computed:
+            return 0.0
+        return abs(self.computed - self.measured) / self.measured if self.measured else math.inf
+
+
+def measured(document: Any) -> Measured:
+    """
+    Return what a storm's document holds. Raises: StormError.
+    """
+    try:
+        if document["format"] != _FORMAT or document["kind"] != "storm":
+            raise StormError(f"it must be of the format {_FORMAT} and the kind storm")
+        conditions = document["conditions"]
+        if conditions["arrival"] != "spike":
+            raise StormError("only a storm of spikes can be compared: of the others it does not say what arrived when")
+        found = Measured(
+            Function(service_s=conditions["service_ms"] / 1000, deadline_s=float(conditions["deadline_s"])),
+            Load(environments=conditions["environments"], rounds=conditions["rounds"]),
+            Database(limit=conditions["limit"], cores=float(conditions["cores"])),
+            [one for one in document["strategies"] if one["name"] in STRATEGIES],
+            [one["name"] for one in document["strategies"] if one["name"] not in STRATEGIES],
+        )
+        expected = found.load.environments * found.load.rounds
+        for one in found.strategies:
+            _numbers(one)
+            if one["invocations"] != expected:
+                raise StormError(f"{one['name']} has {one['invocations']} invocations, and not {expected}")
+    except (KeyError, TypeError) as error:
+        raise StormError(f"it is no document of a storm: {error!r}") from None
+    if not found.strategies:
+        raise StormError("the model knows none of its strategies")
+    return found
+
+
+def calibrate(storm: Measured, seeds: Sequence[int] = (1,)) -> Database:
+    """Return the database of the model that is the most like the storm's."""
+    costs = _costs(storm)
+    machine = storm.database.cores
+    candidates: list[tuple[float, Database]] = []
+
+    def weigh(cores: float, sharing: Sharing) -> None:
+        database = replace(storm.database, costs=costs, cores=cores, sharing=sharing)
+        apart = [
+            min(abs(math.log(max(one.computed, 1e-6) / max(one.measured, 1e-6))), 2.0)
+            for one in compare(storm, database, seeds)
+        ]
+        candidates.append((sum(apart) / len(apart), database))
+
+    sharings: tuple[Sharing, ...] = ("shared", "queue")
+    for sharing in sharings:
+        for step in range(10):
+            weigh(machine * 0.25 * 1.2**step, sharing)
+    _, nearest = min(candidates, key=lambda one: one[0])
+    for step in (-2, -1, 1, 2):
+        weigh(nearest.cores * 1.06**step, nearest.sharing)
+    return min(candidates, key=lambda one: one[0])[1]
+
+
+def compare(storm: Measured, database: Database, seeds: Sequence[int]) -> list[Difference]:
+    """Return the numbers of the storm beside the model's: what was answered, the median latency, the connects."""
+    found = []
+    for one in storm.strategies:
+        outcome = simulate(STRATEGIES[one["name"]], _endpoint(one, database), storm.function, storm.load, seeds)
+        run = outcome.middle
+        for what, was, computed in zip(("answered", "p50 s", "connects"), _numbers(one), _computed(run), strict=True):
+            found.append(Difference(one["name"], one["endpoint"], what, was, computed))
+    return found
+
+
+def _numbers(one: Mapping[str, Any]) -> tuple[float, float, float]:
+    return one["succeeded"] / one["invocations"], one["latency_ms"]["p50"] / 1000, float(one["connects"])
+
+
+def _computed(run: Run) -> tuple[float, float, float]:
+    return run.rate, run.latency_s(0.5), float(run.connects)
+
+
+def _endpoint(one: Mapping[str, Any], database: Database) -> Database:
+    if one["endpoint"] == "direct":
+        return database
+    # What a pooler was allowed to open is what it opened: in a storm all of it is in use.
+    return replace(database, endpoint="proxy", servers=max(1, one["connections"]["peak"]))
+
+
+def _costs(storm: Measured) -> Costs:
+    """Return the costs that explain the CPU of the server, by least squares."""
+    known = Costs()
+    start = (known.connect_s, known.refused_s, known.statement_s)
+    rows = [
+        ((one["connects"], one["refused"], one["succeeded"]), one["database_cpu_s"])
+        for one in storm.strategies
+        if one["endpoint"] == "direct" and one.get("database_cpu_s")
+    ]
+    # Each unknown in units of what is known of it, each equation in units of what was measured.
+    matrix = [[_KNOWN_COUNTS * (row == column) for column in range(3)] for row in range(3)]
+    right = [_KNOWN_COUNTS] * 3
+    for counts, cpu_s in rows:
+        terms = [count * cost / cpu_s for count, cost in zip(counts, start, strict=True)]
+        for row in range(3):
+            right[row] += terms[row]
+            for column in range(3):
+                matrix[row][column] += terms[row] * terms[column]
+    connect, refused, statement = (
+        max(0.1, factor) * cost for factor, cost in zip(_solve(matrix, right), start, strict=True)
+    )
+    refused = min(refused, 0.95 * connect)
+    return Costs(connect_s=connect, refused_s=refused, statement_s=statement)
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Return the solution of linear equations whose matrix is symmetric and positive definite."""
+    size = len(right)
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for pivot in range(size):
+        for row in range(pivot + 1, size):
+            factor = rows[row][pivot] / rows[pivot][pivot]
+            rows[row] = [value - factor * above for value, above in zip(rows[row], rows[pivot], strict=True)]
+    solution = [0.0] * size
+    for row in reversed(range(size)):
+        rest = sum(rows[row][column] * solution[column] for column in range(row + 1, size))
+        solution[row] = (rows[row][size] - rest) / rows[row][row]
+    return solution

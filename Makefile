@@ -66,7 +66,7 @@ postgresql-18: .debian/postgresql-18/.ready ## Get PostgreSQL 18 with TLS from D
 
 .PHONY: services
 services: postgresql-18
-	@toolkit/set-up apt postgresql pgbouncer iproute2
+	@toolkit/set-up apt postgresql pgbouncer iproute2 chromium-headless-shell
 
 # The tests in parts that share nothing, so that two of them can run at a time.
 CORE := tests/unit tests/integration

@@ -1,6 +1,7 @@
-"""Prepare the database: its schema, the application's role and its limits. Invoked directly, or by CloudFormation."""
+"""Prepare the database: schema, role, limits; or drain its connections. Invoked directly, or by CloudFormation."""
 
 import cloudformation
+import draining
 import preparation
 from aws_lambda_powertools import Logger, Metrics, Tracer
 
@@ -14,7 +15,8 @@ logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Trace
 @metrics.log_metrics(capture_cold_start_metric=True)
 def handler(event: dict, context: object) -> dict:
     if not isinstance(event, dict) or "ResponseURL" not in event:
-        return prepare(event, context)
+        drains = isinstance(event, dict) and "drain" in event
+        return draining.run(event, context) if drains else prepare(event, context)
     cloudformation.check(event)
     # CloudFormation waits an hour for an answer that does not come: whatever happens, there is one.
     try:

@@ -558,6 +558,77 @@ def test_iam_login_needs_a_server_that_has_it(prepare: Any) -> None:
     assert "no role rds_iam" in str(raised.value.orig)
 
 
+# The drain, as an event
+
+
+@pytest.fixture
+def client(empty_shop: Any, prepare: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An engine of the application that keeps a connection, and the name of its role, as the function has it."""
+    prepare()
+    monkeypatch.setenv("APP_ROLE_NAME", empty_shop.app_role)
+    engine = plungepool.build_engine(empty_shop.settings())
+    yield engine
+    engine.dispose()
+
+
+def backend(engine: Any) -> int:
+    """Do what an invocation does, and return the backend's process."""
+    with engine.begin() as connection:
+        return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+
+
+def test_an_event_drains_the_application_s_connections(prepare: Any, client: Any, caplog: Any) -> None:
+    """As `plungepool drain` does it, for the application's role: a dry run, and all of them; nothing is prepared."""
+    function = sys.modules["app"]
+    before = backend(client)
+    counted = SimpleNamespace(get_remaining_time_in_millis=lambda: 60_000)
+    result = function.draining.run({"drain": {"dry_run": True}}, counted)
+    assert (result["found"], result["ended"], backend(client)) == (1, 0, before)
+    result = function.draining.run({"drain": {"min_idle_s": 0.0}}, counted)
+    assert {name: result[name] for name in ("role", "found", "ended", "left", "over")} == {
+        "role": "shop_app",
+        "found": 1,
+        "ended": 1,
+        "left": 0,
+        "over": True,
+    }
+    assert "drained" in caplog.text
+    assert backend(client) != before
+
+
+def test_a_drain_ends_before_the_invocation_does(empty_shop: Any, load: Any, client: Any, caplog: Any) -> None:
+    """Whatever its limit is, a transaction that does not end is left, told, and some time stays for the answer."""
+    function = load("prepare_database", empty_shop.url("postgres"))
+    with client.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        result = function.invoke({"drain": {"limit_s": 300}}, remaining_ms=6000)
+        assert connection.exec_driver_sql("SELECT 2").scalar_one() == 2
+    assert (result["left"], result["in_transaction"], result["ended"]) == (1, 1, 0)
+    assert result["took_s"] >= 1
+    assert "invoke it once more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"drain": {"rate": 0, "rolle": 1}}, "rolle: no option of a drain"),
+        ({"drain": {"rate": 0, "limit_s": "x"}}, "rate must be a number.*limit_s must be a number"),
+        ({"drain": True}, "must be a JSON object"),
+        ({"drain": {}, "demo_data": True, "role_name": "x"}, "drain goes alone, without demo_data, role_name"),
+        ({"drain": {"role": "nobody"}}, "there is no role 'nobody'"),
+    ],
+)
+def test_a_drain_that_makes_no_sense_is_refused(
+    empty_shop: Any, load: Any, client: Any, event: dict[str, Any], said: str
+) -> None:
+    """By name, before anything is ended."""
+    before = backend(client)
+    function = load("prepare_database", empty_shop.url("postgres"))
+    with pytest.raises((plungepool.PlungepoolError, function.module.preparation.PreparationError), match=said):
+        function.invoke(event)
+    assert backend(client) == before
+
+
 # CloudFormation
 
 

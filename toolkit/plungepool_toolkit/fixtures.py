@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plungepool_toolkit.environment import Environment
+from plungepool_toolkit.lambda_context import LambdaContext
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
 
@@ -75,6 +76,12 @@ def lambda_environment() -> Iterator[Callable[..., Environment]]:
             return stack.enter_context(Environment(*arguments, **keywords))
 
         yield start
+
+
+@pytest.fixture
+def lambda_context() -> LambdaContext:
+    """Lambda's context for a handler that the test calls itself: 30 seconds, `again()` for the next."""
+    return LambdaContext()
 
 
 @pytest.fixture

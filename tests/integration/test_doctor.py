@@ -200,11 +200,11 @@ class World:
 
         return self._listen(serve)
 
-    def refuses(self, sqlstate: str, message: str) -> int:
+    def refuses(self, sqlstate: str, message: str, host: str = "localhost") -> int:
         """A port with this server's certificate that refuses every login so."""
         body = b"SFATAL\0VFATAL\0C" + sqlstate.encode() + b"\0M" + message.encode() + b"\0\0"
         error = b"E" + (len(body) + 4).to_bytes(4, "big") + body
-        return self.answers(b"S", context=self.authority.server_context("localhost"), then=error)
+        return self.answers(b"S", context=self.authority.server_context(host), then=error)
 
     def full_backlog(self) -> int:
         """A port whose queue is full, so that nothing more is answered: as behind a security group."""
@@ -278,6 +278,17 @@ class World:
             raise ClientError({"Error": {"Code": code, "Message": "no"}}, operation)
 
         self.patch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+
+    def rds_says(self, **cluster: Any) -> None:
+        """Let RDS say this of the cluster that it is asked for; all else is moto's."""
+        asked = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]
+
+        def answer(client: object, operation: str, parameters: object) -> Any:
+            if operation == "DescribeDBClusters":
+                return {"DBClusters": [cluster]}
+            return asked(client, operation, parameters)
+
+        self.patch.setattr(botocore.client.BaseClient, "_make_api_call", answer)
 
     def proxy(self, **options: Any) -> tuple[RdsProxy, dict[str, str]]:
         """
@@ -431,6 +442,33 @@ def no_route_to_host(world: World) -> dict[str, str]:
     return {}
 
 
+CLUSTER = "shop.cluster-abc123.eu-west-1.rds.amazonaws.com"
+
+
+def express(world: World, sqlstate: str, message: str, **more: str) -> dict[str, str]:
+    """A cluster of express configuration, as RDS says of it, that refuses every login so."""
+    iam = world.aws()
+    world.rds_says(Endpoint=CLUSTER, InternetAccessGatewayEnabled=True)
+    address = f"127.0.0.1:{world.refuses(sqlstate, message, CLUSTER)}"
+    reach = {"PLUNGEPOOL_HOST": CLUSTER, "PLUNGEPOOL_ADDRESS": address, "PLUNGEPOOL_PORT": "5432"}
+    return iam | reach | world.trusted | more
+
+
+def by_password(world: World, sqlstate: str, message: str) -> dict[str, str]:
+    """The same, and a password."""
+    return express(world, sqlstate, message, PLUNGEPOOL_AUTH="password", PLUNGEPOOL_PASSWORD=PASSWORD)
+
+
+def silent_public_address(world: World) -> dict[str, str]:
+    """An address on the internet that does not answer; nothing goes there from here."""
+
+    def wait(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    world.patch.setattr("plungepool.checks.socket.create_connection", wait)
+    return {"PLUNGEPOOL_ADDRESS": "8.8.8.8"}
+
+
 # TCP has no way to a group of hosts: the kernel says of a multicast address that the network is unreachable.
 NO_ROUTE = "224.0.0.1"
 PLAIN = {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": "", "PLUNGEPOOL_HOST": "127.0.0.1"}
@@ -442,6 +480,7 @@ SET_UPS = [
     SetUp("a line break at the end of a copied value", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD}\n"}, "settings", "PLUNGEPOOL_PASSWORD begins or ends with a line break", "correct the variable"),
     SetUp("the ARN of something else than a secret", lambda w: w.secret_settings() | {"PLUNGEPOOL_SECRET_ARN": "arn:aws:rds:eu-west-1:1:db:d"}, "settings", "PLUNGEPOOL_SECRET_ARN must be the ARN of a secret", "correct the variable"),
     SetUp("no password", lambda w: {"PLUNGEPOOL_PASSWORD": ""}, "settings", "PLUNGEPOOL_PASSWORD is missing", "correct the variable"),
+    SetUp("a token over plain text", lambda w: w.aws() | PLAIN, "settings", "PLUNGEPOOL_TLS=disable would send the token of PLUNGEPOOL_AUTH=iam in clear; use verify-full", "correct the variable"),
     # The way.
     SetUp("a host that does not exist", lambda w: {"PLUNGEPOOL_HOST": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_HOST) cannot be resolved", "copy the endpoint's name into PLUNGEPOOL_HOST"),
     SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "name the tunnel's own end"),
@@ -450,6 +489,7 @@ SET_UPS = [
     SetUp("a host that no route leads to", lambda w: {"PLUNGEPOOL_ADDRESS": NO_ROUTE}, "TCP", "cannot be reached: Network is unreachable", "this machine has no way there: check the subnet's routes (or the VPN)"),
     SetUp("a gateway that says there is no such host", no_route_to_host, "TCP", "cannot be reached: No route to host", "this machine has no way there: check the subnet's routes (or the VPN)"),
     SetUp("a closed security group", lambda w: port(w.full_backlog(), **HURRIED), "TCP", "did not answer within 0.3 s", "let the function's security group into the database's"),
+    SetUp("a function in a VPC without a NAT gateway, and a public address", silent_public_address, "TCP", "did not answer within 20 s", "the address is a public one: a function in a VPC reaches it through a NAT gateway only"),
     # TLS.
     SetUp("a server without TLS", lambda w: port(w.answers(b"N")), "TLS", "is PostgreSQL, and does not offer TLS", "turn TLS on at the server"),
     SetUp("another program at the port", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")), "TLS", "does not speak PostgreSQL's protocol", "check PLUNGEPOOL_PORT"),
@@ -506,7 +546,10 @@ SET_UPS = [
     SetUp("a proxy that wants a password, and a token", lambda w: w.proxy(auth="scram", users={"app": "other"})[1], "authentication", "(1) the proxy does not ask for IAM (IAMAuth: REQUIRED)", "see docs/authenticate.md"),
     SetUp("a proxy without a secret for the user", lambda w: w.proxy(users={"other": "x"})[1], "authentication", "(1) the proxy has neither a secret for this user nor IAM to the database itself", "see docs/authenticate.md"),
     SetUp("a proxy, and another region", lambda w: w.proxy()[1] | {"PLUNGEPOOL_REGION": "us-east-2"}, "authentication", "(2) PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or the endpoint is not in us-east-2", "see docs/authenticate.md"),
+    SetUp("a password for a cluster of express configuration", lambda w: by_password(w, "28P01", "password authentication failed"), "authentication", "password authentication failed", "a cluster of express configuration takes IAM tokens and no password: set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a cluster of express configuration that is full", lambda w: express(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "or set PLUNGEPOOL_POOL=adaptive (no proxy can stand before express configuration)"),
     # What is there.
+    SetUp("a cluster of express configuration, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: express(w, "28000", "no", PLUNGEPOOL_ENDPOINT="proxy"), "endpoint", "is a cluster of express configuration, before which there can be no proxy, and PLUNGEPOOL_ENDPOINT says proxy", "set PLUNGEPOOL_ENDPOINT=direct", "warning"),
     SetUp("a proxy, and PLUNGEPOOL_ENDPOINT=direct", lambda w: w.proxy()[1] | {"PLUNGEPOOL_ENDPOINT": "direct"}, "endpoint", "a pooler stands between, and PLUNGEPOOL_ENDPOINT says direct", "set PLUNGEPOOL_ENDPOINT=proxy", "warning"),
     SetUp("a database, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: {"PLUNGEPOOL_ENDPOINT": "proxy"}, "endpoint", "this looks like the database itself, and PLUNGEPOOL_ENDPOINT says proxy", "name the proxy's endpoint in PLUNGEPOOL_HOST", "warning"),
     SetUp("a clock that is wrong", lambda w: with_clock(w, 3600), "server", "this machine's clock is 3600 s ahead of that of the server", "set this machine's clock", "warning"),

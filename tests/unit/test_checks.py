@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import socket
 import ssl
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from plungepool import Settings, checks
 from plungepool.checks import Check
@@ -311,6 +313,107 @@ def test_whether_the_password_was_looked_at_is_told(
     assert ("without asking for" in check.found) is not used
     assert word in check.found
     assert bool(check.cure) is (state == "warning")
+
+
+# ---- Aurora's express configuration
+
+CLUSTER = "shop.cluster-abc.eu-west-1.rds.amazonaws.com"
+GATEWAY = {
+    "Endpoint": CLUSTER,
+    "ReaderEndpoint": CLUSTER.replace("-abc", "-ro-abc"),
+    "InternetAccessGatewayEnabled": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "answer", "asked", "gateway"),
+    [
+        (CLUSTER, GATEWAY, True, True),
+        (CLUSTER.upper(), GATEWAY, True, True),
+        (CLUSTER.replace("-abc", "-ro-abc"), GATEWAY, True, True),
+        (CLUSTER, GATEWAY | {"InternetAccessGatewayEnabled": False}, True, False),
+        (CLUSTER, {"Endpoint": CLUSTER}, True, False),
+        (CLUSTER.replace("abc", "xyz"), GATEWAY, True, False),  # of this name, in another account
+        (CLUSTER, None, True, False),
+        ("shop.abc.eu-west-1.rds.amazonaws.com", GATEWAY, False, False),
+        ("shop.proxy-abc.eu-west-1.rds.amazonaws.com", GATEWAY, False, False),
+        ("db.example", GATEWAY, False, False),
+    ],
+)
+def test_gateway_is_what_rds_says_of_this_cluster(
+    monkeypatch: pytest.MonkeyPatch, host: str, answer: dict[str, Any] | None, asked: bool, gateway: bool
+) -> None:
+    """Only of a cluster's endpoint, only where RDS names that very endpoint, and never without an answer."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    questions = []
+
+    def ask(client: Any, operation: str, parameters: object) -> Any:
+        questions.append((operation, parameters, client.meta.region_name))
+        if answer is None:
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
+        return {"DBClusters": [answer]}
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", ask)
+    assert checks._has_gateway(host) is gateway
+    assert questions == ([("DescribeDBClusters", {"DBClusterIdentifier": "shop"}, "eu-west-1")] if asked else [])
+
+
+def test_without_boto3_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has the driver alone."""
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert checks._has_gateway(CLUSTER) is False
+
+
+@pytest.mark.parametrize("sqlstate", ["28P01", "28000", "08P01", None])
+def test_password_before_a_gateway_is_the_cause(sqlstate: str | None) -> None:
+    """However it refuses, which is not documented."""
+    check = checks._refusal(settings(), login(), Refused(sqlstate), [], lambda: True).check
+    assert check.cure.startswith("a cluster of express configuration takes IAM tokens and no password")
+
+
+@pytest.mark.parametrize("sqlstate", ["53300", "57P03", "3D000"])
+def test_what_a_server_says_of_itself_is_not_the_passwords_fault(sqlstate: str) -> None:
+    """A full server would refuse a token, too."""
+    check = checks._refusal(settings(), login(), Refused(sqlstate), [], lambda: True).check
+    assert "takes IAM tokens" not in check.cure
+
+
+def test_no_proxy_is_advised_before_a_gateway() -> None:
+    """A full server, and little head-room."""
+    for cure in (
+        checks._full(settings(), login(), "slots", lambda: True),
+        checks._head_room(settings(), 100, 3, 90, lambda: True).cure,
+    ):
+        assert "or set PLUNGEPOOL_POOL=adaptive" in cure
+        assert "RDS Proxy" not in cure
+
+
+def test_gateway_may_announce_any_process() -> None:
+    """It is told, and no warning that would lead to PLUNGEPOOL_ENDPOINT=proxy."""
+    connection: Any = SimpleNamespace(connection=SimpleNamespace(dbapi_connection=SimpleNamespace(backend_pid=8)))
+    [check] = checks._between(settings(), connection, 7, lambda: True)
+    assert (check.state, check.cure) == ("ok", "")
+    assert "process 7 serves, and 8 was announced" in check.found
+
+
+@pytest.mark.parametrize(
+    ("address", "begins"),
+    [("8.8.8.8", "the address is a public one"), ("10.0.0.1", "let the function's security group into"),
+     ("127.0.0.1", "let the function's security group into")],
+)  # fmt: skip
+def test_silence_of_a_public_address_is_not_a_security_groups(
+    monkeypatch: pytest.MonkeyPatch, address: str, begins: str
+) -> None:
+    """The way out is looked for first."""
+
+    def wait(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", wait)
+    with pytest.raises(checks._Failure) as caught:
+        checks._reach(WAY.settings, dataclasses.replace(WAY, address=address))
+    assert caught.value.check.cure.startswith(begins)
 
 
 # ---- causes

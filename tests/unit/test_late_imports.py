@@ -14,6 +14,7 @@ import plungepool
 # error's, a deadline's or a shutdown's, the import belongs to the module's head, or to the init.
 PATHS = {
     "checks._identity": "the doctor",
+    "checks._has_gateway": "the doctor",
     "checks._row_security": "the doctor",
     "connect.source": "init",
     "iam.TokenSource._keys_of_chain": "connect, outside Lambda",

@@ -9,6 +9,8 @@ No result holds a password, a token or a key.
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import os
 import re
 import socket
@@ -27,7 +29,7 @@ from .errors import CredentialsError, SettingsError
 from .settings import PREFIX, Settings, prefixes, split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -37,6 +39,10 @@ State = Literal["ok", "warning", "failed"]
 _TLS_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 _ENDPOINT = re.compile(
     r"\.(?:rds|dsql(?:-[a-z0-9]+)?)\.(?P<a>[a-z]{2}(?:-[a-z]+)+-\d)\.|\.(?P<b>[a-z]{2}(?:-[a-z]+)+-\d)\.rds\."
+)
+# The endpoints of an Aurora cluster begin with its name: Aurora User Guide, "Aurora endpoint connections".
+_CLUSTER = re.compile(
+    r"(?P<name>[a-z][a-z0-9-]*)\.cluster-(?:ro-)?[a-z0-9]+\.(?P<region>[a-z]{2}(?:-[a-z]+)+-\d)\.rds\.amazonaws\.com"
 )
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _PROXY = re.compile(r"\.proxy-[a-z0-9]+\.")
@@ -124,8 +130,9 @@ def _check_settings(settings: Settings, doubts: list[Check], schemas: tuple[str,
         yield check
         host, port = login.host, login.port
     way = _Way(host, port, *(split_address(settings.address, port) if settings.address else (host, port)), settings)
+    has_gateway = functools.cache(functools.partial(_has_gateway, host))
     yield _resolve(way)
-    yield from _endpoint(settings, host)
+    yield from _endpoint(settings, host, has_gateway)
     yield _reach(settings, way)
     yield _secure(settings, way)
     if login is None:
@@ -140,11 +147,11 @@ def _check_settings(settings: Settings, doubts: list[Check], schemas: tuple[str,
         try:
             connection = engine.connect()
         except (DBAPIError, CredentialsError, SettingsError) as error:
-            raise _refusal(settings, login, error, doubts) from error
+            raise _refusal(settings, login, error, doubts, has_gateway) from error
         with connection:
             yield _let_in(settings, way, login, connection, (time.time() - started) * 1000)
             try:
-                yield from _server(settings, login.user, connection)
+                yield from _server(settings, login.user, connection, has_gateway)
                 if schemas is not None:
                     yield from _row_security(settings, connection, schemas)
             except DBAPIError as error:
@@ -178,8 +185,41 @@ def _resolve(way: _Way) -> Check:
     )
 
 
-def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
-    """Say what the host's name alone gives away: proxy or direct, another region, a name of one's own."""
+def _unasked() -> bool:
+    return False
+
+
+def _has_gateway(host: str) -> bool:
+    """
+    Ask RDS whether the host is a cluster with an internet access gateway, as Aurora's express configuration makes it.
+
+    No name and no certificate tells that for sure. Asked where a step is not well, since most roles may not ask; where
+    there is no answer, or one of another cluster of this name, nothing is claimed.
+    """
+    named = _CLUSTER.fullmatch(host.lower())
+    if named is None:
+        return False
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return False
+    config = Config(region_name=named["region"], connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1})
+    try:
+        client = boto3.session.Session().client("rds", config=config)
+        clusters = client.describe_db_clusters(DBClusterIdentifier=named["name"])["DBClusters"]
+    except (BotoCoreError, ClientError):
+        return False
+    return any(
+        cluster.get("InternetAccessGatewayEnabled") is True
+        and host.lower() in (cluster.get("Endpoint"), cluster.get("ReaderEndpoint"))
+        for cluster in clusters
+    )
+
+
+def _endpoint(settings: Settings, host: str, has_gateway: Callable[[], bool] = _unasked) -> Iterator[Check]:
+    """Say what the host's name gives away: proxy or direct, another region, a name of one's own."""
     match = _ENDPOINT.search(host.lower())
     region = match and (match["a"] or match["b"])
     is_proxy = bool(_PROXY.search(host.lower()))
@@ -190,6 +230,14 @@ def _endpoint(settings: Settings, host: str) -> Iterator[Check]:
             "warning",
             f"{host} is an RDS Proxy, and {variable('endpoint')} says direct",
             f"set {variable('endpoint')}=proxy, so that nothing is sent that pins",
+        )
+    elif settings.endpoint == "proxy" and not is_proxy and region and has_gateway():
+        yield Check(
+            "endpoint",
+            "warning",
+            f"{host} is a cluster of express configuration, before which there can be no proxy, and "
+            f"{variable('endpoint')} says proxy",
+            f"set {variable('endpoint')}=direct; {variable('pool')}=adaptive bounds the fleet",
         )
     elif region and not is_proxy and settings.endpoint == "proxy":
         yield Check(
@@ -221,12 +269,15 @@ def _reach(settings: Settings, way: _Way) -> Check:
         with socket.create_connection((way.address, way.address_port), timeout=settings.connect_timeout_s) as sock:
             peer = sock.getpeername()[0]
     except TimeoutError as error:
-        raise _Failure(
-            "TCP",
-            f"{way} did not answer within {settings.connect_timeout_s:g} s",
-            "let the function's security group into the database's (inbound, this port); check that both are in the "
-            "same VPC or have a route, and that no network ACL is in the way",
-        ) from error
+        cure = (
+            "the address is a public one: a function in a VPC reaches it through a NAT gateway only, and its own "
+            "security group must let it out to this port; the database's, if it has one (Aurora's express "
+            "configuration has not), must let it in"
+            if _is_public(way)
+            else "let the function's security group into the database's (inbound, this port); check that both are in "
+            "the same VPC or have a route, and that no network ACL is in the way"
+        )
+        raise _Failure("TCP", f"{way} did not answer within {settings.connect_timeout_s:g} s", cure) from error
     except ConnectionRefusedError as error:
         cure = (
             f"check that the tunnel is up, and {settings.variable('address')}"
@@ -242,6 +293,11 @@ def _reach(settings: Settings, way: _Way) -> Check:
             "that it has",
         ) from error
     return Check("TCP", "ok", f"{peer} port {way.address_port} answers after {(time.time() - started) * 1000:.0f} ms")
+
+
+def _is_public(way: _Way) -> bool:
+    found = socket.getaddrinfo(way.address, way.address_port, type=socket.SOCK_STREAM)
+    return any(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
 
 
 def _secure(settings: Settings, way: _Way) -> Check:
@@ -415,7 +471,17 @@ def _skew(whose: str, ahead_s: float) -> str:
     return f"this machine's clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {whose}"
 
 
-def _refusal(settings: Settings, login: credentials.Login, error: Exception, doubts: list[Check]) -> _Failure:
+# What a server says of itself and not of who asks: full, starting, no such database.
+_OF_THE_SERVER = ("53300", "57P03", "3D000")
+
+
+def _refusal(
+    settings: Settings,
+    login: credentials.Login,
+    error: Exception,
+    doubts: list[Check],
+    has_gateway: Callable[[], bool] = _unasked,
+) -> _Failure:
     """Say why a connect failed whose host, port and TLS are well; what was doubtful on the way comes first."""
     if isinstance(error, (CredentialsError, SettingsError)):
         earlier = [
@@ -426,12 +492,17 @@ def _refusal(settings: Settings, login: credentials.Login, error: Exception, dou
     original = getattr(error, "orig", None) or error
     said = str(original)
     sqlstate = getattr(original, "sqlstate", None)
-    if sqlstate == "28P01":
+    if settings.auth in ("password", "secret") and sqlstate not in _OF_THE_SERVER and has_gateway():
+        cure = (
+            "a cluster of express configuration takes IAM tokens and no password: set "
+            f"{settings.variable('auth')}=iam, for a role that has rds_iam"
+        )
+    elif sqlstate == "28P01":
         cure = _wrong_password(settings, login, said)
     elif sqlstate == "28000":
         cure = _not_let_in(settings, login, said)
     elif sqlstate == "53300":
-        cure = _full(settings, login, said)
+        cure = _full(settings, login, said, has_gateway)
     elif sqlstate is None:
         cure = (
             "what answers there did not go through with PostgreSQL's protocol: check "
@@ -506,7 +577,14 @@ def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
     return first or _in_order(*causes)
 
 
-def _full(settings: Settings, login: credentials.Login, said: str) -> str:
+def _instead(settings: Settings, has_gateway: Callable[[], bool], proxy: str) -> str:
+    """Return what else than fewer connections helps a server that is full."""
+    if has_gateway():
+        return f"set {settings.variable('pool')}=adaptive (no proxy can stand before express configuration)"
+    return proxy
+
+
+def _full(settings: Settings, login: credentials.Login, said: str, has_gateway: Callable[[], bool] = _unasked) -> str:
     functions = f"reserved concurrency x {settings.variable('pool_size')}, summed over the functions"
     role = (
         f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below "
@@ -516,14 +594,14 @@ def _full(settings: Settings, login: credentials.Login, said: str) -> str:
         f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it, or lower "
         f"{functions}"
     )
-    server = (
-        f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or put RDS "
-        "Proxy before it"
-    )
     if "for role" in said:
         return role
     if "for database" in said:
         return database
+    server = (
+        f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or "
+        f"{_instead(settings, has_gateway, 'put RDS Proxy before it')}"
+    )
     if "slots" in said or "clients" in said:
         return server
     return _in_order(server, role, database)
@@ -577,7 +655,7 @@ def _let_in(settings: Settings, way: _Way, login: credentials.Login, connection:
     return Check("authentication", "warning", found, cure)
 
 
-def _server(settings: Settings, user: str, connection: Connection) -> Iterator[Check]:
+def _server(settings: Settings, user: str, connection: Connection, has_gateway: Callable[[], bool]) -> Iterator[Check]:
     if settings.auth == "dsql":
         yield Check("server", "ok", str(connection.execute(_VERSION).scalar_one()))
         return
@@ -596,18 +674,20 @@ def _server(settings: Settings, user: str, connection: Connection) -> Iterator[C
             f"the server only reads, and {access} says {settings.access}",
             f"set {access}=read-only, or name the writer's endpoint in {settings.variable('host')}",
         )
-    yield from _between(settings, connection, server.process)
+    yield from _between(settings, connection, server.process, has_gateway)
     role = connection.execute(_ROLE).one()
     yield _role(user, role)
     yield _timeouts(user, {row.name: row.ms for row in connection.execute(_TIMEOUTS)})
     room = connection.execute(_HEAD_ROOM).one()
-    yield _head_room(settings, int(room.most), int(room.reserved), int(room.used))
+    yield _head_room(settings, int(room.most), int(room.reserved), int(room.used), has_gateway)
     connection.commit()
     if settings.endpoint == "proxy":
         yield _pinning(settings)
 
 
-def _between(settings: Settings, connection: Connection, process: int) -> Iterator[Check]:
+def _between(
+    settings: Settings, connection: Connection, process: int, has_gateway: Callable[[], bool] = _unasked
+) -> Iterator[Check]:
     """
     Say whether something stands between that PLUNGEPOOL_ENDPOINT does not say, or the other way round.
 
@@ -617,10 +697,12 @@ def _between(settings: Settings, connection: Connection, process: int) -> Iterat
     endpoint = settings.variable("endpoint")
     announced = getattr(connection.connection.dbapi_connection, "backend_pid", None)
     if settings.endpoint == "direct" and announced != process:
-        found = (
-            f"process {process} serves, and {announced} was announced at the start: a pooler stands between, and "
-            f"{endpoint} says direct"
-        )
+        found = f"process {process} serves, and {announced} was announced at the start"
+        if has_gateway():
+            # What a gateway announces nobody has documented; it is no pooler.
+            yield Check("endpoint", "ok", f"{found}: by the gateway of the cluster's express configuration")
+            return
+        found = f"{found}: a pooler stands between, and {endpoint} says direct"
         yield Check(
             "endpoint",
             "warning",
@@ -680,15 +762,16 @@ _ADVICE = {
 }
 
 
-def _head_room(settings: Settings, most: int, reserved: int, used: int) -> Check:
+def _head_room(
+    settings: Settings, most: int, reserved: int, used: int, has_gateway: Callable[[], bool] = _unasked
+) -> Check:
     free = most - reserved - used
     found = f"{used} of {most} connections are in use, {reserved} are reserved, {max(free, 0)} are free"
     if settings.endpoint == "proxy":
         found += " (the database behind the proxy)"
     if free < max(settings.pool_size, most // 10):
-        return Check(
-            "head-room", "warning", found, "close what is idle, lower concurrency x pool size, or put a proxy between"
-        )
+        instead = _instead(settings, has_gateway, "put a proxy between")
+        return Check("head-room", "warning", found, f"close what is idle, lower concurrency x pool size, or {instead}")
     return Check("head-room", "ok", found)
 
 

@@ -17,6 +17,7 @@ from botocore.validate import ParamValidator
 from botocore.waiter import WaiterModel
 
 from plungepool import Settings
+from plungepool_toolkit.commands.verify_aws.facts import FACTS
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel, ServiceModel, Shape
@@ -162,3 +163,11 @@ def test_answer_says_whether_there_is_a_gateway() -> None:
     cluster = rds().shape_for("DBCluster").members
     assert {"Endpoint", "DbClusterResourceId", "MasterUsername", "InternetAccessGatewayEnabled"} <= cluster.keys()
     assert json.dumps(sorted(cluster)).count("Express") == 0
+
+
+def test_what_is_uncertain_is_asked() -> None:
+    """Each question of the page names a fact that `plungepool verify-aws --database express` settles."""
+    table = PAGE.partition("## What is uncertain")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| [^|]+ \| `([a-z-]+)` \|", table, re.MULTILINE)
+    assert len(named) == table.count("? |")
+    assert set(named) <= {fact.name for fact in FACTS if "express" in fact.modes}

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from botocore.client import BaseClient
 from moto import mock_aws
 from rich.console import Console
 
 from plungepool import Settings
 from plungepool_toolkit.commands.console import interrupt_on
 from plungepool_toolkit.commands.verify_aws import carry_out
-from plungepool_toolkit.commands.verify_aws.account import TAG, Account, Refusal
+from plungepool_toolkit.commands.verify_aws.account import NO_NETWORK, TAG, Account, Refusal
 from plungepool_toolkit.commands.verify_aws.probe import database as probe
 from plungepool_toolkit.commands.verify_aws.verification import Verification
 from plungepool_toolkit.environment import Environment
@@ -33,6 +34,8 @@ from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
+
+    from plungepool_toolkit.commands.verify_aws.prices import Mode
 
 ROOT = Path(__file__).parents[2]
 PROBE = Path(probe.__file__).parent
@@ -194,6 +197,52 @@ def test_probe_reads_certificates_limits_and_rates() -> None:
     assert rate["refused"] == {}
 
 
+@pytest.mark.usefixtures("variables")
+def test_probe_counts_waits() -> None:
+    """
+    The stand-in takes the password with the start-up message, and TLS only when it was asked for; a server before
+    PostgreSQL 17 does as well, and one that trusts wants no password.
+    """
+    assert look("waits")["password ahead"] == {"value": "let in"}
+    found = look("waits", prefix="DIRECT_")
+    assert found["password ahead"]["sqlstate"] == "08P01"
+    assert found["direct TLS"]["sqlstate"] == "none"
+    assert "X-Amz" not in json.dumps(found)
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_sees_what_becomes_of_a_session() -> None:
+    """A server cancels, serves by whom it announced and tells of the idle time-out; the stand-in does neither."""
+    assert look("session", prefix="DIRECT_", sleep_s=2.0) == {
+        "cancel": {"value": "cancelled"},
+        "announced": {"value": "the process that serves"},
+        "idle": {"sqlstate": "57P05", "message": "terminating connection due to idle-session timeout"},
+    }
+    found = look("session", sleep_s=0.5, patience_s=3.0)
+    assert found["cancel"] == {"value": "ran to its end"}
+    assert found["announced"] == {"value": "another process than the one that serves"}
+
+
+@pytest.mark.usefixtures("variables")
+def test_probe_holds_connections_until_one_is_refused(cloud: tuple[Postgres, RdsProxy]) -> None:
+    """As many as there are, and how the next one is refused; or as many as were asked for."""
+    server, _proxy = cloud
+    assert look("capacity", most=3) == {"held": 3, "max_connections": "30"}
+    server.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADMIN_PLUNGEPOOL_USER", "few")
+        found = look("capacity", most=5)
+    assert (found["held"], found["sqlstate"]) == (2, "53300")
+
+
+def test_shutdown_probe_asks_for_its_registration() -> None:
+    """In an environment that was not restored init's registration is known, and its connection is open."""
+    with Environment(PROBE, "shutdown.handler") as environment:
+        found = environment.invoke({"registration": True}).payload
+    assert found["connection"] is True
+    assert "Unknown" not in found["registration"]
+
+
 def test_shutdown_probe_says_that_sigterm_came() -> None:
     """Under the real runtime client, with an extension that registers for no events, SIGTERM is written to the log."""
     with Environment(PROBE, "shutdown.handler") as environment:
@@ -236,17 +285,19 @@ def function(role: str) -> dict[str, Any]:
     return {"Type": "AWS::Lambda::Function", "Properties": properties}
 
 
-def application_stack(bucket: str) -> dict[str, Any]:
+def application_stack(bucket: str, *, proxied: bool = True) -> dict[str, Any]:
     """What the test needs of template.yaml: the outputs and the nested stack, by the same names."""
     url = f"https://{bucket}.s3.amazonaws.com/database.json"
-    return {
-        "Resources": {
-            "DemoDatabase": {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": url}},
-            "FunctionSecurityGroup": {
-                "Type": "AWS::EC2::SecurityGroup",
-                "Properties": {"GroupDescription": "functions"},
-            },
+    database = {
+        "DemoDatabase": {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": url}},
+        "FunctionSecurityGroup": {
+            "Type": "AWS::EC2::SecurityGroup",
+            "Properties": {"GroupDescription": "functions"},
         },
+    }
+    alone = {"Orders": {"Type": "AWS::SQS::Queue"}}
+    return {
+        "Resources": database if proxied else alone,
         "Outputs": {"LayerArn": {"Value": "arn:layer:1"}, "CheckDatabaseFunction": {"Value": "check"}},
     }
 
@@ -257,8 +308,13 @@ def probe_stack(role: str) -> dict[str, Any]:
             "DatabaseProbe": function(role),
             "ShutdownProbe": function(role),
             "ShutdownProbeLogs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": f"{RUN}-shutdown"}},
+            "SnapshotProbeLogs": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": f"{RUN}-snapshot"}},
         },
-        "Outputs": {name: {"Value": {"Ref": name}} for name in ("DatabaseProbe", "ShutdownProbe", "ShutdownProbeLogs")},
+        "Outputs": {
+            **{name: {"Value": {"Ref": name}} for name in ("DatabaseProbe", "ShutdownProbe")},
+            **{name: {"Value": {"Ref": name}} for name in ("ShutdownProbeLogs", "SnapshotProbeLogs")},
+            "SnapshotProbe": {"Value": "restored"},
+        },
     }
 
 
@@ -281,6 +337,8 @@ class LocalAccount(Account):
         iam = self.client("iam")
         if stack.endswith("-probe"):
             template = probe_stack(iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"])
+        elif "SubnetIds" not in self.deployed[stack]:
+            template = application_stack(bucket, proxied=False)
         else:
             template = application_stack(bucket)
             subnets = self.deployed[stack]["SubnetIds"].split(",")
@@ -303,11 +361,19 @@ class LocalAccount(Account):
             metric = {"MetricName": "DatabaseConnectionsCurrentlySessionPinned", "Dimensions": dimensions, "Value": 1.0}
             self.client("cloudwatch").put_metric_data(Namespace="AWS/RDS", MetricData=[metric])
         if "probe" in event:
-            limits = {"pinning": {"others": 4}, "split": {"rounds": 5}, "rate": {"seconds": 0.3, "threads": 2}}
+            limits = {
+                "pinning": {"others": 4},
+                "split": {"rounds": 5},
+                "rate": {"seconds": 0.3, "threads": 2},
+                "session": {"sleep_s": 1.0, "patience_s": 3.0},
+                "capacity": {"most": 3},
+            }
             arguments = {key: value for key, value in event.items() if key != "probe"}
             return look(event["probe"], **arguments, **limits.get(event["probe"], {}))
         with Environment(PROBE, "shutdown.handler") as environment:
             answer = environment.invoke(dict(event)).payload
+            if function == "restored":
+                return answer
             environment.shutdown()
             log = environment.log
         logs = self.client("logs")
@@ -335,9 +401,9 @@ def account(variables: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalA
         yield account
 
 
-def run_of(account: Account) -> tuple[Verification, Console]:
+def run_of(account: Account, mode: Mode = "instance") -> tuple[Verification, Console]:
     console = Console(width=250, record=True, file=io.StringIO())
-    run = Verification(account, RUN, console, folder=ROOT, sam=Path("sam"), mode="instance")
+    run = Verification(account, RUN, console, folder=ROOT, sam=Path("sam"), mode=mode)
     run.bundle_url = (ROOT / "layers/plungepool/plungepool/certificates").as_uri() + "/{region}.pem"
     return run, console
 
@@ -353,10 +419,11 @@ def left(account: Account) -> dict[str, list[str]]:
         "databases": [
             one["DBInstanceIdentifier"] for one in account.client("rds").describe_db_instances()["DBInstances"]
         ],
+        "clusters": [one["DBClusterIdentifier"] for one in account.client("rds").describe_db_clusters()["DBClusters"]],
     }
 
 
-UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/proxy/somebody-elses"], "functions": [], "databases": []}  # fmt: skip
+UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/proxy/somebody-elses"], "functions": [], "databases": [], "clusters": []}  # fmt: skip
 
 
 def test_a_whole_run(account: LocalAccount, tmp_path: Path) -> None:
@@ -391,6 +458,91 @@ def test_a_whole_run(account: LocalAccount, tmp_path: Path) -> None:
     assert account.deployed[f"{RUN}-probe"]["DirectHost"] == "database.example"
     assert set(account.deployed[f"{RUN}-probe"]) <= parameters(PROBE / "template.yaml")
     assert set(account.deployed[RUN]) <= parameters(ROOT / "template.yaml")
+
+
+@pytest.fixture
+def express(account: LocalAccount, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """
+    Let moto, which knows no express configuration, make a cluster with one instance, and say of it what RDS does;
+    return what it was asked to make.
+    """
+    asked: list[dict[str, Any]] = []
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answer(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+        if operation == "CreateDBCluster":
+            asked.append(parameters)
+            known = {key: value for key, value in parameters.items() if key != "WithExpressConfiguration"}
+            made = call(client, operation, known | {"MasterUsername": "postgres", "MasterUserPassword": "not-a-secret"})
+            client.create_db_instance(
+                DBInstanceIdentifier=f"{RUN}-instance-1", DBClusterIdentifier=RUN, Engine="aurora-postgresql",
+                DBInstanceClass="db.serverless",
+            )  # fmt: skip
+            return made
+        if operation == "DescribeType":
+            return {"Schema": json.dumps({"properties": {"Engine": {}, "EnableIAMDatabaseAuthentication": {}}})}
+        found = call(client, operation, parameters)
+        if operation == "DescribeDBClusters":
+            for cluster in found["DBClusters"]:
+                cluster |= {"InternetAccessGatewayEnabled": True, "VPCNetworkingEnabled": False}
+                cluster |= {"IAMDatabaseAuthenticationEnabled": True}
+        return found
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", answer)
+    return asked
+
+
+def test_a_whole_run_of_express(account: LocalAccount, express: list[dict[str, Any]], tmp_path: Path) -> None:
+    """
+    The cluster is made by RDS's own interface, the template takes it as one that is there, the gateway's questions are
+    asked; stacks, instance and cluster are deleted.
+    """
+    run, console = run_of(account, "express")
+    carry_out(run, NO_NETWORK, "arm64", tmp_path / "findings.json", patience_s=0.1)
+    text = console.export_text()
+    [asked] = express
+    assert asked["WithExpressConfiguration"] is True
+    assert asked["Tags"] == [{"Key": TAG, "Value": RUN}]
+    verdicts = {
+        finding["fact"]: finding["verdict"]
+        for finding in json.loads((tmp_path / "findings.json").read_text())["findings"]
+    }
+    for fact in (
+        "gateway",
+        "gateway-cancel",
+        "gateway-idle",
+        "gateway-tls",
+        "cloudformation-express",
+        "regional-bundle",
+    ):
+        assert verdicts[fact] == "as expected", (fact, text)
+    assert verdicts["gateway-connections"] == "measured"
+    # The stand-in's certificate is not Amazon's, and its server trusts whoever comes.
+    assert verdicts["gateway-certificate"] == "otherwise"
+    assert verdicts["gateway-password"] == "otherwise"
+    assert "not seen" not in {verdict for fact, verdict in verdicts.items() if fact.startswith("gateway")}
+    given = account.deployed[RUN]
+    assert (given["DatabaseMode"], given["Auth"], given["AdminUser"]) == ("existing", "iam", "postgres")
+    assert not given.keys() & {"VpcId", "SubnetIds", "Endpoint", "AdminPassword"}
+    assert "AdminSecretArn" not in account.deployed[f"{RUN}-probe"]
+    for stack, template in ((RUN, ROOT / "template.yaml"), (f"{RUN}-probe", PROBE / "template.yaml")):
+        assert set(account.deployed[stack]) <= parameters(template)
+    assert "Everything is deleted" in text
+    assert left(account) == UNTOUCHED
+
+
+def test_cluster_that_does_not_go_is_named(
+    account: LocalAccount, express: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would cost is told with the command that deletes it, and again is enough."""
+    run, console = run_of(account, "express")
+    run.deploy(NO_NETWORK)
+    with monkeypatch.context() as patched:
+        patched.setattr(account, "delete", partial(account.delete, patience_s=0.0))
+        assert run.delete() is False
+    assert f"aws rds delete-db-cluster --db-cluster-identifier {RUN} --skip-final-snapshot" in console.export_text()
+    assert run.delete() is True
+    assert left(account) == UNTOUCHED
 
 
 def parameters(template: Path) -> set[str]:
@@ -481,7 +633,7 @@ def test_deletes_the_logs_that_services_leave(account: LocalAccount) -> None:
     for _logical, kind, physical in account.resources(f"{RUN}-probe"):
         if kind == "AWS::Lambda::Function":
             logs.create_log_group(logGroupName=f"/aws/lambda/{physical}")
-    assert len(left(account)["logs"]) == 5
+    assert len(left(account)["logs"]) == 6
     assert run.delete() is True
     assert left(account) == UNTOUCHED
     assert [layer["LayerName"] for layer in layers.list_layers()["Layers"]] == ["somebody-elses"]

@@ -9,6 +9,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -107,7 +108,7 @@ def test_refuses_without_an_explicit_yes(command: typer.Typer, given: str) -> No
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--database", "dsql"], "aurora or instance"),
+        (["--database", "dsql"], "aurora or instance or express"),
         (["--delete", "my-production-stack", "--sam", sys.executable], "no name of a run"),
         (["--folder", str(ROOT / "docs"), "--sam", "/bin/true"], "template.yaml"),
     ],
@@ -153,7 +154,7 @@ def test_prices_add_up(mode: str) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     show_prices(console, mode)  # type: ignore[arg-type]
     text = console.export_text()
-    together = {"aurora": "0.19 to 0.68", "instance": "0.06 to 0.13"}[mode]
+    together = {"aurora": "0.19 to 0.68", "instance": "0.06 to 0.13", "express": "0.01 to 0.30"}[mode]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 4]
     low, high = (sum(float(row[1].split(" to ")[end]) for row in rows[:-1]) for end in (0, -1))
     assert rows[-1][:2] == ["Together", together]
@@ -166,10 +167,13 @@ def test_prices_add_up(mode: str) -> None:
 @pytest.mark.parametrize("mode", PRICES)
 def test_prices_know_every_alarm(mode: str) -> None:
     """CloudWatch takes money for each alarm: as many are priced as the two templates make for this kind of database."""
-    templates = "".join((ROOT / path).read_text() for path in ("template.yaml", "infrastructure/database.yaml"))
+    paths = ["template.yaml", *(["infrastructure/database.yaml"] if mode != "express" else [])]
+    templates = "".join((ROOT / path).read_text() for path in paths)
     conditions = re.findall(r"Type: AWS::CloudWatch::Alarm\n(?:    Condition: (\w+)\n)?", templates)
     made = [
-        one for one in conditions if one in ("", "HasProxy", {"aurora": "IsAurora", "instance": "IsInstance"}[mode])
+        one
+        for one in conditions
+        if one in ("", "HasProxy", {"aurora": "IsAurora", "instance": "IsInstance", "express": ""}[mode])
     ]
     [priced] = [price for price in parts_of(mode) if "alarms" in price.part]  # type: ignore[arg-type]
     assert re.findall(r"^\d+", priced.part) == [str(len(made))]
@@ -178,7 +182,7 @@ def test_prices_know_every_alarm(mode: str) -> None:
 GOOD_TLS = {"versions": {"TLSv1.2": True, "TLSv1.3": True}, "subject": "a", "issuer": "b", "chain_length": 3}
 REFUSED = {"sqlstate": "28P01", "message": "no"}
 OPTION = {"sqlstate": "0A000", "message": "no"}
-TOKENS = {"another user's token": REFUSED, "a token of an hour ago": REFUSED, "a token of five minutes": {"value": "let in"}, "no TLS": {"sqlstate": "28000", "message": "no"}}  # fmt: skip
+TOKENS = {"a password": REFUSED, "another user's token": REFUSED, "a token of an hour ago": REFUSED, "a token of five minutes": {"value": "let in"}, "no TLS": {"sqlstate": "28000", "message": "no"}}  # fmt: skip
 STARTUP = {"statement_timeout": OPTION, "lock_timeout": OPTION, "options -c": OPTION, "application_name": {"value": "x"}, "search_path": {"value": "y"}}  # fmt: skip
 PINS = {"SET", "SET LOCAL", "set_config, local", "nextval", "declared cursor", "over 16 KB", "named statement"}
 
@@ -196,6 +200,10 @@ def evidence() -> dict:
         "prepare": {"limits": {"max_connections": "800"}, "secret_fields": ["password", "username"]},
         "rate": {"connects": 100, "per_s": 20.0, "refused": {}},
         "borrow": {"held": 8, "sqlstate": "08000", "message": "timed out", "waited_s": 2.0},
+        "waits proxy": {"password ahead": {"value": "let in"}, "direct TLS": {"sqlstate": "none", "message": "SSLEOFError"}},
+        "waits direct": {"password ahead": {"value": "let in"}, "direct TLS": {"value": "let in"}},
+        "session proxy": {"cancel": {"value": "ran to its end"}, "announced": {"value": "another process than the one that serves"}, "idle": {"sqlstate": "57P05", "message": "idle"}},
+        "snapshot": {"began": "snap-start", "connection": False, "registration": "waits", "sigterm": False, "waited_s": 1200.0},
         "metrics": {"DatabaseConnectionsCurrentlySessionPinned": 1.0, "MaxDatabaseConnectionsAllowed": 8.0},
         "shutdown": {"sigterm": True, "waited_s": 300.0, "init_s": 0.1, "handler_s": 0.3},
         "bundle": {"served": 3, "missing": 0},
@@ -203,18 +211,82 @@ def evidence() -> dict:
     }  # fmt: skip
 
 
-def test_all_as_expected() -> None:
+def evidence_of_express() -> dict[str, Any]:
+    """The same, of a cluster of express configuration."""
+    let_in = {"value": "let in"}
+    shared = ("check_database", "prepare", "rate", "shutdown", "snapshot", "bundle")
+    return {name: found for name, found in evidence().items() if name in shared} | {
+        "cluster": {"InternetAccessGatewayEnabled": True, "VPCNetworkingEnabled": False, "IAMDatabaseAuthenticationEnabled": True, "EngineVersion": "17.7"},
+        "tls direct": {**GOOD_TLS, "trusted_by": {"region": False, "amazon roots": True, "runtime": True}},
+        "startup direct": {name: {"value": "x"} for name in STARTUP},
+        "refusals direct": TOKENS,
+        "waits direct": {"password ahead": let_in, "direct TLS": let_in},
+        "session direct": {"cancel": {"value": "cancelled"}, "announced": {"value": "the process that serves"}, "idle": {"sqlstate": "57P05", "message": "idle"}},
+        "capacity": {"held": 300, "max_connections": "823"},
+        "schema": {"properties": []},
+    }  # fmt: skip
+
+
+BY_MODE = {"aurora": evidence, "instance": evidence, "express": evidence_of_express}
+
+
+@pytest.mark.parametrize("mode", PRICES)
+def test_all_as_expected(mode: str) -> None:
     """
     Evidence that is as expected, or only measured, gives no other verdict, and every fact has something that was seen.
     """
-    findings = judge(evidence())
+    findings = judge(BY_MODE[mode](), mode)
     assert {finding.verdict for finding in findings} == {"as expected", "measured"}
     assert [finding.fact.name for finding in findings if not finding.seen] == []
 
 
-def test_nothing_seen_is_no_agreement() -> None:
+@pytest.mark.parametrize("mode", PRICES)
+def test_nothing_seen_is_no_agreement(mode: str) -> None:
     """Without evidence every fact is "not seen"."""
-    assert {finding.verdict for finding in judge({})} == {"not seen"}
+    assert {finding.verdict for finding in judge({}, mode)} == {"not seen"}
+
+
+def test_each_fact_is_asked_of_some_database() -> None:
+    """A run with a proxy and one of express configuration settle all facts together, and share what is of Lambda."""
+    proxied, express = ({finding.fact.name for finding in judge({}, mode)} for mode in ("aurora", "express"))
+    assert proxied | express == {fact.name for fact in FACTS}
+    assert {"sigterm", "snapshot-registration", "check-database"} <= proxied & express
+    assert not any("proxy" in name or "pin" in name for name in express)
+
+
+@pytest.mark.parametrize(
+    ("probe", "found", "fact"),
+    [
+        ("cluster", {"InternetAccessGatewayEnabled": False, "VPCNetworkingEnabled": False, "IAMDatabaseAuthenticationEnabled": True}, "gateway"),
+        ("session direct", {"cancel": {"value": "ran to its end"}}, "gateway-cancel"),
+        ("session direct", {"idle": {"sqlstate": "none", "message": "TimeoutError: timed out"}}, "gateway-idle"),
+        ("waits direct", {"password ahead": {"sqlstate": "08P01", "message": "no"}}, "gateway-password-ahead"),
+        ("refusals direct", {**TOKENS, "a password": {"sqlstate": "08004", "message": "no"}}, "gateway-password"),
+        ("tls direct", {**GOOD_TLS, "trusted_by": {"region": True, "amazon roots": False, "runtime": False}}, "gateway-certificate"),
+        ("schema", {"properties": ["WithExpressConfiguration"]}, "cloudformation-express"),
+        ("snapshot", {"began": "snap-start", "connection": False, "registration": "403 Extension.UnknownExtensionIdentifier", "sigterm": False, "waited_s": 9.0}, "snapshot-registration"),
+    ],
+)  # fmt: skip
+def test_what_is_otherwise_of_express_is_said(probe: str, found: dict[str, Any], fact: str) -> None:
+    """Evidence against one fact of the gateway turns the verdict on this one, and on no other."""
+    good = evidence_of_express()
+    findings = judge(good | {probe: {**good[probe], **found}}, "express")
+    assert [finding.fact.name for finding in findings if finding.verdict == "otherwise"] == [fact]
+
+
+def test_session_that_ends_without_a_word_has_ended() -> None:
+    """A connection is looked at before it is used: the end is seen, be it told or not."""
+    good = evidence_of_express()
+    silent = {"idle": {"sqlstate": "none", "message": "the other side hung up without a word"}}
+    findings = judge(good | {"session direct": {**good["session direct"], **silent}}, "express")
+    assert [finding.verdict for finding in findings if finding.fact.name == "gateway-idle"] == ["as expected"]
+
+
+def test_environment_that_was_not_restored_shows_nothing_of_snapshots() -> None:
+    """An extension that init registered is registered: that says nothing of a restore."""
+    found = {"began": "on-demand", "connection": True, "registration": "waits", "sigterm": True, "waited_s": 1.0}
+    findings = judge(evidence() | {"snapshot": found})
+    assert [one.verdict for one in findings if one.fact.name == "snapshot-registration"] == ["not seen"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +324,7 @@ def test_table_shows_every_fact() -> None:
         console, judge(evidence() | {"borrow": {"sqlstate": "08000", "message": "[bold]no", "waited_s": 2.0}})
     )
     text = console.export_text()
-    assert [fact.name for fact in FACTS if fact.name not in text] == []
+    assert [fact.name for fact in FACTS if "aurora" in fact.modes and fact.name not in text] == []
     assert "[bold]no" in text
 
 

@@ -1,9 +1,10 @@
 """
 `plungepool verify-aws`: settle on an account what only an account can settle, and leave nothing behind.
 
-It deploys the application with a demo database behind an RDS Proxy, and beside it two functions that look (probe/),
-prints what was expected and what was seen, and deletes everything: after a failure and Ctrl-C, too. It begins only with
-credentials and an explicit yes, given after the prices were shown.
+It deploys the application with a demo database behind an RDS Proxy, or with a cluster of Aurora's express
+configuration, and beside it functions that look (probe/), prints what was expected and what was seen, and deletes
+everything: after a failure and Ctrl-C, too. It begins only with credentials and an explicit yes, given after the prices
+were shown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from plungepool_toolkit.commands.console import interrupt_on
-from plungepool_toolkit.commands.verify_aws.account import TAG, Account, Network, Refusal, find_sam
+from plungepool_toolkit.commands.verify_aws.account import NO_NETWORK, TAG, Account, Network, Refusal, find_sam
 from plungepool_toolkit.commands.verify_aws.facts import judge
 from plungepool_toolkit.commands.verify_aws.prices import PRICES, Mode, show_prices
 from plungepool_toolkit.commands.verify_aws.report import show_findings, write_findings
@@ -30,7 +31,7 @@ from plungepool_toolkit.commands.verify_aws.verification import Verification
 def verify_aws(
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to the costs without being asked.")] = False,
-    database: Annotated[str, typer.Option(help="aurora (Serverless v2) or instance.")] = "aurora",
+    database: Annotated[str, typer.Option(help="aurora (Serverless v2), instance, or express.")] = "aurora",
     region: Annotated[str | None, typer.Option(help="Where; AWS_REGION otherwise.")] = None,
     profile: Annotated[str | None, typer.Option(help="Whose credentials; AWS_PROFILE otherwise.")] = None,
     vpc_id: Annotated[str | None, typer.Option(help="The VPC; the default one otherwise.")] = None,
@@ -48,10 +49,10 @@ def verify_aws(
     Exits with 0 if all is as expected and deleted, 1 if not, 2 if it refused to begin, 130 if it was interrupted.
     """
     console = Console()
-    mode: Mode = "instance" if database == "instance" else "aurora"
+    mode: Mode = next((known for known in PRICES if known == database), "aurora")
     try:
         if database not in PRICES:
-            raise Refusal(f"--database is aurora or instance, not {database!r}")
+            raise Refusal(f"--database is aurora or instance or express, not {database!r}")
         account = Account(region, profile)
         name = delete or f"{TAG}-{secrets.token_hex(4)}"
         program = find_sam(folder, sam)
@@ -67,7 +68,8 @@ def verify_aws(
         show_prices(console, mode)
         console.print(f"In account [bold]{account.number}[/], region [bold]{account.region}[/], as {account.arn}")
         _agree(console, yes)
-        network = account.network(vpc_id, tuple(part for part in subnet_ids.split(",") if part))
+        given = tuple(part for part in subnet_ids.split(",") if part)
+        network = NO_NETWORK if mode == "express" else account.network(vpc_id, given)
     except Refusal as refusal:
         console.print(f"[red]Refused[/]: {escape(str(refusal))}", highlight=False)
         raise typer.Exit(2) from None
@@ -98,7 +100,7 @@ def carry_out(
     try:
         run.deploy(network, architecture)
         evidence = run.look(patience_s=patience_s)
-        findings = judge(evidence)
+        findings = judge(evidence, run.mode)
         show_findings(console, findings)
         if output is not None:
             write_findings(output, findings, evidence)

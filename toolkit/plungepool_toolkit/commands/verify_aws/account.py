@@ -33,6 +33,10 @@ class Network:
     route_table_ids: tuple[str, ...]
 
 
+#: Where functions are outside any VPC.
+NO_NETWORK = Network("", (), ())
+
+
 class Account:
     """
     One account and region, by boto3's own chain of credentials.
@@ -164,6 +168,29 @@ class Account:
             raise Refusal(f"{function} failed: {answer.get('errorType')}: {answer.get('errorMessage')}")
         return answer
 
+    def make_express_cluster(self, name: str, patience_s: float = 1800.0) -> dict[str, Any]:
+        """
+        Make an Aurora cluster of express configuration, with the run's tag, and return what RDS says of it.
+
+        CloudFormation cannot. Blocks: a minute is usual. Raises: TimeoutError; ClientError.
+        """
+        rds = self.client("rds")
+        rds.create_db_cluster(
+            DBClusterIdentifier=name,
+            Engine="aurora-postgresql",
+            WithExpressConfiguration=True,
+            ServerlessV2ScalingConfiguration={"MinCapacity": 0, "MaxCapacity": 2, "SecondsUntilAutoPause": 300},
+            Tags=[{"Key": TAG, "Value": name}],
+        )
+        end = time.monotonic() + patience_s
+        while True:
+            cluster: dict[str, Any] = rds.describe_db_clusters(DBClusterIdentifier=name)["DBClusters"][0]
+            if cluster["Status"] == "available" and cluster.get("Endpoint"):
+                return cluster
+            if time.monotonic() >= end:
+                raise TimeoutError(f"the cluster {name} is {cluster['Status']} after {patience_s:.0f} s")
+            time.sleep(self._poll_s)
+
     def delete(self, run: str, say: Callable[[str], None], patience_s: float = 5400.0) -> list[str]:
         """
         Delete all that a run made: its stacks, the layer and the log groups that these leave, its bucket. Safe to call
@@ -180,6 +207,9 @@ class Account:
             say(f"deleting the stack {stack}")
             with _noted(left, f"the stack {stack}: aws cloudformation delete-stack --stack-name {stack}"):
                 self._delete_stack(stack, patience_s)
+        cluster = f"aws rds delete-db-cluster --db-cluster-identifier {run} --skip-final-snapshot"
+        with _noted(left, f"the cluster {run}, after its instances: {cluster}"):
+            self._delete_cluster(run, say, patience_s)
         logs = self.client("logs")
         for prefix in sorted(groups):
             with _noted(left, f"log groups {prefix}*: aws logs delete-log-group --log-group-name …"):
@@ -231,6 +261,32 @@ class Account:
             # A deletion that failed is often mended by another one: a network interface was still in use.
             if status != "DELETE_IN_PROGRESS":
                 client.delete_stack(StackName=stack)
+            time.sleep(self._poll_s)
+
+    def _delete_cluster(self, name: str, say: Callable[[str], None], patience_s: float) -> None:
+        """Delete the cluster that `make_express_cluster` made, and its instances; nothing where there is none."""
+        rds = self.client("rds")
+        gone, busy = rds.exceptions.DBClusterNotFoundFault, rds.exceptions.InvalidDBClusterStateFault
+        end = time.monotonic() + patience_s
+        told = False
+        while True:
+            try:
+                cluster = rds.describe_db_clusters(DBClusterIdentifier=name)["DBClusters"][0]
+            except gone:
+                return
+            if not told:
+                say(f"deleting the cluster {name}")
+                told = True
+            if time.monotonic() >= end:
+                raise TimeoutError(f"it is {cluster['Status']} after {patience_s:.0f} s")
+            for member in cluster.get("DBClusterMembers", ()):
+                with contextlib.suppress(
+                    rds.exceptions.DBInstanceNotFoundFault, rds.exceptions.InvalidDBInstanceStateFault, busy
+                ):
+                    rds.delete_db_instance(DBInstanceIdentifier=member["DBInstanceIdentifier"])
+            if cluster["Status"] != "deleting":
+                with contextlib.suppress(gone, busy):
+                    rds.delete_db_cluster(DBClusterIdentifier=name, SkipFinalSnapshot=True)
             time.sleep(self._poll_s)
 
     def _delete_bucket(self, name: str) -> None:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# The databases of a run: Aurora or an instance behind an RDS Proxy, or Aurora's express configuration behind its gateway.
+_PROXIED, _EXPRESS = frozenset({"aurora", "instance"}), frozenset({"express"})
+
 # What each probe returned, by "probe" or "probe argument"; a probe that failed is missing.
 Evidence = Mapping[str, Any]
 Verdict = Literal["as expected", "otherwise", "measured", "not seen"]
@@ -29,6 +32,7 @@ class Fact:
     question: str
     expected: str
     judge: Callable[[Evidence], tuple[str, bool | None]]
+    modes: frozenset[str] = _PROXIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,12 @@ class Finding:
     verdict: Verdict
 
 
-def judge(evidence: Evidence) -> list[Finding]:
-    """Return a finding for every fact, in order; "not seen" where its probe did not run or gave no answer."""
-    return [_judge(fact, evidence) for fact in FACTS]
+def judge(evidence: Evidence, mode: str = "aurora") -> list[Finding]:
+    """
+    Return a finding for every fact that this kind of database can show, in order; "not seen" where its probe did not
+    run or gave no answer.
+    """
+    return [_judge(fact, evidence) for fact in FACTS if mode in fact.modes]
 
 
 def _judge(fact: Fact, evidence: Evidence) -> Finding:
@@ -180,8 +187,66 @@ def _check(evidence: Evidence) -> tuple[str, bool | None]:
     return "; ".join(failed) or f"{len(checks)} steps, none failed", not failed
 
 
+def _measured(probe: str, case: str) -> Callable[[Evidence], tuple[str, bool | None]]:
+    def look(evidence: Evidence) -> tuple[str, bool | None]:
+        return _answer(evidence[probe][case]), None
+
+    return look
+
+
+def _cancels(evidence: Evidence) -> tuple[str, bool | None]:
+    found = evidence["session direct"]["cancel"]
+    return _answer(found), found.get("value") == "cancelled"
+
+
+def _ends_when_idle(evidence: Evidence) -> tuple[str, bool | None]:
+    found = evidence["session direct"]["idle"]
+    # A connection is looked at before it is used: an end without a word is seen as well.
+    return _answer(found), found.get("sqlstate") == "57P05" or "hung up" in found.get("message", "")
+
+
+def _gateway(evidence: Evidence) -> tuple[str, bool | None]:
+    cluster = evidence["cluster"]
+    names = ("InternetAccessGatewayEnabled", "VPCNetworkingEnabled", "IAMDatabaseAuthenticationEnabled")
+    seen = tuple(cluster.get(name) for name in names)
+    shown = ", ".join(f"{name} {value}" for name, value in zip(names, seen, strict=True))
+    return f"{shown}, version {cluster.get('EngineVersion')}", seen == (True, False, True)
+
+
+def _capacity_of_gateway(evidence: Evidence) -> tuple[str, bool | None]:
+    found = evidence["capacity"]
+    refused = f"; then {_answer(found)}" if "sqlstate" in found else ", all that were asked for"
+    return f"{found['held']} at a time{refused}; max_connections {found.get('max_connections', 'unknown')}", None
+
+
+def _gateway_trust_store(evidence: Evidence) -> tuple[str, bool | None]:
+    trusts = evidence["tls direct"]["trusted_by"]["runtime"]
+    return "verifies it" if trusts else "does not verify it", None
+
+
+def _cloudformation(evidence: Evidence) -> tuple[str, bool | None]:
+    names = evidence["schema"]["properties"]
+    return ", ".join(names) or "no property", not names
+
+
+def _registration(evidence: Evidence) -> tuple[str, bool | None]:
+    found = evidence["snapshot"]
+    if found["began"] != "snap-start":
+        raise KeyError("the environment was not restored from a snapshot")
+    connection = "open" if found["connection"] else "closed"
+    # An identifier that the Extensions API does not know is refused; anything else means that it does.
+    return f"{found['registration']}; init's own connection is {connection}", "Unknown" not in found["registration"]
+
+
+def _restored_sigterm(evidence: Evidence) -> tuple[str, bool | None]:
+    found = evidence["snapshot"]
+    seen = "SIGTERM arrived" if found["sigterm"] else "no SIGTERM"
+    return f"{seen} within {found['waited_s']:.0f} s", None
+
+
+_ALL = _PROXIED | _EXPRESS
 FACTS = (
-    Fact("check-database", "Does the function check_database find the way?", "no step fails", _check),
+    Fact("check-database", "Does the function check_database find the way?", "no step fails", _check, _ALL),
     Fact("control-multiplexes", "Control: does a plain SELECT leave its connection to others?", "does not pin", _pins("nothing", False)),
     Fact("control-pins", "Control: does SET pin?", "pins", _pins("SET", True)),
     Fact("set-local", "Does SET LOCAL pin?", "pins (assumed)", _pins("SET LOCAL", True)),
@@ -210,16 +275,42 @@ FACTS = (
     Fact("token-short-database", "Does the database take it?", "it does", _accepted("refusals direct", "a token of five minutes")),
     Fact("plain-text-proxy", "How does the proxy refuse plain text?", "28000", _refused("refusals proxy", "no TLS", "28000", "28P01")),
     Fact("borrow-timeout", "How does the proxy say that it has no connection?", "08000, 08006 or 53300", _borrow),
+    Fact("password-ahead-proxy", "Does the proxy take the password with the start-up message?", "it does", _accepted("waits proxy", "password ahead")),
+    Fact("password-ahead-database", "Does the database take it?", "it does", _accepted("waits direct", "password ahead")),
+    Fact("direct-tls-proxy", "Does the proxy speak TLS at once (PLUNGEPOOL_TLS_NEGOTIATION=direct)?", "", _measured("waits proxy", "direct TLS")),
+    Fact("direct-tls-database", "Does the database?", "", _measured("waits direct", "direct TLS")),
+    Fact("cancel-proxy", "Does a cancel request reach the database through the proxy?", "", _measured("session proxy", "cancel")),
+    Fact("announced-proxy", "Which process does the proxy announce?", "", _measured("session proxy", "announced")),
     Fact("proxy-capacity", "MaxDatabaseConnectionsAllowed", "", _capacity),
     Fact("proxy-certificate", "Who issued the proxy's certificate?", "Amazon's public roots", _trusted("tls proxy", "amazon roots")),
     Fact("database-certificate", "Who issued the database's?", "the region's RDS authority", _trusted("tls direct", "region")),
     Fact("proxy-tls", "Which TLS does the proxy speak?", "1.2 and 1.3", _versions("tls proxy")),
     Fact("database-tls", "Which TLS does the database speak?", "1.2 and 1.3", _versions("tls direct")),
     Fact("runtime-trust-store", "Does Python's own trust store on Lambda verify the database?", "it does not", _runtime_store),
-    Fact("regional-bundle", "Are all authorities of this region's bundle shipped?", "they are", _bundle),
-    Fact("reserved-connections", "How many connections are reserved?", "", _reserved),
+    Fact("regional-bundle", "Are all authorities of this region's bundle shipped?", "they are", _bundle, _ALL),
+    Fact("reserved-connections", "How many connections are reserved?", "", _reserved, _ALL),
     Fact("managed-secret", "What is in the secret that RDS manages?", "password, username", _secret),
-    Fact("connects-a-second", "How many IAM connects a second does the database take?", "", _rate),
-    Fact("sigterm", "Does an in-process extension that registers for no events bring SIGTERM?", "it does", _sigterm),
-    Fact("cpu-in-init", "Has init more CPU than the handler?", "", _cpu),
+    Fact("connects-a-second", "How many IAM connects a second does the database take?", "", _rate, _ALL),
+    Fact("gateway", "How is a cluster of express configuration connected?", "by a gateway, without a VPC, by IAM", _gateway, _EXPRESS),
+    Fact("gateway-certificate", "Who issued the gateway's certificate?", "Amazon's public roots", _trusted("tls direct", "amazon roots"), _EXPRESS),
+    Fact("gateway-trust-store", "Does Python's own trust store on Lambda verify it?", "", _gateway_trust_store, _EXPRESS),
+    Fact("gateway-tls", "Which TLS does the gateway speak?", "1.2 and 1.3", _versions("tls direct"), _EXPRESS),
+    Fact("gateway-direct-tls", "Does it speak TLS at once?", "", _measured("waits direct", "direct TLS"), _EXPRESS),
+    Fact("gateway-password-ahead", "Does it take the password with the start-up message?", "it does", _accepted("waits direct", "password ahead"), _EXPRESS),
+    Fact("gateway-password", "How does it refuse a password?", "28P01 or 28000", _refused("refusals direct", "a password", "28P01", "28000"), _EXPRESS),
+    Fact("gateway-token-refused", "How does it refuse a wrong token?", "28P01 or 28000", _refused("refusals direct", "another user's token", "28P01", "28000"), _EXPRESS),
+    Fact("gateway-token-short", "Does it take X-Amz-Expires below 900?", "it does", _accepted("refusals direct", "a token of five minutes"), _EXPRESS),
+    Fact("gateway-plain-text", "How does it refuse plain text?", "28000", _refused("refusals direct", "no TLS", "28000", "28P01"), _EXPRESS),
+    Fact("gateway-statement-timeout", "Does it pass statement_timeout on at start-up?", "it does", _accepted("startup direct", "statement_timeout"), _EXPRESS),
+    Fact("gateway-options", "Does it pass options=-c … on?", "it does", _accepted("startup direct", "options -c"), _EXPRESS),
+    Fact("gateway-application-name", "Does it take application_name?", "it does", _accepted("startup direct", "application_name"), _EXPRESS),
+    Fact("gateway-cancel", "Does a cancel request reach the database through it?", "cancelled", _cancels, _EXPRESS),
+    Fact("gateway-idle", "Does idle_session_timeout end a session through it?", "57P05, or the end without a word", _ends_when_idle, _EXPRESS),
+    Fact("gateway-announced", "Which process does it announce?", "", _measured("session direct", "announced"), _EXPRESS),
+    Fact("gateway-connections", "How many connections does it let through, and how does it refuse?", "", _capacity_of_gateway, _EXPRESS),
+    Fact("cloudformation-express", "Has CloudFormation a property for express configuration?", "none", _cloudformation, _EXPRESS),
+    Fact("sigterm", "Does an in-process extension that registers for no events bring SIGTERM?", "it does", _sigterm, _ALL),
+    Fact("snapshot-registration", "Is it registered still after a restore from a snapshot (SnapStart)?", "it is", _registration, _ALL),
+    Fact("snapshot-sigterm", "Does a restored environment get SIGTERM?", "", _restored_sigterm, _ALL),
+    Fact("cpu-in-init", "Has init more CPU than the handler?", "", _cpu, _ALL),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from plungepool_toolkit.commands.console import table
 if TYPE_CHECKING:
     from rich.console import Console
 
-Mode = Literal["aurora", "instance"]
+Mode = Literal["aurora", "instance", "express"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,13 @@ PRICES: dict[Mode, tuple[Price, ...]] = {
         Price("RDS instance db.t4g.micro, 20 GB gp3", (0.02, 0.02), "0.016 an hour and 0.115 a GB-month"),
         Price("RDS Proxy before it", (0.03, 0.03), "0.015 a vCPU-hour, at least 2"),
     ),
+    "express": (Price("Aurora of express configuration, 0 to 2 ACU", (0.00, 0.24), "0.12 an ACU-hour"),),
 }
-_PRICES_OF_BOTH = (
+_PRICES_OF_NETWORKS = (
     Price("Interface endpoint of Secrets Manager in two zones, unless there is one", (0.00, 0.02), "0.01 a zone-hour"),
-    Price("16 alarms of CloudWatch", (0.00, 0.01), "0.10 a month each, by the hour"),
+)
+_ALARMS: dict[Mode, int] = {"aurora": 16, "instance": 16, "express": 10}
+_PRICES_OF_ALL = (
     Price("Lambda, HTTP API, SQS, logs, metrics, two secrets, one bucket", (0.01, 0.05), "a few hundred invocations"),
 )
 
@@ -58,7 +61,9 @@ def show_prices(console: Console, mode: Mode) -> None:
 
 def parts_of(mode: Mode) -> tuple[Price, ...]:
     """Return the prices of all that a run makes."""
-    return (*PRICES[mode], *_PRICES_OF_BOTH)
+    alarms = Price(f"{_ALARMS[mode]} alarms of CloudWatch", (0.00, 0.01), "0.10 a month each, by the hour")
+    networks = () if mode == "express" else _PRICES_OF_NETWORKS
+    return (*PRICES[mode], *networks, alarms, *_PRICES_OF_ALL)
 
 
 def together(mode: Mode) -> str:

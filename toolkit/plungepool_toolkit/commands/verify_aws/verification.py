@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import tempfile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _PROBE = Path(__file__).with_name("probe")
 _USER = "plungepool_app"
 _PORT = 5432
+_OF_EXPRESS = re.compile("Express|InternetAccessGateway|VPCNetworking")
 _REASON = re.compile(r"Reason:\s*(.*)")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -46,32 +48,32 @@ class Verification:
         self, account: Account, name: str, console: Console, *, folder: Path, sam: Path, mode: Mode = "aurora"
     ) -> None:
         self.name, self.console = name, console
-        self._account, self._folder, self._sam, self._mode = account, folder, sam, mode
+        self._account, self._folder, self._sam, self.mode = account, folder, sam, mode
         self._functions: dict[str, str] = {}
         self._proxy = ""
+        self._cluster: dict[str, Any] = {}
         self._shutdown_began = 0.0
 
     def deploy(self, network: Network, architecture: str = "arm64") -> None:
-        """Build and deploy the application, then the probes beside it. Blocks: 20 to 30 minutes on AWS."""
+        """
+        Build and deploy the application, then the probes beside it. Blocks: 20 to 30 minutes on AWS; 10 with express.
+        """
         account, run = self._account, self.name
         account.make_bucket(run)
+        if self.mode == "express":
+            self._say("making a cluster of express configuration")
+            self._cluster = account.make_express_cluster(run)
         with tempfile.TemporaryDirectory() as scratch:
             build = Path(scratch, "build")
             config = Path(scratch, "samconfig.toml")
             config.write_text("version = 0.1\n")  # the repository's own would decide for us
             self._say("building the application")
             account.sam(self._sam, "build", "--config-file", config, "--build-dir", build, cwd=self._folder)
-            self._say("deploying it with its database and proxy: 20 minutes are usual")
+            how_long = "5" if self.mode == "express" else "20"
+            self._say(f"deploying it with its database: {how_long} minutes are usual")
             self._deploy_stack(run, build / "template.yaml", config, {
-                "DatabaseMode": self._mode,
-                "Endpoint": "proxy",
-                "ProxyAuth": "iam",
-                "ProtectDatabase": "false",
-                "FinalSnapshot": "false",
+                **self._database_parameters(network),
                 "OrdersConcurrency": "0",  # a new account has none to reserve
-                "VpcId": network.vpc_id,
-                "SubnetIds": ",".join(network.subnet_ids),
-                "RouteTableIds": ",".join(network.route_table_ids),
                 "User": _USER,
                 "Port": str(_PORT),
                 "LogRetentionDays": "1",
@@ -85,7 +87,28 @@ class Verification:
             name: function
             for stack in (run, f"{run}-probe")
             for name, function in account.outputs(stack).items()
-            if name in ("CheckDatabaseFunction", "DatabaseProbe", "ShutdownProbe", "ShutdownProbeLogs")
+            if name == "CheckDatabaseFunction" or name.removesuffix("Logs").endswith("Probe")
+        }
+
+    def _database_parameters(self, network: Network) -> dict[str, str]:
+        """Return the parameters of the application that say which database it has."""
+        if self.mode == "express":
+            return {
+                "DatabaseMode": "existing",
+                "Auth": "iam",
+                "Host": self._cluster["Endpoint"],
+                "ResourceId": self._cluster["DbClusterResourceId"],
+                "AdminUser": self._cluster["MasterUsername"],
+            }
+        return {
+            "DatabaseMode": self.mode,
+            "Endpoint": "proxy",
+            "ProxyAuth": "iam",
+            "ProtectDatabase": "false",
+            "FinalSnapshot": "false",
+            "VpcId": network.vpc_id,
+            "SubnetIds": ",".join(network.subnet_ids),
+            "RouteTableIds": ",".join(network.route_table_ids),
         }
 
     def _deploy_stack(self, stack: str, template: Path, config: Path, parameters: Mapping[str, str]) -> None:
@@ -101,10 +124,21 @@ class Verification:
 
     def _probe_parameters(self, network: Network, architecture: str) -> dict[str, str]:
         account = self._account
+        if self.mode == "express":
+            return {
+                "LayerArn": account.outputs(self.name)["LayerArn"],
+                "Host": self._cluster["Endpoint"],
+                "DirectHost": self._cluster["Endpoint"],
+                "Port": str(_PORT),
+                "User": _USER,
+                "ResourceId": self._cluster["DbClusterResourceId"],
+                "DirectResourceId": self._cluster["DbClusterResourceId"],
+                "Architecture": architecture,
+            }
         resources = {logical: (kind, physical) for logical, kind, physical in account.resources(self.name)}
         database = account.outputs(resources["DemoDatabase"][1])
         rds = account.client("rds")
-        if self._mode == "aurora":
+        if self.mode == "aurora":
             clusters = rds.describe_db_clusters(DBClusterIdentifier=resources["Cluster"][1])["DBClusters"]
             direct_id = clusters[0]["DbClusterResourceId"]
         else:
@@ -136,25 +170,56 @@ class Verification:
         shutdown = self._begin_shutdown()
         self._probe(evidence, "bundle", None)
         self._ask(evidence, "check_database", "CheckDatabaseFunction", {})
+        self._ask(evidence, "snapshot", "SnapshotProbe", {"registration": True})
         self._probe(evidence, "prepare", {})
+        if self.mode == "express":
+            self._look_at_gateway(evidence)
+        else:
+            self._look_at_proxy(evidence, patience_s)
+        if shutdown is not None:
+            evidence["shutdown"] = shutdown | self._await_sigterm(patience_s)
+        if "snapshot" in evidence:
+            evidence["snapshot"] |= self._sigterm_so_far("SnapshotProbeLogs", began)
+        if self.mode != "express":
+            with self._tolerated("logs of the proxy"):
+                self._add_reasons(evidence, began)
+            with self._tolerated("metrics"):
+                evidence["metrics"] = self._metrics(began)
+        return evidence
+
+    def _look_at_gateway(self, evidence: dict[str, Any]) -> None:
+        kept = (str, bool, int, float)
+        evidence["cluster"] = {name: value for name, value in self._cluster.items() if isinstance(value, kept)}
+        self._look_at_way(evidence, "DIRECT_", "direct")
+        self._probe(evidence, "session direct", {"prefix": "DIRECT_"})
+        self._probe(evidence, "rate", {})
+        self._probe(evidence, "capacity", {})
+        with self._tolerated("schema"):
+            evidence["schema"] = self._schema()
+
+    def _look_at_proxy(self, evidence: dict[str, Any], patience_s: float) -> None:
         for suspect in SUSPECTS:
             self._probe(evidence, f"pinning {suspect}", {"suspect": suspect})
         self._probe(evidence, "split", {})
-        for prefix, place in (("", "proxy"), ("DIRECT_", "direct")):
-            for probe in ("startup", "refusals", "tls"):
-                self._probe(evidence, f"{probe} {place}", {"prefix": prefix})
+        self._look_at_way(evidence, "", "proxy")
+        self._look_at_way(evidence, "DIRECT_", "direct")
+        self._probe(evidence, "session proxy", {})
         self._probe(evidence, "rate", {})
         with self._tolerated("borrow"):
             self._narrow_proxy()
             time.sleep(min(60.0, patience_s / 10))  # nothing tells when a proxy has taken it up
             self._probe(evidence, "borrow", {})
-        if shutdown is not None:
-            evidence["shutdown"] = shutdown | self._await_sigterm(patience_s)
-        with self._tolerated("logs of the proxy"):
-            self._add_reasons(evidence, began)
-        with self._tolerated("metrics"):
-            evidence["metrics"] = self._metrics(began)
-        return evidence
+
+    def _look_at_way(self, evidence: dict[str, Any], prefix: str, place: str) -> None:
+        for probe in ("startup", "refusals", "tls", "waits"):
+            self._probe(evidence, f"{probe} {place}", {"prefix": prefix})
+
+    def _schema(self) -> dict[str, list[str]]:
+        """Ask CloudFormation for the properties of a cluster that an express configuration would need."""
+        client = self._account.client("cloudformation")
+        said = client.describe_type(Type="RESOURCE", TypeName="AWS::RDS::DBCluster")["Schema"]
+        names = json.loads(said)["properties"]
+        return {"properties": sorted(name for name in names if _OF_EXPRESS.search(name))}
 
     def _probe(self, evidence: dict[str, Any], name: str, arguments: dict[str, Any] | None) -> None:
         if arguments is None:
@@ -214,6 +279,16 @@ class Verification:
             changed = True
         self._shutdown_began = time.time()
         return evidence.get("shutdown") if changed else None
+
+    def _sigterm_so_far(self, group: str, began: float) -> dict[str, Any]:
+        """Look once into a log for SIGTERM; nobody says when Lambda ends an environment that was restored."""
+        found = {"sigterm": False, "waited_s": time.time() - began}
+        with self._tolerated("the log of a restored environment"):
+            events = self._account.client("logs").filter_log_events(
+                logGroupName=self._functions[group], filterPattern="SIGTERM"
+            )["events"]
+            found["sigterm"] = bool(events)
+        return found
 
     def _await_sigterm(self, patience_s: float) -> dict[str, Any]:
         logs = self._account.client("logs")

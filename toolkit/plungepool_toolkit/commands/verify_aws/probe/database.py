@@ -6,8 +6,8 @@ and Bind) are sent as they are, by a client of a hundred lines that does what no
 holds a password, a token or a key, and no local variable does by itself: a crash reporter prints those of each frame
 that an error has passed. So a password is only ever an attribute of a Login, whose repr leaves it out.
 
-Variables: PLUNGEPOOL_* for the proxy, DIRECT_PLUNGEPOOL_* for the database itself as the same role, and
-ADMIN_PLUNGEPOOL_* for its administrator.
+Variables: PLUNGEPOOL_* for the proxy (where there is none, the database), DIRECT_PLUNGEPOOL_* for the database itself
+as the same role, and ADMIN_PLUNGEPOOL_* for its administrator.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 _PROTOCOL_3_0 = 196608
+_CANCEL = 80877102
 _SCHEMA = "plungepool_probe"
 
 
@@ -84,7 +85,8 @@ class Session:
     One session over the bare protocol: TLS as the settings say, a password in clear text within it, and start-up
     options.
 
-    Args: login: as whom, with what password; as the settings say otherwise.
+    Args: login: as whom, with what password; as the settings say otherwise. direct: TLS at once, without a request for
+        it. ahead: the password goes with the start-up message.
     Raises: Refused with the server's SQLSTATE; OSError, ssl.SSLError where there is no server or no trust.
     Units: timeout_s is seconds, of each wait.
     """
@@ -97,21 +99,19 @@ class Session:
         login: Login | None = None,
         timeout_s: float = 30.0,
         secure: bool = True,
+        direct: bool = False,
+        ahead: bool = False,
     ) -> None:
         if login is None:
             login = next(connect.source(settings).logins())
-        self.sock = socket.create_connection((login.host, login.port), timeout=timeout_s)
+        self.key = 0, 0
+        self.sock = _dial(settings, login.host, login.port, timeout_s, secure=secure, direct=direct)
         try:
-            context = tls.client_context(settings) if secure else None
-            if context is not None:
-                self.sock.sendall(_SSL_REQUEST)
-                if self.sock.recv(1) != b"S":
-                    raise Refused("none", "the server does not offer TLS")
-                self.sock = context.wrap_socket(self.sock, server_hostname=login.host)
             fields = {"user": login.user, "database": login.database, **(options or {})}
             body = b"".join(part.encode() + b"\0" for pair in fields.items() for part in pair) + b"\0"
-            self.sock.sendall(struct.pack("!ii", len(body) + 8, _PROTOCOL_3_0) + body)
-            self._authenticate(login)
+            start = struct.pack("!ii", len(body) + 8, _PROTOCOL_3_0) + body
+            self.sock.sendall(start if not ahead else start + _password(login))
+            self._authenticate(None if ahead else login)
         except BaseException:
             self.sock.close()
             raise
@@ -132,9 +132,13 @@ class Session:
     def send(self, *messages: bytes) -> list[list[str | None]]:
         """Send all messages in one flight, read one reply a Query or Sync among them, and return the rows of all."""
         self.sock.sendall(b"".join(messages))
+        return self.replies(sum(message[:1] in (b"Q", b"S") for message in messages))
+
+    def replies(self, count: int) -> list[list[str | None]]:
+        """Read so many replies, each to its end, and return the rows of all."""
         rows: list[list[str | None]] = []
         failure: Refused | None = None
-        for _ in range(sum(message[:1] in (b"Q", b"S") for message in messages)):
+        for _ in range(count):
             while True:
                 try:
                     kind, body = self._read()
@@ -154,20 +158,21 @@ class Session:
     def value(self, sql: str) -> str | None:
         return self.send(query(sql))[0][0]
 
-    def _authenticate(self, login: Login) -> None:
+    def _authenticate(self, login: Login | None) -> None:
         while True:
             kind, body = self._read()
             if kind == b"E":
                 raise _refusal(body)
             if kind == b"Z":
                 return
+            if kind == b"K":
+                self.key = struct.unpack_from("!ii", body)
             if kind != b"R":
                 continue
             wanted = struct.unpack_from("!i", body)[0]
             if wanted == 3:
-                # Not by _message, in whose frame it would be a local.
-                length = len(login.password.encode()) + 5
-                self.sock.sendall(b"p" + struct.pack("!i", length) + login.password.encode() + b"\0")
+                if login is not None:
+                    self.sock.sendall(_password(login))
             elif wanted:
                 raise Refused("none", f"the server asks for authentication {wanted}, and a token needs clear text (3)")
 
@@ -183,6 +188,35 @@ class Session:
                 raise Refused("none", "the other side hung up without a word")
             data += more
         return data
+
+
+def _password(login: Login) -> bytes:
+    # Not by _message, in whose frame it would be a local.
+    return b"p" + struct.pack("!i", len(login.password.encode()) + 5) + login.password.encode() + b"\0"
+
+
+def _dial(
+    settings: Settings, host: str, port: int, timeout_s: float, *, secure: bool = True, direct: bool = False
+) -> socket.socket:
+    """Connect, with TLS as asked for. Raises: Refused, where the server does not offer it; OSError, ssl.SSLError."""
+    how = dataclasses.replace(settings, tls_negotiation="direct" if direct else "postgres")
+    context = tls.client_context(how) if secure else None
+    sock = socket.create_connection((host, port), timeout=timeout_s)
+    try:
+        if context is None:
+            return sock
+        if not direct:
+            sock.sendall(_SSL_REQUEST)
+            if sock.recv(1) != b"S":
+                raise Refused("none", "the server does not offer TLS")
+        secured = context.wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
+    if direct and secured.selected_alpn_protocol() is None:
+        secured.close()
+        raise Refused("none", "TLS was agreed to, and not the protocol that runs in it (ALPN)")
+    return secured
 
 
 def _refusal(body: bytes) -> Refused:
@@ -385,6 +419,83 @@ def _let_in(settings: Settings, **how: Any) -> dict[str, Any]:
     return {"value": "let in"}
 
 
+def probe_waits(prefix: str = "") -> dict[str, Any]:
+    """
+    Connect with fewer waits than the protocol's own: the password with the start-up message, TLS at once.
+
+    Shape: {"password ahead", "direct TLS": {"value": "let in"} or {"sqlstate", "message"}}
+    """
+    settings = settings_of(prefix)
+    return {
+        "password ahead": _attempt(partial(_let_in, settings, ahead=True, timeout_s=10.0)),
+        "direct TLS": _attempt(partial(_let_in, settings, direct=True, timeout_s=10.0)),
+    }
+
+
+def probe_session(prefix: str = "", sleep_s: float = 5.0, patience_s: float = 10.0) -> dict[str, Any]:
+    """
+    Cancel a statement, compare who was announced with who serves, and let a session idle past its own time-out.
+
+    Shape: {"cancel", "announced": {"value"} or {"sqlstate", "message"}, "idle": {"sqlstate", "message"}}; idle is
+        57P05 where the server's word of the end arrives, and "none" with a TimeoutError where nothing does.
+    """
+    settings = settings_of(prefix)
+    return {
+        "cancel": _attempt(partial(_cancelled, settings, sleep_s)),
+        "announced": _attempt(partial(_announced, settings)),
+        "idle": _attempt(partial(_idle, settings, patience_s)),
+    }
+
+
+def _cancelled(settings: Settings, sleep_s: float) -> dict[str, Any]:
+    with Session(settings) as session:
+        session.sock.sendall(query(f"SELECT pg_sleep({sleep_s})"))
+        # It may be heard before the statement runs, and is then heard by nobody.
+        time.sleep(sleep_s / 5)
+        with _dial(settings, settings.host, settings.port, 10.0) as request:
+            request.sendall(struct.pack("!iiii", 16, _CANCEL, *session.key))
+        try:
+            session.replies(1)
+        except Refused as refused:
+            if refused.sqlstate == "57014":
+                return {"value": "cancelled"}
+            raise
+    return {"value": "ran to its end"}
+
+
+def _announced(settings: Settings) -> dict[str, Any]:
+    with Session(settings) as session:
+        same = str(session.key[0]) == session.value("SELECT pg_backend_pid()")
+    return {"value": "the process that serves" if same else "another process than the one that serves"}
+
+
+def _idle(settings: Settings, patience_s: float) -> dict[str, Any]:
+    with Session(settings, timeout_s=patience_s) as session:
+        session.send(query("SET idle_session_timeout = '1s'"))
+        session.replies(1)
+    return {"value": "the session went on"}
+
+
+def probe_capacity(prefix: str = "ADMIN_", most: int = 300) -> dict[str, Any]:
+    """
+    Hold sessions open until one is refused, as a role without a limit of its own.
+
+    Shape: {"held": int, "max_connections": str}, and "sqlstate", "message" unless `most` were had.
+    """
+    settings = settings_of(prefix)
+    found: dict[str, Any] = {"held": 0}
+    with contextlib.ExitStack() as stack:
+        while found["held"] < most:
+            try:
+                session = stack.enter_context(Session(settings))
+                if not found["held"]:
+                    found["max_connections"] = session.value("SHOW max_connections")
+            except Refused as refused:
+                return found | refused.document()
+            found["held"] += 1
+    return found
+
+
 def probe_borrow(most: int = 60) -> dict[str, Any]:
     """
     Hold transactions open until the proxy has no connection left, and say how it refuses the next one.
@@ -547,6 +658,9 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "startup": probe_startup,
     "refusals": probe_refusals,
     "borrow": probe_borrow,
+    "waits": probe_waits,
+    "session": probe_session,
+    "capacity": probe_capacity,
     "tls": probe_tls,
     "rate": probe_rate,
 }

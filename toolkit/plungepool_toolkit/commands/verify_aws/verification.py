@@ -72,7 +72,7 @@ class Verification:
             how_long = "5" if self.mode == "express" else "20"
             self._say(f"deploying it with its database: {how_long} minutes are usual")
             self._deploy_stack(run, build / "template.yaml", config, {
-                **self._database_parameters(network),
+                **_database_parameters(self.mode, self._cluster, network),
                 "OrdersConcurrency": "0",  # a new account has none to reserve
                 "User": _USER,
                 "Port": str(_PORT),
@@ -88,27 +88,6 @@ class Verification:
             for stack in (run, f"{run}-probe")
             for name, function in account.outputs(stack).items()
             if name == "CheckDatabaseFunction" or name.removesuffix("Logs").endswith("Probe")
-        }
-
-    def _database_parameters(self, network: Network) -> dict[str, str]:
-        """Return the parameters of the application that say which database it has."""
-        if self.mode == "express":
-            return {
-                "DatabaseMode": "existing",
-                "Auth": "iam",
-                "Host": self._cluster["Endpoint"],
-                "ResourceId": self._cluster["DbClusterResourceId"],
-                "AdminUser": self._cluster["MasterUsername"],
-            }
-        return {
-            "DatabaseMode": self.mode,
-            "Endpoint": "proxy",
-            "ProxyAuth": "iam",
-            "ProtectDatabase": "false",
-            "FinalSnapshot": "false",
-            "VpcId": network.vpc_id,
-            "SubnetIds": ",".join(network.subnet_ids),
-            "RouteTableIds": ",".join(network.route_table_ids),
         }
 
     def _deploy_stack(self, stack: str, template: Path, config: Path, parameters: Mapping[str, str]) -> None:
@@ -184,7 +163,7 @@ class Verification:
             with self._tolerated("logs of the proxy"):
                 self._add_reasons(evidence, began)
             with self._tolerated("metrics"):
-                evidence["metrics"] = self._metrics(began)
+                evidence["metrics"] = _metrics(self._account, self._proxy, began)
         return evidence
 
     def _look_at_gateway(self, evidence: dict[str, Any]) -> None:
@@ -195,7 +174,7 @@ class Verification:
         self._probe(evidence, "rate", {})
         self._probe(evidence, "capacity", {})
         with self._tolerated("schema"):
-            evidence["schema"] = self._schema()
+            evidence["schema"] = _schema(self._account)
 
     def _look_at_proxy(self, evidence: dict[str, Any], patience_s: float) -> None:
         for suspect in SUSPECTS:
@@ -213,13 +192,6 @@ class Verification:
     def _look_at_way(self, evidence: dict[str, Any], prefix: str, place: str) -> None:
         for probe in ("startup", "refusals", "tls", "waits"):
             self._probe(evidence, f"{probe} {place}", {"prefix": prefix})
-
-    def _schema(self) -> dict[str, list[str]]:
-        """Ask CloudFormation for the properties of a cluster that an express configuration would need."""
-        client = self._account.client("cloudformation")
-        said = client.describe_type(Type="RESOURCE", TypeName="AWS::RDS::DBCluster")["Schema"]
-        names = json.loads(said)["properties"]
-        return {"properties": sorted(name for name in names if _OF_EXPRESS.search(name))}
 
     def _probe(self, evidence: dict[str, Any], name: str, arguments: dict[str, Any] | None) -> None:
         if arguments is None:
@@ -318,30 +290,6 @@ class Verification:
                 during = [text for at, text in events if found["began"] - 1 <= at <= found["ended"] + 1]
                 found["logged"] = sorted({match[1] for text in during if (match := _REASON.search(text))})
 
-    def _metrics(self, began: float) -> dict[str, float]:
-        client = self._account.client("cloudwatch")
-        found = {}
-        for name in ("DatabaseConnectionsCurrentlySessionPinned", "MaxDatabaseConnectionsAllowed"):
-            # Some are kept by proxy, some by its target too; which is not documented for each.
-            of_proxy = [{"Name": "ProxyName", "Value": self._proxy}]
-            kept = client.list_metrics(Namespace="AWS/RDS", MetricName=name, Dimensions=of_proxy)["Metrics"]
-            points = [
-                point["Maximum"]
-                for metric in kept
-                for point in client.get_metric_statistics(
-                    Namespace="AWS/RDS",
-                    MetricName=name,
-                    Dimensions=metric["Dimensions"],
-                    StartTime=began,
-                    EndTime=time.time(),
-                    Period=60,
-                    Statistics=["Maximum"],
-                )["Datapoints"]
-            ]
-            if points:
-                found[name] = max(points)
-        return found
-
     def delete(self) -> bool:
         """
         Delete everything, and say what is left if that fails; True if nothing is.
@@ -361,6 +309,61 @@ class Verification:
 
     def _say(self, what: str) -> None:
         self.console.print(f"{time.strftime('%H:%M:%S')} {escape(what)}", highlight=False)
+
+
+def _database_parameters(mode: Mode, cluster: Mapping[str, Any], network: Network) -> dict[str, str]:
+    """Return the parameters of the application that say which database it has."""
+    if mode == "express":
+        return {
+            "DatabaseMode": "existing",
+            "Auth": "iam",
+            "Host": cluster["Endpoint"],
+            "ResourceId": cluster["DbClusterResourceId"],
+            "AdminUser": cluster["MasterUsername"],
+        }
+    return {
+        "DatabaseMode": mode,
+        "Endpoint": "proxy",
+        "ProxyAuth": "iam",
+        "ProtectDatabase": "false",
+        "FinalSnapshot": "false",
+        "VpcId": network.vpc_id,
+        "SubnetIds": ",".join(network.subnet_ids),
+        "RouteTableIds": ",".join(network.route_table_ids),
+    }
+
+
+def _schema(account: Account) -> dict[str, list[str]]:
+    """Ask CloudFormation for the properties of a cluster that an express configuration would need."""
+    client = account.client("cloudformation")
+    said = client.describe_type(Type="RESOURCE", TypeName="AWS::RDS::DBCluster")["Schema"]
+    names = json.loads(said)["properties"]
+    return {"properties": sorted(name for name in names if _OF_EXPRESS.search(name))}
+
+
+def _metrics(account: Account, proxy: str, began: float) -> dict[str, float]:
+    client = account.client("cloudwatch")
+    found = {}
+    for name in ("DatabaseConnectionsCurrentlySessionPinned", "MaxDatabaseConnectionsAllowed"):
+        # Some are kept by proxy, some by its target too; which is not documented for each.
+        of_proxy = [{"Name": "ProxyName", "Value": proxy}]
+        kept = client.list_metrics(Namespace="AWS/RDS", MetricName=name, Dimensions=of_proxy)["Metrics"]
+        points = [
+            point["Maximum"]
+            for metric in kept
+            for point in client.get_metric_statistics(
+                Namespace="AWS/RDS",
+                MetricName=name,
+                Dimensions=metric["Dimensions"],
+                StartTime=began,
+                EndTime=time.time(),
+                Period=60,
+                Statistics=["Maximum"],
+            )["Datapoints"]
+        ]
+        if points:
+            found[name] = max(points)
+    return found
 
 
 def _certificates(text: str) -> set[str]:

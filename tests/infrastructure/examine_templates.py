@@ -5,14 +5,16 @@ Reads {name: {"text": YAML, "lint": true or false}} from standard input; prints 
 "expanded": the same after the transform, "problems": what the transform and the linter said first}}.
 """
 
+import copy
 import json
 import sys
 import tempfile
 from pathlib import Path
 
 import boto3
+import yaml
 from cfnlint.api import ManualArgs, lint_file
-from samcli.yamlhelper import yaml_parse
+from samcli import yamlhelper
 from samtranslator.parser.parser import Parser
 from samtranslator.public.exceptions import InvalidDocumentException
 from samtranslator.translator.translator import Translator
@@ -22,9 +24,17 @@ REGION = "eu-west-1"
 IGNORED_WHEN_EXPANDED = ["W1020", "W2001"]
 
 
-def expand(text: str) -> dict:
-    """Return the template after the transform, as CloudFormation would see it."""
-    template = yaml_parse(text)
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """What SAM makes of PyYAML's loader, of the one that is written in C: a template a second is read otherwise."""
+
+
+Loader.add_constructor(yamlhelper.TIMESTAMP_TAG, yaml.constructor.SafeConstructor.construct_yaml_str)
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, yamlhelper._dict_constructor)
+Loader.add_multi_constructor("!", yamlhelper.intrinsics_multi_constructor)
+
+
+def expand(template: dict) -> dict:
+    """Return the template after the transform, as CloudFormation would see it; it may be changed by that."""
     if template.get("Transform") != "AWS::Serverless-2016-10-31":
         return template
     for resource in template["Resources"].values():
@@ -54,10 +64,12 @@ def lint(text: str, ignored: list[str]) -> list[str]:
 
 
 def examine(text: str, linted: bool) -> dict:
-    raw = yaml_parse(text)
+    raw = yaml.load(text, Loader)
+    # Of each template that is linted, SAM's own reading is the same.
+    assert not linted or raw == yamlhelper.yaml_parse(text)
     problems = lint(text, []) if linted else []
     try:
-        expanded = expand(text)
+        expanded = expand(copy.deepcopy(raw))
     except InvalidDocumentException as error:
         return {"raw": raw, "expanded": None, "problems": [*problems, error.message, *map(str, error.causes)]}
     # Where the template as written has a problem already, a second look would only take its time.

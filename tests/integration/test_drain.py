@@ -411,7 +411,7 @@ def test_the_command_says_what_it_did(server: Postgres, connect: Callable[..., E
         connection.exec_driver_sql("SELECT 1")
         code, said, _ = command("--min-idle", "0", "--limit", "0.5")
     assert code == 1
-    assert "! app in postgres: 1 connections, 0 ended, 0 gone by themselves, 1 in a transaction" in said
+    assert "! app in postgres: 1 connection, 0 ended, 0 gone by themselves, 1 in a transaction" in said
     assert "--limit" in said
 
 

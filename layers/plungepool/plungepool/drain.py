@@ -10,8 +10,8 @@ was idle is replaced within the checkout, without an error and without a cold st
 backend that is in a transaction is left until it is not. Look and kill are one statement, which reads the backend's
 state microseconds before it signals. What no statement can see is a request that is on its way: one that was sent
 before the end of the connection has reached the client is answered 57P01, "terminating connection due to administrator
-command". That window is a round trip to the server wide. A backend that is in use all the time is the likeliest to be
-asked something within it, so that one must have been idle for `min_idle_s`: the busy ones are ended in a pause of
+command". That window is a round trip to the server wide. A backend that is asked something every few milliseconds is
+the likeliest to fall into it, so that one must have been idle for `min_idle_s`: the busy ones are ended in a pause of
 theirs, or reported as left. What falls into the window all the same, `plungepool.run_transaction` runs again, since
 nothing was committed.
 """

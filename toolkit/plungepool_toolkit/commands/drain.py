@@ -111,7 +111,8 @@ def _left(progress: fleet.Progress) -> str:
 
 
 def _summary(progress: fleet.Progress) -> str:
-    of = f"{progress.role} in {progress.database}: {progress.found} connections"
+    connections = "1 connection" if progress.found == 1 else f"{progress.found} connections"
+    of = f"{progress.role} in {progress.database}: {connections}"
     if progress.dry_run:
         return f"{of}, {_left(progress)}; none was ended (dry run)"
     done = (

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from plungepool_toolkit.commands.console import table
+from plungepool_toolkit.report import write_report
 from plungepool_toolkit.simulate import calibration, curves, prices, study
 from plungepool_toolkit.simulate.advice import advice
 from plungepool_toolkit.simulate.document import document, sentence
@@ -76,12 +77,13 @@ def simulate(
         Path | None, typer.Option(help="Simulate a storm that was measured; exits with 1 beyond 15 %.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, in the storm's format.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with charts to this file.")] = None,
 ) -> None:
     """
     Say what comes of a fleet of environments on one database, without any of them: in virtual time.
 
     What an environment does is decided by the package's own code. Costs of the server are measured ones; take your own
-    with --calibrate, from what `plungepool storm --json` printed. Exits with 1 if --compare finds the two apart.
+    with --calibrate, from what `plungepool storm --json FILE` wrote. Exits with 1 if --compare finds the two apart.
     """
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
     chosen = range(seed, seed + seeds)
@@ -109,17 +111,19 @@ def simulate(
         prices.bill(one.middle, cores=one.database.cores, proxy=one.database.endpoint == "proxy", memory_mb=memory_mb)
         for one in outcomes
     ]
+    made = document(
+        outcomes,
+        bills,
+        function,
+        load,
+        seeds=chosen,
+        command=" ".join(["plungepool", *sys.argv[1:]]),
+        date=datetime.now(UTC).date().isoformat(),
+        arrival=word,
+    )
+    if html is not None:
+        _write(html, made)
     if as_json:
-        made = document(
-            outcomes,
-            bills,
-            function,
-            load,
-            seeds=chosen,
-            command=" ".join(["plungepool", *sys.argv[1:]]),
-            date=datetime.now(UTC).date().isoformat(),
-            arrival=word,
-        )
         typer.echo(json.dumps(made, indent=1))
         return
     if story is not None:
@@ -145,7 +149,8 @@ def _conditions(
     if storm is not None:
         with console.status("Looking for the model that is the most like the storm"):
             found = calibration.calibrate(storm)
-        database = replace(database, costs=found.costs, sharing=found.sharing)
+        # On Lambda the functions have CPUs of their own.
+        database = replace(database, costs=replace(found.costs, client_s=0.0), sharing=found.sharing)
     if statement_ms is not None:
         database = replace(database, costs=replace(database.costs, statement_s=statement_ms / 1000))
     return database, function, load
@@ -207,6 +212,13 @@ def _storm(path: Path | None, option: str) -> calibration.Measured | None:
         return calibration.measured(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path}: {error}", param_hint=option) from None
+
+
+def _write(html: Path, made: dict[str, Any]) -> None:
+    try:
+        write_report(html, made)
+    except OSError as error:
+        raise typer.BadParameter(f"{html}: {error.strerror}", param_hint="--html") from None
 
 
 def _tell(console: Console, story: Incident) -> None:
@@ -281,8 +293,9 @@ def _compare(
     database = replace(storm.database, costs=found.costs, sharing=found.sharing, cores=found.cores)
     costs = database.costs
     console.print(
-        f"The model: {database.cores:.2f} cores for the server ({database.sharing}), {costs.connect_s * 1000:.1f} ms "
-        f"of CPU a connect, {costs.refused_s * 1000:.1f} a refusal, {costs.statement_s * 1000:.1f} an invocation.",
+        f"The model: {database.cores:.2f} cores ({database.sharing}), {costs.connect_s * 1000:.1f} ms "
+        f"of CPU a connect, {costs.refused_s * 1000:.1f} a refusal, {costs.statement_s * 1000:.1f} an invocation; "
+        f"{costs.client_s * 1000:.1f} its function.",
         style="dim",
     )
     numbers = ("Measured", "Computed", "Apart")

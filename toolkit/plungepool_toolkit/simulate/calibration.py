@@ -2,8 +2,8 @@
 The model against a storm that was measured: what its server's costs were, and how far the one is from the other.
 
 From the CPU that each strategy took of the server follow the costs of a connect, a refusal and the statements. What a
-storm's clients took of the same cores is nowhere measured: how many cores were left to the server, and whether its
-processes share them or wait for each other, is what makes the model's latencies the most like the storm's.
+storm's clients took of the same cores, and what other programs left of them, is nowhere measured: it is what makes the
+model's latencies the most like the storm's, and so is whether processes share the cores or wait for each other.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _FORMAT = "plungepool-storm/1"
 # How much the costs that are known from elsewhere count beside a storm's own: a storm in which nobody was refused says
 # nothing of what a refusal costs.
 _KNOWN_COUNTS = 0.05
+# Where the search begins: which part of the machine is left to a storm by what else runs on it, and what an invocation
+# costs the client.
+_SHARES = (0.2, 0.3, 0.45, 0.7, 1.0)
+_CLIENT_S = 0.01
 
 
 class StormError(ValueError):
@@ -93,26 +97,36 @@ def measured(document: Any) -> Measured:
 
 def calibrate(storm: Measured, seeds: Sequence[int] = (1,)) -> Database:
     """Return the database of the model that is the most like the storm's."""
-    costs = _costs(storm)
-    machine = storm.database.cores
-    candidates: list[tuple[float, Database]] = []
+    costs, machine = _costs(storm), storm.database.cores
+    weighed: list[tuple[float, Database]] = []
 
-    def weigh(cores: float, sharing: Sharing) -> None:
-        database = replace(storm.database, costs=costs, cores=cores, sharing=sharing)
-        apart = [
-            min(abs(math.log(max(one.computed, 1e-6) / max(one.measured, 1e-6))), 2.0)
-            for one in compare(storm, database, seeds)
-        ]
-        candidates.append((sum(apart) / len(apart), database))
+    def weigh(cores: float, sharing: Sharing, client_s: float) -> None:
+        database = replace(
+            storm.database, costs=replace(costs, client_s=client_s), cores=min(cores, machine), sharing=sharing
+        )
+        apart = [_distance(one) for one in compare(storm, database, seeds)]
+        weighed.append((sum(apart) / len(apart), database))
+
+    def nearest() -> Database:
+        return min(weighed, key=lambda one: one[0])[1]
 
     sharings: tuple[Sharing, ...] = ("shared", "queue")
     for sharing in sharings:
-        for step in range(10):
-            weigh(machine * 0.25 * 1.2**step, sharing)
-    _, nearest = min(candidates, key=lambda one: one[0])
-    for step in (-2, -1, 1, 2):
-        weigh(nearest.cores * 1.06**step, nearest.sharing)
-    return min(candidates, key=lambda one: one[0])[1]
+        for share in _SHARES:
+            for client_s in (0.0, _CLIENT_S):
+                weigh(machine * share, sharing, client_s)
+    for factor in (0.5, 1.5, 2.0):
+        found = nearest()
+        weigh(found.cores, found.sharing, found.costs.client_s * factor)
+    for factor in (0.85, 0.92, 1.08, 1.18):
+        found = nearest()
+        weigh(found.cores * factor, found.sharing, found.costs.client_s)
+    return nearest()
+
+
+def _distance(one: Difference) -> float:
+    """Return how far apart two numbers are, so that no single one outweighs all others."""
+    return min(abs(math.log(max(one.computed, 1e-6) / max(one.measured, 1e-6))), 2.0)
 
 
 def compare(storm: Measured, database: Database, seeds: Sequence[int]) -> list[Difference]:

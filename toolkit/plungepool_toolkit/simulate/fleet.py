@@ -5,7 +5,7 @@ again and what to keep is `plungepool.fleet`'s own code.
 What is in the model: each connect costs the server CPU, until it is refused or to its end; whether there is a slot
 shows when the refusal's part is done; a transaction costs CPU; a connection holds its slot from then until it is
 closed, also while its environment is frozen; the server ends what idles longer than its lease; an environment that is
-idle for long is reaped. What is not: memory, locks, disks, the CPU of clients.
+idle for long is reaped. What is not: memory, locks, disks, the network.
 
 Units: every *_s is in seconds of virtual time.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from .clock import Clock, Processor, Queue, Shared, Steps
+from .clock import Clock, Processor, Queue, Shared, Steps, Work
 from .endpoints import Direct, Environment, Proxy
 from .run import Run, Tally
 
@@ -45,6 +45,7 @@ class Fleet:
         self._idle: list[Environment] = []
         self._environments = self._awaited = 0
         self._wall_s = 0.0
+        self._client_s = database.costs.client_s
 
     def spikes(self, rounds: int, *, fresh: bool = False, within_s: float = 0.05, gap_s: float = 0.5) -> Run:
         """
@@ -102,8 +103,8 @@ class Fleet:
 
     def _run(self) -> Run:
         self._clock.run()
-        used_s = self._clock.processor.used_s
-        return self._tally.run(self._wall_s, database_cpu_s=used_s, environments=self._environments)
+        run = self._tally.run(self._wall_s, environments=self._environments)
+        return run._replace(database_cpu_s=self._clock.processor.used_s - self._client_s * run.invocations)
 
     def _over(self) -> None:
         self._awaited -= 1
@@ -153,6 +154,8 @@ class Fleet:
         if cold and function.init_s:
             yield function.init_s
         ends = clock.now + function.deadline_s
+        if self._client_s:
+            yield Work(clock.processor, self._client_s)
         until = ends - function.margin_s if self._strategy.ends_by_deadline else ends
         failure = yield from self._endpoint.invoke(environment, until, ends)
         self._tally.ended(clock.now - began, failure)

@@ -26,6 +26,8 @@ class Costs:
     statement_s: float = 0.0011
     #: One ticket that is tried.
     ticket_s: float = 0.00015
+    #: What an invocation computes beside the server, where functions run on the server's own machine: in a storm.
+    client_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,8 +83,8 @@ class Tally:
         else:
             self._timeline.append((now, self.open, self.in_use))
 
-    def run(self, now: float, *, database_cpu_s: float, environments: int) -> Run:
-        """Return what came of it by now."""
+    def run(self, now: float, *, environments: int) -> Run:
+        """Return what came of it by now; what the server computed is not known here."""
         self.note(now)
         return Run(
             succeeded=len(self._latencies_s) - self._failures.total(),
@@ -96,7 +96,7 @@ class Tally:
             peak=self._peak,
             mean=self._area / now if now else 0.0,
             timeline=self._timeline,
-            database_cpu_s=database_cpu_s,
+            database_cpu_s=0.0,
             billed_s=self._billed_s,
             environments=environments,
             wall_s=now,

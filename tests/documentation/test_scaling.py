@@ -9,6 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from plungepool_toolkit.command import application
+from plungepool_toolkit.simulate import study
+from plungepool_toolkit.simulate.model import Function
+from plungepool_toolkit.simulate.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -31,6 +34,14 @@ def test_the_smallest_databases_knees_are_what_the_simulation_gives() -> None:
     """The first row, prices included."""
     row = draw_scaling.row_of_knees(1.0, draw_scaling.knees(1.0))
     assert row in draw_scaling.part(PAGE, "knees").splitlines()
+
+
+def test_the_time_of_an_attempt_moves_the_knee() -> None:
+    """As the page says."""
+    where = draw_scaling.database(draw_scaling.ACU, "direct")
+    adaptive = study.knee(STRATEGIES["adaptive"], where, Function(connect_timeout_s=14.0), draw_scaling.SEEDS)
+    before = draw_scaling.numbers(PAGE, "knees")[draw_scaling.ACUS.index(draw_scaling.ACU)]
+    assert f"{adaptive:,} environments in place of {before[5] // 100}" in PAGE.replace("\n", " ")
 
 
 def test_the_pictures_are_drawn_from_the_tables() -> None:

@@ -292,10 +292,10 @@ def test_an_incident_says_whence_it_is(incident: Any) -> None:
     assert incident.assumed
 
 
-def replayed(name: str, strategy: str, **database: Any) -> Run:
+def replayed(name: str, strategy: str, environments: int | None = None, **database: Any) -> Run:
     """Return what comes of an incident with another strategy."""
     story = INCIDENTS[name]
-    load = study.Load(environments=story.environments, curve=story.curve)
+    load = study.Load(environments=environments or story.environments, curve=story.curve)
     found = study.simulate(STRATEGIES[strategy], replace(story.database, **database), story.function, load, (1,))
     return found.middle
 
@@ -304,6 +304,10 @@ def test_vedas_spiral() -> None:
     """A full proxy does not climb out of it; one that lets 40 through holds, as their own cure says."""
     assert replayed("veda", "queue-pool").rate < 0.2
     assert replayed("veda", "tiny", limit=INCIDENTS["veda"].cap).rate == 1
+    # Without a proxy: docs/scaling.md says so.
+    direct = {"endpoint": "direct", "limit": INCIDENTS["veda"].cap}
+    assert round(replayed("veda", "adaptive", **direct).rate, 2) == 0.36
+    assert round(replayed("veda", "adaptive", 150, **direct).rate, 2) == 0.86
 
 
 def test_flashcards_and_boardsesh() -> None:

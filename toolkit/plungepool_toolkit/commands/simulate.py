@@ -56,6 +56,10 @@ def simulate(
         typer.Option(min=0.01, help="The server's CPU for an invocation's statements. (1.1)"),
     ] = None,
     deadline: Annotated[float, typer.Option(min=1, max=900, help="The function's time-out, in seconds.")] = 15.0,
+    connect_timeout: Annotated[float, typer.Option(min=0.1, help="Of one attempt to connect, in seconds.")] = 5.0,
+    sharing: Annotated[
+        Literal["shared", "queue"], typer.Option(help="How connects and statements have the server's cores.")
+    ] = "shared",
     limit: Annotated[int, typer.Option(min=1, help="Connections that the fleet's role may have.")] = 26,
     cores: Annotated[float, typer.Option(min=0.05, help="The server's.")] = 2.0,
     acu: Annotated[
@@ -92,8 +96,8 @@ def simulate(
         return
     database, function, load = _conditions(
         console,
-        database=_database(limit, cores, acu, servers),
-        function=Function(service_s=service_ms / 1000, deadline_s=deadline),
+        database=replace(_database(limit, cores, acu, servers), sharing=sharing),
+        function=Function(service_s=service_ms / 1000, deadline_s=deadline, connect_timeout_s=connect_timeout),
         load=_load(environments, rounds, arrival, rate, duration, curve),
         statement_ms=statement_ms,
         storm=_storm(calibrate, "--calibrate"),

@@ -50,7 +50,7 @@ INCIDENTS = {
                 "40 ms of CPU a request: 38 a second need 1.5 of the 2 vCPUs",
                 "each process beyond the cores takes 0.1 % of the CPU for itself",
                 "a cold cache at the beginning: 100 requests a second for 12 seconds",
-                "5 of the 33 minutes are replayed",
+                "two of the 33 minutes are replayed",
             ),
             theirs="queue-pool",
             database=Database(
@@ -63,7 +63,7 @@ INCIDENTS = {
             function=Function(service_s=0.1, in_transaction=False, deadline_s=30.0),
             environments=1000,
             curve=Curve(
-                ((0, 38), (10, 38), (11, 100), (23, 100), (24, 38), (300, 38)),
+                ((0, 38), (10, 38), (11, 100), (23, 100), (24, 38), (120, 38)),
                 rate=True,
             ),
             cap=40,

@@ -127,7 +127,7 @@ def test_every_problem_is_named_at_once() -> None:
 @pytest.mark.parametrize(("name", "value"), [
     ("PORT", "70000"), ("PORT", "5432.0"), ("PORT", " 5432"), ("PORT", "٥٤٣٢"), ("POOL_SIZE", "-1"), ("POOL_SIZE", "1_0"),
     ("MAX_AGE_S", "0"), ("MAX_AGE_S", "nan"), ("MAX_AGE_S", "inf"), ("CHECKOUT_TIMEOUT_S", "-1"), ("ENDPOINT", "Proxy"),
-    ("POOL", "adaptive"), ("AUTH", "none"), ("HOST", "a,b"), ("HOST", "user@db"), ("PINNING", "yes"),
+    ("POOL", "adaptiv"), ("AUTH", "none"), ("HOST", "a,b"), ("HOST", "user@db"), ("PINNING", "yes"),
     ("CONNECT_ON_RESTORE", "1"), ("CONNECT_ON_RESTORE", "True"), ("CONNECT_ON_RESTORE", "yes"),
 ])  # fmt: skip
 def test_a_wrong_value_is_refused(name: str, value: str) -> None:
@@ -178,11 +178,29 @@ def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str]
     ({"PLUNGEPOOL_CA_FILE": "ca.pem", "PLUNGEPOOL_TLS": "disable"}, "CA_FILE"),
     ({"PLUNGEPOOL_TLS_NEGOTIATION": "direct", "PLUNGEPOOL_TLS": "disable"}, "TLS_NEGOTIATION"),
     ({"PLUNGEPOOL_CONNECT_ON_RESTORE": "true", "PLUNGEPOOL_POOL": "null"}, "CONNECT_ON_RESTORE"),
+    ({"PLUNGEPOOL_FLEET_LIMIT": "20"}, "FLEET_LIMIT has no effect without PLUNGEPOOL_POOL=adaptive"),
+    ({"PLUNGEPOOL_FLEET": "shop", "PLUNGEPOOL_POOL": "null"}, "FLEET has no effect without PLUNGEPOOL_POOL=adaptive"),
+    ({"PLUNGEPOOL_FLEET": "shop", "PLUNGEPOOL_POOL": "adaptive"}, "FLEET needs PLUNGEPOOL_FLEET_LIMIT"),
+    ({"PLUNGEPOOL_FLEET_LIMIT": "262144", "PLUNGEPOOL_POOL": "adaptive"}, "FLEET_LIMIT must be a whole number"),
 ])  # fmt: skip
 def test_what_the_endpoint_cannot_do_is_refused(environ: dict[str, str], named: str) -> None:
     """What RDS Proxy refuses or ends by itself is a problem at the start, not at the first connect."""
     (problem,) = problems({**MINIMUM, **environ})
     assert f"PLUNGEPOOL_{named}" in problem
+
+
+def test_tickets_are_for_what_has_advisory_locks() -> None:
+    """Aurora DSQL has none and is refused; behind a proxy, whose connections are what counts, adaptive is tiny."""
+    whole = {"host": "db.example", "user": "app", "pool": "adaptive"}
+    with pytest.raises(SettingsError, match="Aurora DSQL has no advisory locks; use tiny"):
+        Settings(**whole, auth="dsql", region="eu-west-1")
+    assert Settings(**whole, password="x").policy == "adaptive"
+    behind = Settings(**whole, password="x", endpoint="proxy", fleet_limit=10, fleet="shop")
+    assert (behind.pool, behind.policy) == ("adaptive", "tiny")
+    assert [Settings(host="h", user="u", password="x", pool=pool).policy for pool in ("tiny", "null")] == [
+        "tiny",
+        "null",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -397,6 +397,7 @@ class Driver:
         """Take the settings of an engine, and the name that pg_stat_activity shows; no I/O yet."""
         self._settings, self._application_name = settings, application_name
         self._startup = {}
+        self._told = False
         if settings.statement_timeout_s:
             self._startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
         #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the
@@ -409,6 +410,7 @@ class Driver:
         errors of the driver's; what a listener raises.
         """
         parameters = _Parameters(
+            **self._ticket(login),
             user=login.user,
             password=login.password,
             host=login.host,
@@ -438,6 +440,7 @@ class Driver:
                 # server tells nothing of another: nothing goes ahead there.
                 parameters.values["password_ahead"] = False
             connection = wire.connect(**parameters.values)
+            self._hold_ticket(connection)
         connection.deadline = invocation.deadline(self._settings.margin_s)
         connection.tells_deadline = self._settings.deadline == "server"
         if self._settings.reads_only:
@@ -445,6 +448,38 @@ class Driver:
         if self._settings.require_settings:
             connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
         return connection
+
+    def _ticket(self, login: Login) -> dict[str, Any]:
+        """Return what asks for the right to keep the connection, where the pool keeps by that; drawn anew each time."""
+        if self._settings.policy != "adaptive":
+            return {}
+        from . import tickets
+
+        return {
+            "first_statement": tickets.statement(
+                tickets.lock_class(login.database, login.user, self._settings.fleet),
+                self._settings.fleet_limit,
+                [jitter() for _ in range(fleet.PROBES)],
+            ),
+            "first_statement_ahead": self._settings.startup == "pipelined",
+        }
+
+    def _hold_ticket(self, connection: wire.Connection) -> None:
+        """Have the connection know its ticket; where the server cannot give any, nothing is kept, and that is said."""
+        first = getattr(connection, "first", None)
+        if first is None:
+            return
+        from . import tickets
+
+        failure, grant = first.error, tickets.grant(first.rows)
+        if grant.lease_s:
+            connection.overhears = tickets.Ticket(grant.lease_s)
+        elif not self._told and (failure is not None or grant.tickets is None):
+            self._told = True
+            why = failure or "the server has no idle_session_timeout, which PostgreSQL has from version 14 on"
+            _logger.warning(
+                "%s=adaptive keeps no connection after the invocation: %s", self._settings.variable("pool"), why
+            )
 
 
 # The parameters of a connect that say who proves what to whom.

@@ -111,6 +111,7 @@ class _Guard:
                 self.ends_at, self.margin_at_most_s = outer.ends_at, outer.margin_at_most_s
         else:
             _take_back_what_is_left()
+            _end_all()  # the last end may have been struck before its turn
             _noted.append((weakref.ref(self), self.handed_out))
         _current = weakref.ref(self)
 
@@ -130,6 +131,7 @@ class _Guard:
         finally:
             if is_current:
                 _current = _nobody
+        _end_all()
         _forget(self.handed_out)
         if leaks and kind is None:
             raise ConnectionLeak(leaks)
@@ -153,6 +155,9 @@ def _nobody() -> None:
 _current: Callable[[], _Guard | None] = _nobody
 # What was handed out in the invocations that have not ended, or whose end was cut short: with whose guard.
 _noted: list[tuple[Callable[[], _Guard | None], list[HandedOut]]] = []
+# What pools have to do at each invocation's end. Only methods of the set itself change and copy it, which nothing can
+# cut in two.
+_at_end: set[Callable[[], Callable[[], object] | None]] = set()
 # Set by hand, for who knows the moment without an invocation.
 _end: float | None = None
 
@@ -307,6 +312,15 @@ def is_running() -> bool:
     return _running() is not None
 
 
+def at_each_end(method: Callable[[], object]) -> None:
+    """
+    Have a bound method called at each invocation's end, after what leaked is back, for as long as its object lives.
+
+    It may be called more than once, also when an invocation begins.
+    """
+    _at_end.add(weakref.WeakMethod(method, _at_end.discard))
+
+
 def note(handed_out: HandedOut) -> None:
     """Have the end of the invocation that runs look whether this came back; where none runs, nothing is noted."""
     guard = _running()
@@ -362,6 +376,12 @@ def _take_back_what_is_left() -> None:
         if guard is None or guard.is_left:
             _take_back(handed_out)
             _forget(handed_out)
+
+
+def _end_all() -> None:
+    for reference in _at_end.copy():
+        if (method := reference()) is not None:
+            method()
 
 
 def _forget(handed_out: list[HandedOut]) -> None:

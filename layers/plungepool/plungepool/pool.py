@@ -1,9 +1,10 @@
 """
 One bounded pool: how many connections, who waits, what to keep, and when to ask whether a connection still lives.
 
-A policy says at each return whether to keep the connection (`tiny`: always; `null`: never). Kept connections are handed
-out LIFO, so that what was used last, which is the likeliest to live, is used next. Nothing runs in the background: an
-environment is frozen when it is idle, so every decision is taken at checkout or at return, by the wall clock.
+A policy says at each return whether to keep the connection (`tiny`: always; `null`: never; `adaptive`: where the server
+has given it a ticket, and without one to the end of the invocation). Kept connections are handed out LIFO, so that what
+was used last, which is the likeliest to live, is used next. Nothing runs in the background: an environment is frozen
+when it is idle, so every decision is taken at checkout or at return, by the wall clock.
 
 **After a freeze** a kept connection may have been closed, reset, or forgotten without a word. Before it is handed out,
 `Examiner` looks at its age and its socket, which costs no round trip, and asks it one short question where the server
@@ -38,7 +39,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import base as _sqlalchemys
 
-from . import invocation
+from . import fleet, invocation
 from .errors import PlungepoolError
 from .settings import Settings, variable
 from .wire.errors import DeadlineExceeded, Error
@@ -68,6 +69,8 @@ _PING_AT_MOST_S = 2.0
 _NOTE = "plungepool_checkout"
 # A shutdown or pg_terminate_backend, a crash, a start; a write that is refused.
 _ENDS_SEVERAL, _READ_ONLY = frozenset(("57P01", "57P02", "57P03")), "25006"
+# The session idled for longer than the server allows.
+_IDLED = "57P05"
 
 
 class PoolExhausted(PlungepoolError, exc.TimeoutError):
@@ -81,6 +84,7 @@ class _Checkout:
         *(
             "before",
             "bell",
+            "connects",
             "delivered",
             "disposed",
             "fate",
@@ -109,7 +113,9 @@ class _Checkout:
         self.parked: ConnectionPoolEntry | None = None
         self.returned_at = 0.0
         # Why it has another connection than the one that was kept for it, and how many others were dropped with that.
-        self.replaced: tuple[str, int] | None = None
+        self.replaced: tuple[Dead, int] | None = None
+        # True where its connection is a new one.
+        self.connects = False
         self.bell: Any = None
 
 
@@ -162,6 +168,8 @@ class Dead(NamedTuple):
     """Why a kept connection is not handed out again."""
 
     why: str
+    #: True where it ended as it should: there is nothing to tell.
+    expected: bool = False
     #: Of which others that are kept it shows the same.
     others: _OfOthers | None = None
 
@@ -173,8 +181,9 @@ class Examiner:
     Units: seconds of wall clock.        Threads: safe, for connections that nobody else uses.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Take the settings of an engine."""
+    def __init__(self, settings: Settings, lease_s: Callable[[Connection], float] | None = None) -> None:
+        """Take the settings of an engine. Args: lease_s(connection): how long the server lets it idle; 0: for ever."""
+        self._lease_s = lease_s or _no_lease
         self._max_age_s, self._ping_after_idle_s = settings.max_age_s, settings.ping_after_idle_s
         self._ping_s = min(_PING_AT_MOST_S, settings.connect_timeout_s)
         self._margin_s, self._max_age = settings.margin_s, settings.variable("max_age_s")
@@ -195,7 +204,9 @@ class Examiner:
             return Dead(f"it was older than {self._max_age}")
         # In place of the last invocation's, which has passed: what the server did meanwhile is not done by it.
         connection.deadline = end = invocation.deadline(self._margin_s)
-        idle_s, given_s = now - connection.answered_at, 0.0
+        idle_s, given_s, lease_s = now - connection.answered_at, 0.0, self._lease_s(connection)
+        if 0 < lease_s <= idle_s + fleet.GRACE_S:
+            return Dead(f"its lease of {lease_s:g} s was over", expected=True)
         try:
             connection.check()
             if not 0 <= idle_s < self._ping_after_idle_s:
@@ -206,10 +217,11 @@ class Examiner:
         except DeadlineExceeded:
             why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
             # What was not waited out shows nothing of others.
-            return Dead(why, _not_answered_since(now) if given_s == self._ping_s else None)
+            return Dead(why, others=_not_answered_since(now) if given_s == self._ping_s else None)
         except Error as error:
             why = f"the server had closed it ({error})" if error.sqlstate else str(error)
-            return Dead(why, _shown_by(error, opened_at))
+            expected = lease_s > 0 and error.sqlstate == _IDLED
+            return Dead(why, expected, _shown_by(error, opened_at))
         return None
 
 
@@ -243,77 +255,37 @@ def _shown_by(error: BaseException, opened_at: float) -> _OfOthers | None:
     return _not_answered_since(time.time()) if isinstance(error.__cause__, OSError) else _is_hung_up
 
 
-class BoundedPool(Pool):
-    """At most `size` connections, each handed out again only while it seems to live."""
+class _Host:
+    """
+    Where a host's name leads, as the last look-up for a connect has shown; no name is looked up for this alone.
+    """
 
-    #: The dialect need not look at what is checked out once more.
-    examines = True
-    # Where SQLAlchemy's pools log what they do; else it would be this module's.
-    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"
+    def __init__(self, *, followed: bool) -> None:
+        self._followed = followed
+        # When the last connect to have looked it up began, and what addresses that has shown.
+        self._seen: tuple[float, tuple[Any, ...]] = 0.0, ()
 
-    def __init__(
-        self,
-        creator: Any,
-        *,
-        size: int,
-        timeout_s: float,
-        margin_s: float | None = 0.0,
-        raise_leaks: bool = False,
-        prefix: str = "",
-        keep: Callable[[Any], bool],
-        examine: Callable[[Any, float], Dead | None],
-        **arguments: Any,
-    ) -> None:
-        """
-        Take `sqlalchemy.pool.Pool`'s arguments and these.
+    def learn(self, connection: Any, opened_at: float) -> bool:
+        """Take what a new connection has shown; return whether that is anything."""
+        shown = getattr(connection, "looked_up", ())  # a listener for `do_connect` may have opened it by other means
+        if self._followed and shown:
+            self._seen = opened_at, shown
+        return bool(self._followed and shown)
 
-        Args: keep(connection): asked at each return; False closes it. examine(connection, opened_at): why a kept
-            connection may not be handed out again; None where it may. prefix: what the settings' variables begin with,
-            for errors.
-        Units: seconds of wall clock.
-        """
-        super().__init__(creator, **arguments)
-        self._timeout_s, self._keep, self._examine = timeout_s, keep, examine
-        self._margin_s, self.raise_leaks, self._prefix = margin_s, raise_leaks, prefix
-        self._places = tuple(_Place() for _ in range(size))
-        self._line: deque[_Checkout] = deque()
+    def has_left(self, connection: Any, opened_at: float) -> bool:
+        """Say whether the name leads elsewhere than a connection that was opened before."""
+        moment, shown = self._seen
+        return opened_at < moment and getattr(connection, "address", None) not in (None, *shown)
 
-    def recreate(self) -> BoundedPool:
-        """Make an empty pool of the same kind, as Engine.dispose() asks for."""
-        return type(self)(
-            self._creator,
-            size=self.size(),
-            timeout_s=self._timeout_s,
-            margin_s=self._margin_s,
-            raise_leaks=self.raise_leaks,
-            prefix=self._prefix,
-            keep=self._keep,
-            examine=self._examine,
-            recycle=self._recycle,
-            echo=self.echo,
-            logging_name=self._orig_logging_name,
-            reset_on_return=self._reset_on_return,
-            _dispatch=self.dispatch,
-            dialect=self._dialect,
-        )
 
-    def dispose(self) -> None:
-        """Close what is kept; what is out is closed at its return."""
-        for place in self._places:
-            nobody = _Checkout([])
-            nobody.fate["end"] = _RETURNED
-            heir: _Checkout | None = None
-            while heir is not nobody:
-                last = place.last()
-                last.disposed = True
-                if "end" not in last.fate:
-                    break
-                # Where another checkout has taken it over meanwhile, that one has to know.
-                heir = last.fate.setdefault("heir", nobody)
-                if heir is nobody and last.parked is not None:
-                    last.parked.close()
+_HAS_LEFT = Dead("the host's name leads to another address now")
 
-    # ---- what SQLAlchemy's pools tell of themselves
+
+class _Places(Pool):
+    """Room for so many connections, and what SQLAlchemy's pools tell of themselves."""
+
+    _places: tuple[_Place, ...]
+    _timeout_s: float
 
     def size(self) -> int:
         """Return how many connections there may be."""
@@ -340,6 +312,86 @@ class BoundedPool(Pool):
         """Return the numbers in a sentence."""
         return f"{self.size()} connections at most: {self.checkedout()} in use, {self.checkedin()} kept"
 
+
+class BoundedPool(_Places):
+    """At most `size` connections, each handed out again only while it seems to live."""
+
+    #: The dialect need not look at what is checked out once more.
+    examines = True
+    # Where SQLAlchemy's pools log what they do; else it would be this module's.
+    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"
+
+    def __init__(
+        self,
+        creator: Any,
+        *,
+        size: int,
+        timeout_s: float,
+        margin_s: float | None = 0.0,
+        raise_leaks: bool = False,
+        prefix: str = "",
+        keep: Callable[[Any], bool],
+        to_the_end: bool = False,
+        follows_host: bool = False,
+        examine: Callable[[Any, float], Dead | None],
+        **arguments: Any,
+    ) -> None:
+        """
+        Take `sqlalchemy.pool.Pool`'s arguments and these.
+
+        Args: keep(connection): asked at each return; False closes it. to_the_end: not before the invocation ends, so
+            that several checkouts in it share one. follows_host: drop what leads to an address that the host's name no
+            longer shows. examine(connection, opened_at): why a kept
+            connection may not be handed out again; None where it may. prefix: what the settings' variables begin with,
+            for errors.
+        Units: seconds of wall clock.
+        """
+        super().__init__(creator, **arguments)
+        self._timeout_s, self._keep, self._examine = timeout_s, keep, examine
+        self._margin_s, self.raise_leaks, self._prefix = margin_s, raise_leaks, prefix
+        self._places = tuple(_Place() for _ in range(size))
+        self._line: deque[_Checkout] = deque()
+        self._to_the_end, self._follows_host, self._host = to_the_end, follows_host, _Host(followed=follows_host)
+        if to_the_end:
+            invocation.at_each_end(self._end_invocation)
+
+    def recreate(self) -> BoundedPool:
+        """Make an empty pool of the same kind, as Engine.dispose() asks for."""
+        return type(self)(
+            self._creator,
+            size=self.size(),
+            timeout_s=self._timeout_s,
+            margin_s=self._margin_s,
+            raise_leaks=self.raise_leaks,
+            prefix=self._prefix,
+            keep=self._keep,
+            to_the_end=self._to_the_end,
+            follows_host=self._follows_host,
+            examine=self._examine,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    def dispose(self) -> None:
+        """Close what is kept; what is out is closed at its return."""
+        for place in self._places:
+            nobody = _Checkout([])
+            nobody.fate["end"] = _RETURNED
+            heir: _Checkout | None = None
+            while heir is not nobody:
+                last = place.last()
+                last.disposed = True
+                if "end" not in last.fate:
+                    break
+                # Where another checkout has taken it over meanwhile, that one has to know.
+                heir = last.fate.setdefault("heir", nobody)
+                if heir is nobody and last.parked is not None:
+                    last.parked.close()
+
     # ---- checkout
 
     def connect(self) -> PoolProxiedConnection:
@@ -357,6 +409,8 @@ class BoundedPool(Pool):
                 invocation.note(_HandedOut(self, checkout))
             if checkout.replaced is not None:
                 _tell(*checkout.replaced)
+            if checkout.connects:
+                self._learn_address(fairy)
             return fairy
         except BaseException:
             # Nobody will ever get it. Its end comes last: whoever finds none does all of this again.
@@ -375,19 +429,32 @@ class BoundedPool(Pool):
             before = self._wait(checkout)
         record = before.parked if before.fate["end"] is _RETURNED else None
         if record is None:
+            checkout.connects = True
             record = self._create_connection()
             checkout.record = weakref.ref(record)
         else:
             checkout.record = weakref.ref(record)
             before.parked = None
             connection = record.dbapi_connection
-            dead = None if connection is None else self._examine(connection, _opened_at(record))
+            dead = None if connection is None else self._judge(connection, _opened_at(record))
+            checkout.connects = connection is None or dead is not None
             if dead is not None:
                 record.close()  # the record connects anew when it is asked for its connection, which is next
-                checkout.replaced = dead.why, 0 if dead.others is None else self._drop(dead.others)
+                checkout.replaced = dead, 0 if dead.others is None else self._drop(dead.others)
         checkout.before = None
         _notes(record)[_NOTE] = checkout
         return record
+
+    def _judge(self, connection: Any, opened_at: float) -> Dead | None:
+        return _HAS_LEFT if self._host.has_left(connection, opened_at) else self._examine(connection, opened_at)
+
+    def _learn_address(self, fairy: Any) -> None:
+        """Drop what leads to where the host's name no longer leads, as a new connection has shown."""
+        record = fairy._connection_record
+        if record is not None and self._host.learn(fairy.dbapi_connection, _opened_at(record)):
+            dropped = self._drop(self._host.has_left)
+            if dropped:
+                _logger.info("%s: %s", _dropped(dropped), _HAS_LEFT.why)
 
     def _drop(self, is_dead: _OfOthers) -> int:
         """Close those of the kept connections of which that is true, and return how many."""
@@ -522,12 +589,19 @@ class BoundedPool(Pool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         checkout = _notes(record).pop(_NOTE, None)
         connection = record.dbapi_connection
-        if checkout is None or (connection is not None and not self._keep(connection)):
+        passes = connection is not None and not self._keep(connection)
+        if checkout is None or (passes and not (self._to_the_end and invocation.is_running())):
             record.close()
         if checkout is None:
             return
         checkout.returned_at = time.time()
         self._park(checkout, record)
+        if passes and self._to_the_end and not invocation.is_running():
+            self._end_invocation()  # it ended meanwhile, and may have looked before this was there
+
+    def _end_invocation(self) -> None:
+        """Close what was kept for the invocation alone."""
+        self._drop(lambda connection, _opened_at: not self._keep(connection))
 
     def _park(self, checkout: _Checkout, record: ConnectionPoolEntry) -> None:
         """End a checkout, and keep its record, closed or not, for the next one that has the place."""
@@ -551,6 +625,7 @@ def build_pool(
         out again; by the settings where nothing else is given.
     Source: SQLAlchemy, Connection Pooling, "Constructing a Pool".
     """
+    keep, lease_s = _policy(settings.policy)
     return BoundedPool(
         creator,
         size=settings.pool_size,
@@ -558,8 +633,11 @@ def build_pool(
         margin_s=settings.margin_s,
         raise_leaks=settings.leaks == "raise",
         prefix=settings.prefix,
-        keep={"tiny": _always, "null": _never}[settings.pool],
-        examine=examine or Examiner(settings),
+        keep=keep,
+        to_the_end=settings.policy == "adaptive",
+        # Other names may lead to several servers by turns: a reader's, a proxy's, Aurora DSQL's.
+        follows_host=settings.endpoint == "direct" and settings.access == "read-write" and settings.auth != "dsql",
+        examine=examine or Examiner(settings, lease_s),
     )
 
 
@@ -578,8 +656,11 @@ def taken_at(pool: Pool, connection: Any) -> str | None:
     return None
 
 
-def _tell(why: str, dropped: int) -> None:
-    _logger.info("a kept connection was replaced: %s%s", why, f". {_dropped(dropped)} with it" if dropped else "")
+def _tell(dead: Dead, dropped: int) -> None:
+    level = logging.DEBUG if dead.expected else logging.INFO
+    _logger.log(
+        level, "a kept connection was replaced: %s%s", dead.why, f". {_dropped(dropped)} with it" if dropped else ""
+    )
 
 
 def _dropped(count: int) -> str:
@@ -601,12 +682,25 @@ def _nothing() -> None:
     """Stand for the weak reference to a record that was not there yet."""
 
 
+def _policy(name: str) -> tuple[Callable[[Any], bool], Callable[[Any], float] | None]:
+    """Return what is asked at each return, and how long the server lets what is kept idle, where it was told."""
+    if name == "adaptive":
+        from . import tickets  # the others pay nothing for it
+
+        return tickets.may_keep, tickets.lease_s
+    return _always if name == "tiny" else _never, None
+
+
 def _always(_connection: Any) -> bool:
     return True
 
 
 def _never(_connection: Any) -> bool:
     return False
+
+
+def _no_lease(_connection: Any) -> float:
+    return 0.0
 
 
 def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:

@@ -21,13 +21,14 @@ _CHOICES = {
     "tls": ("verify-full", "disable"),
     "tls_negotiation": ("postgres", "direct"),
     "startup": ("pipelined", "stepwise"),
-    "pool": ("tiny", "null"),
+    "pool": ("tiny", "null", "adaptive"),
     "pinning": ("warn", "refuse"),
     "deadline": ("server", "client", "off"),
     "leaks": ("close", "raise"),
     "shutdown": ("extension", "signal", "off"),
 }
 _SWITCHES = ("connect_on_restore",)
+_TEXTS = ("host", "address", "database", "user", "password", "secret_arn", "region", "ca_file", "fleet")
 # RDS Proxy ends a client connection after 24 hours whatever it does (RDS User Guide, rds-proxy-connections), Aurora
 # DSQL after 60 minutes (its quotas); a connection handed out just before must still live for a whole invocation.
 _MAX_AGE_S_AT_MOST = {"proxy": 23 * 3600.0, "dsql": 55 * 60.0}
@@ -43,6 +44,12 @@ _SECONDS_AT_MOST = {
     "max_age_s": 1e6,
     "ping_after_idle_s": 1e6,
     "statement_timeout_s": 1e6,
+}
+_BOUNDS = {
+    "port": (1, 65535),
+    "pool_size": (1, 1000),
+    # PostgreSQL's max_connections has no more.
+    "fleet_limit": (0, 262143),
 }
 _ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "statement_timeout_s")
 
@@ -62,7 +69,8 @@ class Settings:
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
         it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
         host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`;
-        `require_settings` is a tuple of names; `connect_on_restore` is for SnapStart. `prefix` is no variable, but what
+        `require_settings` is a tuple of names; `fleet_limit` and `fleet` are for `pool="adaptive"`, 0 and "" where they
+        are not given; `connect_on_restore` is for SnapStart. `prefix` is no variable, but what
         stands before the name of each one: settings of different prefixes have engines of their own, and each error
         names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
@@ -87,6 +95,8 @@ class Settings:
     ca_file: str | None = None
     pool: str = "tiny"
     pool_size: int = 1
+    fleet_limit: int = 0
+    fleet: str = ""
     checkout_timeout_s: float = 5.0
     connect_timeout_s: float = 5.0
     dead_peer_timeout_s: float = 10.0
@@ -129,6 +139,14 @@ class Settings:
     def margin_s(self) -> float | None:
         """What the invocation's deadline leaves for the handler, in seconds; None where there is no deadline."""
         return None if self.deadline == "off" else self.deadline_margin_s
+
+    @property
+    def policy(self) -> str:
+        """
+        What is kept: `tiny`, `null` or `adaptive`; behind a proxy, whose connections are the ones that count, adaptive
+        is tiny.
+        """
+        return "tiny" if self.pool == "adaptive" and self.endpoint == "proxy" else self.pool
 
     @property
     def reads_only(self) -> str:
@@ -233,7 +251,7 @@ class Settings:
     def _wrong_values(self) -> Iterator[tuple[str, str]]:
         """Yield (setting, what is wrong with its value by itself)."""
         variable = self.variable
-        for name in (*_CHOICES, "host", "address", "database", "user", "password", "secret_arn", "region", "ca_file"):
+        for name in (*_CHOICES, *_TEXTS):
             value = getattr(self, name)
             if value is None and name not in _CHOICES:
                 continue
@@ -249,7 +267,7 @@ class Settings:
             yield "host", f"{variable('host')} is missing (or {variable('url')})"
         if not self.database:
             yield "database", f"{variable('database')} must not be empty"
-        for name, lowest, highest in (("port", 1, 65535), ("pool_size", 1, 1000)):
+        for name, (lowest, highest) in _BOUNDS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
                 yield name, f"{variable(name)} must be a whole number from {lowest} to {highest}, not {_shown(value)}"
@@ -302,6 +320,7 @@ class Settings:
                 "connection; remove one of them"
             )
             yield {"connect_on_restore", "pool"}, text
+        yield from self._fleet_contradictions()
         if self.endpoint == "proxy" and self.auth == "dsql":
             text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
             yield {"endpoint", "auth"}, text
@@ -314,6 +333,24 @@ class Settings:
             if by in (self.endpoint, self.auth) and _is_number(self.max_age_s) and self.max_age_s > longest:
                 text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
                 yield {"endpoint", "auth", "max_age_s"}, text
+
+    def _fleet_contradictions(self) -> Iterator[tuple[set[str], str]]:
+        """Yield those of what is for a fleet's tickets alone."""
+        variable, adaptive = self.variable, f"{self.variable('pool')}=adaptive"
+        if self.pool != "adaptive":
+            for name in ("fleet_limit", "fleet"):
+                if getattr(self, name):
+                    text = f"{variable(name)} has no effect without {adaptive}; remove one of them"
+                    yield {name, "pool"}, text
+        elif self.auth == "dsql":
+            text = f"{adaptive} does not go with {variable('auth')}=dsql: Aurora DSQL has no advisory locks; use tiny"
+            yield {"pool", "auth"}, text
+        elif self.fleet and not self.fleet_limit:
+            text = (
+                f"{variable('fleet')} needs {variable('fleet_limit')}: what a role may have is the limit of all who "
+                "log in as it, and one fleet of several has a part of it"
+            )
+            yield {"fleet", "fleet_limit"}, text
 
 
 class _Password(str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time as clock
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import errors
@@ -48,6 +48,8 @@ def connect(
     dead_peer_timeout_s: float = 10.0,
     startup_params: Mapping[str, str] | None = None,
     cancel_on_abandon: bool = True,
+    first_statement: str | None = None,
+    first_statement_ahead: bool = True,
 ) -> Connection:
     """
     Open a connection; blocks for at most `connect_timeout_s` (the look-up of the host's name comes on top).
@@ -61,7 +63,8 @@ def connect(
         certificate. connect_timeout_s: TCP, TLS and authentication together; reading later has no time-out of its own.
         dead_peer_timeout_s: how long a network may swallow everything until waiting for it ends with an error.
         startup_params: settings of the server that hold from the start; poolers refuse most. cancel_on_abandon: ask the
-        server to stop a statement whose reply is not waited for any more; of no use behind a proxy.
+        server to stop a statement whose reply is not waited for any more; of no use behind a proxy. first_statement:
+        what it brings, its error included, is `first`; it goes with the password, or behind (first_statement_ahead).
     Raises: OperationalError when the server cannot be reached, refuses, or is too slow; PasswordAheadRefused when it
         has to be asked again with password_ahead=False; NotSupportedError for a method of authentication that is not
         known here; ProgrammingError for an argument that cannot be, and for `password_ahead` with a context that does
@@ -86,6 +89,8 @@ def connect(
         dead_peer_timeout_s=dead_peer_timeout_s,
         startup_params=startup_params or {},
         cancel_on_abandon=cancel_on_abandon,
+        first_statement=first_statement,
+        first_statement_ahead=first_statement_ahead,
     )
 
 
@@ -120,6 +125,8 @@ class _Transactions(Session):
         self._deferrable: bool | None = None
         self._xid: str | None = None
         self._prepared = False
+        #: gets the text and the parameters of each statement of a cursor's, before it is sent
+        self.overhears: Callable[[str, Iterable[Any]], object] | None = None
         # How each checkout finds it: what it is set to before the first.
         self._at_the_start: tuple[bool, str | None, bool | None, bool | None] | None = None
         # Before the session is opened: a strike behind that would leave a connection without its BEGIN.
@@ -663,7 +670,7 @@ class Cursor:
             connection or the cursor is closed; OperationalError when it was lost; DeadlineExceeded; what the stream
             raises.
         """
-        self._start()
+        self._start(operation, args)
         self._take(self.connection._execute(operation, args, stream, own=self.is_own))
         return self
 
@@ -673,7 +680,7 @@ class Cursor:
 
         Raises: as `execute`.
         """
-        self._start()
+        self._start(operation, args)
         reply = self.connection._declare(name, operation, args, own=self.is_own)
         self._take(reply)
         if args:  # an error of a later FETCH may show them
@@ -685,8 +692,8 @@ class Cursor:
 
         Raises: as `execute`.
         """
-        self._start()
         sets = list(param_sets)
+        self._start(operation, chain.from_iterable(sets))
         if sets:
             self._take(self.connection._run(operation, sets, own=self.is_own))
         else:
@@ -699,9 +706,11 @@ class Cursor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def _start(self, operation: str, args: Iterable[Any]) -> None:
         if self._closed:
             raise InterfaceError("the cursor is closed")
+        if self.connection.overhears is not None:
+            self.connection.overhears(operation, args)
         self.description, self.rowcount, self._rows = None, -1, None
 
     def _take(self, reply: Reply) -> None:

@@ -737,7 +737,8 @@ class Protocol(_Input):
                 if len(body) != 1 or body[0] not in b"ITE":
                     raise violation("a malformed ReadyForQuery")
                 self.status = body[0]
-                self.sort_out_leftovers()
+                if not login.is_followed:  # else the answer to that may be there already
+                    self.sort_out_leftovers()
                 return
             elif code == BACKEND_KEY_DATA and login.done:
                 if not 8 <= len(body) <= 4 + _CANCEL_KEY_AT_MOST:
@@ -824,6 +825,10 @@ class Authentication:
         self.done = False
         #: True when the password was sent before the server asked for it, and it has not asked for it yet
         self.is_ahead = False
+        #: what goes to the server behind the last word of this side's, in the same write
+        self.behind = b""
+        #: True when that went
+        self.is_followed = False
         #: what the server asked for, in pg_hba.conf's words
         self.method = "trust"
         self._user, self._secret, self._peer_certificate = user, secret, peer_certificate
@@ -843,7 +848,7 @@ class Authentication:
         """
         answer = _encoded_password(self._secret)
         answer.value += b"\0"
-        packet.value += _password_message(answer).value
+        packet.value += self._last(answer).value
         self.is_ahead = True
 
     def refuse(self, text: str, method: str | None = None, sqlstate: str | None = None) -> PasswordAheadRefused:
@@ -874,7 +879,7 @@ class Authentication:
             if self._scram is None:
                 raise violation("a step of SCRAM that was not begun")
             if kind == _SASL_CONTINUE:
-                return _password_message(self._scram.answer(body[4:]))
+                return self._last(self._scram.answer(body[4:]))
             self._scram.verify(body[4:])
             return None
         if kind not in (_CLEAR_TEXT, _MD5, _SASL):
@@ -893,15 +898,24 @@ class Authentication:
             from .scram import Scram
 
             self._scram = Scram(answer, body[4:], self._peer_certificate())
-            answer = Secret()
-            answer.value = self._scram.first
-        elif kind == _MD5:
+            first = Secret()
+            first.value = self._scram.first
+            return _password_message(first)
+        if kind == _MD5:
             if len(body) < 8:
                 raise violation("a salt that is too short")
             answer = _md5(self._user, answer, body[4:8])
         else:
             answer.value += b"\0"
-        return _password_message(answer)
+        return self._last(answer)
+
+    def _last(self, answer: Secret) -> Secret:
+        """Return the message that is the last word of this side's, and what follows it."""
+        message = _password_message(answer)
+        if self.behind:
+            message.value += self.behind
+            self.is_followed = True
+        return message
 
     def explain(self, error: DatabaseError) -> None:
         """Add to the server's refusal what may be wrong with the password."""

@@ -127,19 +127,17 @@ class Session:
         dead_peer_timeout_s: float,
         startup_params: Mapping[str, str],
         cancel_on_abandon: bool,
+        first_statement: str | None,
+        first_statement_ahead: bool,
     ) -> None:
         """Open it; as `connect` says."""
         _refuse_misuse(secret, ssl_context, tls_negotiation, password_ahead, connect_timeout_s, dead_peer_timeout_s)
         self.host, self.port, self.user = host, port, user
-        try:
-            dialled = split_address(address, port) if address else (host, port)
-        except ValueError:
-            raise ProgrammingError(f"address: {address!r} is neither a host nor host:port") from None
         # For errors and the repr: where the connection goes, and whom it should reach there.
         self._place = f"{address} (for {host}:{port})" if address else f"{host}:{port}"
         self._transport = Transport(
             host=host,
-            dialled=dialled,
+            dialled=_dialled(address, host, port),
             place=self._place,
             ssl_context=ssl_context,
             direct=tls_negotiation == "direct",
@@ -160,14 +158,17 @@ class Session:
         #: when it answered last, in seconds since the epoch: the last proof that there is a way to it
         self.answered_at = 0.0
         self.cancel_on_abandon = cancel_on_abandon
-
         self._process = os.getpid()
         # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
         self._flying = False
         self._lost = ""
         self._writer = _Writer(protocol.parameter_statuses)
-        packet = _first_packet(user, database, application_name, startup_params)
         login = Authentication(user, secret, self._transport.peer_certificate)
+        #: what the first statement has brought; None where there was none
+        self.first = Reply((query(first_statement),)) if first_statement else None
+        if self.first is not None and first_statement_ahead:
+            login.behind = self.first.sent[0]
+        packet = _first_packet(user, database, application_name, startup_params)
         self._open(login, packet, connect_timeout_s, secured=ssl_context is not None, ahead=password_ahead)
 
     def __repr__(self) -> str:
@@ -187,6 +188,16 @@ class Session:
         True when not even a socket is left of it; unlike `closed`, also right while another thread is at work with it.
         """
         return self._transport.sock is None
+
+    @property
+    def address(self) -> Any:
+        """Where it leads, as getaddrinfo writes addresses."""
+        return self._transport.address
+
+    @property
+    def looked_up(self) -> tuple[Any, ...]:
+        """All the addresses that the look-up of the host's name has shown when the connection was opened."""
+        return self._transport.looked_up
 
     # ---- the start and the end
 
@@ -209,6 +220,9 @@ class Session:
                     transport.secure()
                 stage = "authentication"
                 self._authenticate(login, packet, reply)
+                if self.first is not None:
+                    stage = "the first statement"
+                    self._ask_first(self.first, reply, sent=login.is_followed)
                 transport.deadline = None
             except TooLate:
                 raise OperationalError(
@@ -236,6 +250,22 @@ class Session:
                 raise login.refuse(f"{self._place} hung up when the password came before it had asked for it") from None
             raise
         self.authentication = login.method
+        self.answered_at = clock.time()
+
+    def _ask_first(self, first: Reply, reply: Reply, *, sent: bool) -> None:
+        """Read what the first statement brings; an error of its own stays in it, one that ends the session does not."""
+        transport, protocol = self._transport, self._protocol
+        if not sent:
+            transport.send_parts(first.sent)
+        try:
+            for step in protocol.read_reply(first, 0, SEVERAL):
+                if isinstance(step, int):
+                    protocol.chunk = transport.receive(step)
+                elif step is not None:
+                    transport.send(step)
+        except EndOfStream:
+            reply.error = first.error
+            raise
         self.answered_at = clock.time()
 
     def close(self, why: str = "it was closed by this program") -> None:
@@ -379,10 +409,10 @@ class Session:
     def _give_up(self, error: BaseException, reply: Reply | None) -> NoReturn:
         """Close the connection since `error` stopped a flight, and raise what the user is to see."""
         said = reply.error if reply is not None else None
-        # 25P03 comes to a session that is idle: nothing of the flight was looked at.
+        # These come to a session that is idle: nothing of the flight was looked at.
         unknown = (
             reply is not None
-            and not (said is not None and said.sqlstate == "25P03")
+            and not (said is not None and said.sqlstate in ("25P03", "57P05"))
             and (reply.kept or may_keep(reply.sent))
             # Of a transaction that reads nothing is kept.
             and not self._writer.never
@@ -466,6 +496,13 @@ def _refuse_misuse(
         raise ProgrammingError(
             "password_ahead needs a password, and an ssl_context that verifies the server's certificate and name"
         )
+
+
+def _dialled(address: str | None, host: str, port: int) -> tuple[str, int]:
+    try:
+        return split_address(address, port) if address else (host, port)
+    except ValueError:
+        raise ProgrammingError(f"address: {address!r} is neither a host nor host:port") from None
 
 
 def _first_packet(user: str, database: str | None, application_name: str | None, more: Mapping[str, str]) -> Secret:

@@ -68,7 +68,9 @@ class Transport:
         self._ssl_context, self._direct = ssl_context, direct
         self._dead_peer_timeout_s = dead_peer_timeout_s
         self._family = socket.AF_INET
-        self._address: Any = None
+        #: where it leads, and all that the look-up of the host's name has shown; as getaddrinfo writes addresses
+        self.address: Any = None
+        self.looked_up: tuple[Any, ...] = ()
         self._poller = select.poll()
         self._secured = False
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
@@ -79,6 +81,7 @@ class Transport:
     def dial(self) -> None:
         """Try each address of the host, each with its share of the time that is left; `deadline` is set."""
         addresses = _resolve(*self.dialled, self.place)
+        self.looked_up = tuple(one[-1] for one in addresses)
         assert self.deadline is not None  # noqa: S101 - a connect has one
         failure: OSError | None = None
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
@@ -86,7 +89,7 @@ class Transport:
             share = max(0.0, self.deadline - now) / (len(addresses) - index)
             try:
                 self.sock = sock = socket.socket(family, kind, protocol)
-                self._family, self._address, self._poller = family, address, select.poll()
+                self._family, self.address, self._poller = family, address, select.poll()
                 sock.setblocking(False)
                 tune(sock, self._dead_peer_timeout_s)
                 number = sock.connect_ex(address)
@@ -336,7 +339,7 @@ class Transport:
         try:
             with socket.socket(self._family, socket.SOCK_STREAM) as plain:
                 plain.settimeout(_left(until))
-                plain.connect(self._address)
+                plain.connect(self.address)
                 sock = plain
                 if self._ssl_context is not None:
                     if not self._direct:

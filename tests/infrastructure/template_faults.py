@@ -50,6 +50,8 @@ FAULTS = [
     Fault("wrong variable of prepare_database", rules.role_is_prepared_for_how_it_signs_in, "APP_ROLE_SECRET_ARN:", "APP_ROLE_SECRET:"),
     Fault("output that the nested stack has not", rules.variables_are_valid_settings, "{DemoDatabase.Outputs.Host}", "{DemoDatabase.Outputs.HostName}"),
     Fault("pool beyond what Settings allow", rules.choices_that_are_taken_are_valid_settings, "PLUNGEPOOL_POOL_SIZE: !Ref PoolSize", "PLUNGEPOOL_POOL_SIZE: !Ref OrdersConcurrency"),
+    drop("pool that nobody can choose", rules.each_parameter_arrives_where_it_is_read, "        PLUNGEPOOL_POOL: !Ref Pool\n"),
+    drop("fleet's limit that nobody can set", rules.each_parameter_arrives_where_it_is_read, "        PLUNGEPOOL_FLEET_LIMIT: !Ref FleetLimit\n"),
     Fault("handler that is not there", rules.functions_exist, "Handler: app.handler", "Handler: app.lambda_handler"),
     Fault("runtime that the layer is not compiled for", rules.functions_run_where_the_layer_is_compiled, "    Runtime: python3.13", "    Runtime: python3.11"),
     Fault("public API", rules.api_asks_for_a_signature, "        DefaultAuthorizer: AWS_IAM\n", ""),

@@ -188,7 +188,7 @@ def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
     """
     Every combination of the choices, and the bounds of the numbers, that CloudFormation takes makes valid Settings.
     """
-    names = ("DatabaseMode", "Endpoint", "Auth", "Tls", "ProxyAuth")
+    names = ("DatabaseMode", "Endpoint", "Auth", "Tls", "Pool")
     choices = [templates.application["Parameters"][name]["AllowedValues"] for name in names]
     filled = {"Host": "db", "SecretArn": SECRET + "app-Ab12Cd", "ResourceId": "prx-1", "Password": "p"} | NETWORK
     taken = 0
@@ -202,7 +202,9 @@ def choices_that_are_taken_are_valid_settings(templates: Templates) -> None:
             settings_of(function)
     assert taken > 40
     for bound in ("MinValue", "MaxValue"):
-        extreme = {key: str(of[bound]) for key, of in templates.application["Parameters"].items() if bound in of}
+        extreme = {"Pool": "adaptive"} | {
+            key: str(of[bound]) for key, of in templates.application["Parameters"].items() if bound in of
+        }
         stack = templates.deploy_with(DEPLOYMENTS["existing, password"] | extreme)
         for function in stack.of_type("AWS::Lambda::Function").values():
             settings_of(function)
@@ -215,7 +217,7 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
     given = {
         "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password", "Password": "p",
         "Tls": "disable", "Endpoint": "proxy", "AdminUser": "owner", "AdminPassword": "q", "PoolSize": "3",
-        "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
+        "Pool": "adaptive", "FleetLimit": "5", "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
     }  # fmt: skip
     stack = templates.deploy_with(given)
     for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
@@ -224,6 +226,7 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
         assert (settings.user, settings.password) == user, logical_id
         found = (settings.host, settings.port, settings.database, settings.tls, settings.endpoint, settings.pool_size)
         assert found == ("db.example", 6432, "orders", "disable", "proxy", 3), logical_id
+        assert (settings.pool, settings.fleet_limit) == ("adaptive", 5), logical_id
         variables = function["Environment"]["Variables"]
         assert variables["POWERTOOLS_SERVICE_NAME"] == stack.values["AWS::StackName"], logical_id
         assert variables["POWERTOOLS_METRICS_NAMESPACE"] == "Plungepool", logical_id
@@ -1034,7 +1037,9 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "SecurityGroupIds": (["", "sg-1"], []),
     "DatabaseCidr": (["0.0.0.0/0", "10.0.0.0/16", "10.1.2.3/32"], ["", "10.0.0.0", "10.0.0.0/33", "::/0", "10.0.0/8"]),
     "RouteTableIds": (["", "rtb-1,rtb-2"], []),
+    "Pool": (["tiny", "null", "adaptive"], ["", "large"]),
     "PoolSize": (["1", "16"], ["0", "17", "x"]),
+    "FleetLimit": (["0", "10000"], ["-1", "10001"]),
     "ConnectionLimit": (["1", "10000"], ["0", "10001", "-1"]),
     "StatementTimeoutSeconds": SECONDS_BOUNDS,
     "LockTimeoutSeconds": SECONDS_BOUNDS,
@@ -1157,6 +1162,14 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         {"Host": "db", "ResourceId": "db-1", "AdminPassword": "x"},
         "AdminPassword needs AdminUser",
     ),
+    "tickets of DSQL": (
+        {"Host": "db", "Auth": "dsql", "ResourceId": "a" * 26, "Pool": "adaptive"},
+        "needs Pool tiny or null",
+    ),
+    "a fleet's limit without tickets": (
+        {"Host": "db", "ResourceId": "db-1", "FleetLimit": "20"},
+        "FleetLimit is for Pool adaptive",
+    ),
     "endpoints for a database of one's own": (
         {"Host": "db", "ResourceId": "db-1", "RouteTableIds": "rtb-1"} | NETWORK,
         "RouteTableIds is for a demo database",
@@ -1189,6 +1202,15 @@ TAKEN: dict[str, dict[str, str]] = DEPLOYMENTS | {
     },
     "a password in clear": {"Host": "db", "Auth": "password", "Password": "x", "Tls": "disable"},
     "groups of one's own": {"Host": "db", "ResourceId": "db-1", "SubnetIds": "subnet-1", "SecurityGroupIds": "sg-1"},
+    "tickets": {"Host": "db", "ResourceId": "db-1", "Pool": "adaptive"},
+    "tickets of a limit": {"Host": "db", "ResourceId": "db-1", "Pool": "adaptive", "FleetLimit": "20"},
+    "tickets that a proxy makes needless": {
+        "Host": "px",
+        "ResourceId": "prx-1",
+        "Endpoint": "proxy",
+        "Pool": "adaptive",
+        "FleetLimit": "20",
+    },
     "a group that is made": {"Host": "db", "ResourceId": "db-1"} | NETWORK,
     "an instance without a host": {"DatabaseMode": "instance", "Auth": "secret"} | NETWORK,
 }

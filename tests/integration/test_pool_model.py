@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from plungepool_toolkit.postgres import Postgres
 
 SIZE = 3
+LEASE_S = 30
 MAX_AGE_S, PING_AFTER_IDLE_S = 1800, 30
 PID = text("SELECT pg_backend_pid()")
 
@@ -91,6 +92,8 @@ class Model:
                 tls="disable",
                 pool=mode,
                 pool_size=SIZE,
+                # So many tickets that the first one that is tried is free.
+                fleet_limit=262143 if mode == "adaptive" else 0,
                 checkout_timeout_s=0.02,
                 connect_timeout_s=30,
                 max_age_s=MAX_AGE_S,
@@ -129,6 +132,8 @@ class Model:
         last = self.kept.pop()
         if not 0 <= self.clock() - last.opened_at <= MAX_AGE_S:
             return None
+        if self.mode == "adaptive" and self.clock() - last.returned_at >= LEASE_S - 1:
+            return None
         if last.pid in self.dead:
             self.kept = [one for one in self.kept if one.pid not in self.dead]
             return None
@@ -144,7 +149,7 @@ class Model:
 
     def keep(self, held: Held) -> None:
         """Have the pool keep what was returned."""
-        if self.mode == "tiny":
+        if self.mode != "null":
             self.kept.append(Kept(self.clock(), held.opened_at, held.pid))
 
     def drain(self) -> None:
@@ -369,7 +374,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("mode", ["tiny", "null"])
+@pytest.mark.parametrize("mode", ["tiny", "null", "adaptive"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning", "ignore:Double checkin attempted")
 def test_pool_follows_its_model(postgres: Postgres, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks gets a connection exactly as long as fewer than the pool's size are held, and never one that is held."""

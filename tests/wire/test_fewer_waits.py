@@ -6,6 +6,7 @@ not taken.
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import ssl
 import struct
@@ -386,3 +387,83 @@ def test_cancel_takes_the_same_way(server: Postgres, direct: bool) -> None:
             break
         time.sleep(0.05)
     assert server.execute(alive, pid) == [[0]]
+
+
+# ---- a statement that goes with the password
+
+
+@pytest.mark.parametrize("user", RULES)
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_first_statement_goes_with_the_password(server: Postgres, proxy: ChaosProxy, user: str, ahead: bool) -> None:
+    """
+    However the password is proven, it costs no round trip; where none is asked for, and where it is to wait, one.
+    """
+    options: dict[str, Any] = {"port": proxy.port, "password_ahead": False}
+    if user == "unknown":
+        with pytest.raises(wire.OperationalError) as raised:
+            connect(server, user, **options, first_statement="SELECT 5", first_statement_ahead=ahead)
+        assert raised.value.sqlstate == "28000"
+        return
+    with connect(server, user, **options):
+        without, proxy.round_trips = proxy.round_trips, 0
+    statement = "SELECT 5, 'a'::text; SET TimeZone = 'UTC'; SELECT 6"
+    with connect(server, user, **options, first_statement=statement, first_statement_ahead=ahead) as connection:
+        assert proxy.round_trips == without + (not ahead or user == "trusted")
+        assert (connection.first.rows, connection.first.error) == ([(6,)], None)
+        assert (connection.flights, connection.in_transaction) == (0, False)
+        assert select(connection) == (7,)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_first_statement_goes_behind_a_password_that_goes_ahead(
+    server: Postgres, proxy: ChaosProxy, ahead: bool
+) -> None:
+    """Start-up, password and statement in one write."""
+    with connect(server, port=proxy.port, first_statement="SELECT 5", first_statement_ahead=ahead) as connection:
+        assert proxy.round_trips == 4 + (not ahead)
+        assert connection.first.rows == [(5,)]
+        assert select(connection) == (7,)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_error_of_the_first_statement_is_not_the_connects(server: Postgres, ahead: bool) -> None:
+    """It stays in `first`, and the connection is as any other; nothing is left open."""
+    for statement, sqlstate in (("SELECT 1/0", "22012"), ("SELEC", "42601"), ("BEGIN; SELECT 1/0; COMMIT", "22012")):
+        with connect(server, first_statement=statement, first_statement_ahead=ahead) as connection:
+            assert connection.first.error.sqlstate == sqlstate
+            connection.rollback()
+            assert select(connection) == (7,)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_first_statement_that_ends_the_session_is_the_connects_error(server: Postgres, ahead: bool) -> None:
+    """With the server's word for it, and in the time of the connect."""
+    ends = "SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(60)"
+    server.execute("GRANT pg_signal_backend TO asked")
+    with pytest.raises(wire.OperationalError) as raised:
+        connect(server, first_statement=ends, first_statement_ahead=ahead)
+    assert raised.value.sqlstate == "57P01"
+    with pytest.raises(wire.OperationalError, match="the first statement had not finished"):
+        connect(server, first_statement="SELECT pg_sleep(60)", first_statement_ahead=ahead, connect_timeout_s=0.5)
+
+
+def test_a_statement_is_overheard_before_it_is_sent(server: Postgres) -> None:
+    """Each one of a cursor's, with its parameters; what is the connection's own is not."""
+    heard: list[Any] = []
+    with connect(server) as connection:
+        connection.overhears = lambda statement, args: heard.append((statement, [*args]))
+        cursor = connection.cursor()
+        cursor.execute("SELECT $1::int", [7])
+        cursor.executemany("SELECT $1::int", [[1], [2]])
+        cursor.declare("c", "SELECT 1")
+        with pytest.raises(wire.ProgrammingError):
+            cursor.execute("SELEC")
+        connection.rollback()
+        cursor.execute("COPY (SELECT 1) TO STDOUT", stream=io.BytesIO())
+    assert heard == [
+        ("SELECT $1::int", [7]),
+        ("SELECT $1::int", [1, 2]),
+        ("SELECT 1", []),
+        ("SELEC", []),
+        ("COPY (SELECT 1) TO STDOUT", []),
+    ]

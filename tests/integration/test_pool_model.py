@@ -385,7 +385,7 @@ def test_pool_follows_its_model(postgres: Postgres, mode: str, monkeypatch: pyte
     run_state_machine_as_test(
         Moves,
         settings=settings(
-            max_examples=examples,
+            max_examples=examples // 2 if mode == "adaptive" else examples,
             stateful_step_count=steps,
             deadline=None,
             derandomize="MODEL" not in os.environ,

@@ -24,6 +24,8 @@ PATHS = {
     "secret._secret_reader": "connect, with a secret",
     "sqltypes._range_text": "writing a value",
     "engine.build_engine": "init, behind a proxy",
+    "connect.Driver.__init__": "init, of an adaptive pool",
+    "pool._policy": "init, of an adaptive pool",
     "lifecycle._watch_snapshots": "init, with SnapStart",
     "snapshot.watch": "init, with SnapStart",
     "settings.Settings._read": "init, and its only error",

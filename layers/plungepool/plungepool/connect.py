@@ -398,6 +398,11 @@ class Driver:
         self._settings, self._application_name = settings, application_name
         self._startup = {}
         self._told = False
+        self._tickets: Any = None
+        if settings.policy == "adaptive":
+            from . import tickets  # the others pay nothing for it
+
+            self._tickets = tickets
         if settings.statement_timeout_s:
             self._startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
         #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the
@@ -451,10 +456,9 @@ class Driver:
 
     def _ticket(self, login: Login) -> dict[str, Any]:
         """Return what asks for the right to keep the connection, where the pool keeps by that; drawn anew each time."""
-        if self._settings.policy != "adaptive":
+        tickets = self._tickets
+        if tickets is None:
             return {}
-        from . import tickets
-
         return {
             "first_statement": tickets.statement(
                 tickets.lock_class(login.database, login.user, self._settings.fleet),
@@ -467,13 +471,11 @@ class Driver:
     def _hold_ticket(self, connection: wire.Connection) -> None:
         """Have the connection know its ticket; where the server cannot give any, nothing is kept, and that is said."""
         first = getattr(connection, "first", None)
-        if first is None:
+        if first is None or self._tickets is None:
             return
-        from . import tickets
-
-        failure, grant = first.error, tickets.grant(first.rows)
+        failure, grant = first.error, self._tickets.grant(first.rows)
         if grant.lease_s:
-            connection.overhears = tickets.Ticket(grant.lease_s)
+            connection.overhears = self._tickets.Ticket(grant.lease_s)
         elif not self._told and (failure is not None or grant.tickets is None):
             self._told = True
             why = failure or "the server has no idle_session_timeout, which PostgreSQL has from version 14 on"

@@ -1,0 +1,105 @@
+"""A template as it is written: YAML or JSON with CloudFormation's short forms, and the line of every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Where = tuple[str | int, ...]
+
+# CloudFormation takes no larger template (its User Guide, "CloudFormation quotas": 1 MB in an Amazon S3 object).
+_BYTES_AT_MOST = 1_000_000
+# An alias of YAML is a copy here; a few lines of them could stand for billions of values.
+_VALUES_AT_MOST = 200_000
+_DEPTH_AT_MOST = 100
+_NO_PREFIX = ("Ref", "Condition")
+
+
+class TemplateError(ValueError):
+    """A file that is no template, or one that cannot be read; the text says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file: its content as plain values, and on which line each of them stands (the first line is 1)."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Where, int]
+
+    def line(self, *where: str | int) -> int:
+        """Return the line of a value, or of the nearest one around it that is written down."""
+        while where and where not in self.lines:
+            where = where[:-1]
+        return self.lines.get(where, 1)
+
+
+def read(path: Path) -> Source:
+    """
+    Read one template.
+
+    Raises: TemplateError, where the file is missing, too large, no YAML, or has no Resources.
+    """
+    import yaml
+
+    try:
+        if path.stat().st_size > _BYTES_AT_MOST:
+            raise TemplateError(f"{path} is larger than CloudFormation takes ({_BYTES_AT_MOST:,} bytes)")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from error
+    loader = yaml.SafeLoader(text)
+    try:
+        reader = _Reader(loader)
+        node = loader.get_single_node()
+        data = reader.value(node, ()) if node is not None else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or (str(error) if isinstance(error, ValueError) else "it is nested")
+        raise TemplateError(f"{path}{at} is no YAML that can be read: {what}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict) or not isinstance(data.get("Resources"), dict) or not data["Resources"]:
+        raise TemplateError(f"{path} is no template of CloudFormation's or SAM's: it has no Resources")
+    for name, resource in data["Resources"].items():
+        if not name.startswith("Fn::") and not (isinstance(resource, dict) and isinstance(resource.get("Type"), str)):
+            line = reader.lines.get(("Resources", name), 1)
+            raise TemplateError(f"{path}, line {line}: the resource {name} has no Type")
+    return Source(path, data, reader.lines)
+
+
+class _Reader:
+    def __init__(self, loader: Any) -> None:
+        self.lines: dict[Where, int] = {}
+        self._loader = loader
+
+    def value(self, node: Any, where: Where) -> Any:
+        """Return the value of a node of YAML; short forms become long ones."""
+        import yaml
+
+        if len(self.lines) > _VALUES_AT_MOST or len(where) > _DEPTH_AT_MOST:
+            raise ValueError("it has too many values, or they are nested too deeply")
+        self.lines.setdefault(where, node.start_mark.line + 1)
+        name = node.tag[1:] if node.tag.startswith("!") and len(node.tag) > 1 else None
+        if isinstance(node, yaml.MappingNode):
+            self._loader.flatten_mapping(node)
+            plain: Any = {}
+            for key_node, value_node in node.value:
+                key = str(self._loader.construct_object(key_node))
+                self.lines[(*where, key)] = key_node.start_mark.line + 1
+                plain[key] = self.value(value_node, (*where, key))
+        elif isinstance(node, yaml.SequenceNode):
+            plain = [self.value(each, (*where, index)) for index, each in enumerate(node.value)]
+        elif name or node.tag.endswith(":timestamp"):
+            plain = node.value  # a date is text to CloudFormation, as in AWSTemplateFormatVersion
+        else:
+            plain = self._loader.construct_object(node)
+        if name is None:
+            return plain
+        if name == "GetAtt" and isinstance(plain, str):
+            plain = [*plain.split(".", 1)]
+        return {name if name in _NO_PREFIX else f"Fn::{name}": plain}

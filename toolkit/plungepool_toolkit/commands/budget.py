@@ -1,0 +1,173 @@
+"""`plungepool budget`: may the functions of a template open more connections than their database can take?"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from plungepool_toolkit.budget import Budget, examine
+from plungepool_toolkit.budget.documents import as_document, as_sarif
+from plungepool_toolkit.budget.inputs import DATABASE_KEYS, FUNCTION_KEYS, InputError, Inputs, parse
+from plungepool_toolkit.budget.source import TemplateError
+from plungepool_toolkit.commands.console import table
+
+if TYPE_CHECKING:
+    from plungepool_toolkit.budget.verdict import Verdict
+
+_STYLES = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "blue")}
+_ANSWERS = {
+    "yes": ("It holds.", "green"),
+    "tight": ("It holds, but not at all times.", "yellow"),
+    "no": ("It cannot hold.", "red"),
+    "unknown": ("Something must be said first.", "red"),
+}
+
+
+_Template = Annotated[Path, typer.Argument(help="The template: SAM's or CloudFormation's.")]
+_Parameters = Annotated[
+    list[str] | None,
+    typer.Option(help="Values of its parameters, as `sam deploy` takes them: NAME=VALUE, with blanks between them."),
+]
+_Environment = Annotated[str, typer.Option(help="Which values samconfig.toml beside the template gives.")]
+_Account = Annotated[
+    int | None, typer.Option(min=1, help="Concurrent executions that the account may have (a quota of Lambda's).")
+]
+_Database = Annotated[
+    list[str] | None,
+    typer.Option(help="What the template does not say of a database: NAME:KEY=VALUE, or KEY=VALUE where there is one."),
+]
+_Function = Annotated[list[str] | None, typer.Option(help="The same of a function: NAME:KEY=VALUE.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 also where it does not hold at all times.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+_Sarif = Annotated[Path | None, typer.Option(help="Also write the findings there, for code review.")]
+
+
+def budget(
+    *,
+    template: _Template = Path("template.yaml"),
+    parameter_overrides: _Parameters = None,
+    config_env: _Environment = "default",
+    account_concurrency: _Account = None,
+    database: _Database = None,
+    function: _Function = None,
+    strict: _Strict = False,
+    as_json: _Json = False,
+    sarif: _Sarif = None,
+) -> None:
+    """
+    Say for each database who may open how many connections, and whether it holds.
+
+    Exits with 1 if it cannot hold, with 2 if something must be said first. Asks AWS nothing. See docs/budget.md.
+    """
+    try:
+        import samtranslator  # noqa: F401
+        import yaml  # noqa: F401
+    except ImportError as error:
+        raise typer.BadParameter(f"it needs {error.name}: pip install 'plungepool-toolkit[budget]'") from None
+    try:
+        overrides = _configured(template, config_env) | _overrides(parameter_overrides or [])
+        databases = parse("--database", database or [], DATABASE_KEYS)
+        functions = parse("--function", function or [], FUNCTION_KEYS)
+        found = examine(template, overrides, Inputs(account_concurrency, databases, functions))
+    except (TemplateError, InputError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if sarif is not None:
+        sarif.write_text(json.dumps(as_sarif(found, Path.cwd()), indent=2) + "\n", encoding="utf-8")
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print_json(json.dumps(as_document(found)))
+    else:
+        _print(console, found)
+    if found.holds == "unknown":
+        raise typer.Exit(2)
+    if found.holds == "no" or (strict and found.holds == "tight"):
+        raise typer.Exit(1)
+
+
+def _overrides(texts: list[str]) -> dict[str, str]:
+    """Return NAME=VALUE, and ParameterKey=NAME,ParameterValue=VALUE, as the SAM CLI takes both."""
+    found = {}
+    for word in (word for text in texts for word in shlex.split(text)):
+        key, _, rest = word.removeprefix("ParameterKey=").partition(",ParameterValue=")
+        name, equals, value = (key, "=", rest) if word.startswith("ParameterKey=") else word.partition("=")
+        if not equals or not name:
+            raise InputError(f"--parameter-overrides takes NAME=VALUE, not {word!r}")
+        found[name] = value
+    return found
+
+
+def _configured(template: Path, environment: str) -> dict[str, str]:
+    """Return the parameters that samconfig.toml beside the template gives for `sam deploy`."""
+    path = template.parent / "samconfig.toml"
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if environment not in config and environment != "default":
+        raise InputError(f"{path} has no [{environment}]; there are {', '.join(config)}")
+    found: dict[str, str] = {}
+    for command in ("global", "deploy"):
+        given: Any = config.get(environment, {}).get(command, {}).get("parameters", {}).get("parameter_overrides")
+        if isinstance(given, dict):
+            found |= {name: str(value) for name, value in given.items()}
+        elif given:
+            found |= _overrides([given] if isinstance(given, str) else [str(each) for each in given])
+    return found
+
+
+def _print(console: Console, found: Budget) -> None:
+    for verdict in found.verdicts:
+        _print_database(console, verdict)
+    if found.not_counted:
+        console.print("Not counted:")
+        for name, why in found.not_counted.items():
+            console.print(Text(f"  {name}: {why}"))
+    if found.needs:
+        console.print("Please say:")
+        for need in found.needs:
+            console.print(Text.assemble("  ", (need.option, "bold"), f"  {need.why}"))
+    elif not found.verdicts:
+        console.print("No function here opens connections to a database that Plungepool knows of.")
+        return
+    text, style = _ANSWERS[found.holds]
+    console.print(Text(text, style))
+
+
+def _print_database(console: Console, verdict: Verdict) -> None:
+    database = verdict.database
+    title = f"{database.name} ({database.size})" if database.size else database.name
+    columns = ("function", "environments", "bounded by", "pool", "open connections")
+    rows = table(title, *columns, numbers=("environments", "open connections"))
+    for row in verdict.rows:
+        use = row.use
+        processes = f" x {use.function.processes}" if use.function.processes > 1 else ""
+        pool = f"{use.pool}, {use.pool_size}" if use.ours else f"not ours, at least {use.pool_size}"
+        name = use.function.name + (f" ({use.prefix.rstrip('_')})" if use.prefix else "")
+        through = f" through {use.proxy}" if use.proxy else ""
+        rows.add_row(Text(name), f"{row.environments}{processes}", Text(use.function.why), pool, f"{row.open}{through}")
+    console.print(rows)
+    limit = f"; the role may have {database.role_limit[0]:,.0f}" if database.role_limit else ""
+    console.print(
+        f"Open: {verdict.direct}. Offered: {database.usable} of max_connections {database.max_connections}, "
+        f"{database.reserved:g} reserved{limit}."
+    )
+    for name, proxy in database.proxies.items():
+        slots = f", at most {proxy.connections}" if proxy.connections else ""
+        console.print(Text(f"Through {name}: {verdict.behind[name]} clients{slots} connections ({proxy.percent:g} %)."))
+    if verdict.per_vcpu is not None and verdict.bears_per_vcpu is not None:
+        at_work, bears = f"{verdict.per_vcpu:,.1f}", f"{verdict.bears_per_vcpu:,.1f}"
+        console.print(f"At work on each of {database.vcpus:g} vCPU: {at_work}; it bears {bears}.")
+    for finding in verdict.findings:
+        sign, style = _STYLES[finding.level]
+        console.print(Text.assemble((f"{sign} ", style), finding.text))
+        console.print(Text.assemble(("  → ", style), f"{finding.advice} ({finding.file}:{finding.line})"))
+    console.print()

@@ -99,6 +99,17 @@ def test_a_killed_storm_leaves_nothing(machine: Any) -> None:
         assert machine.left_behind(60) == []
 
 
+def test_a_peer_that_is_not_there_is_told(machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Node its peer is not run, which is said, the others are, and the exit code is 1."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    names = ("--strategy", "serverless-postgres", "--strategy", "null")
+    result = machine.run(*STORM, "--environments", 2, "--rounds", 1, *names)
+    assert result.returncode == 1
+    assert "Not run: serverless-postgres needs node" in " ".join(result.stdout.split())
+    assert "Plungepool, null, direct: 2 of 2 answered" in result.stdout
+    assert machine.left_behind() == []
+
+
 def _until_it_storms(machine: Any, process: Any) -> None:
     """Wait until all eight environments are there, besides the one that was initialised and the keeper of copies."""
     deadline = time.monotonic() + 60

@@ -5,6 +5,8 @@ The functions run in Lambda environments around the real runtime client and are 
 invocation the database itself is asked how many connections the environment holds, and by which backends. Then those
 that use the application's role run again through the stand-in for RDS Proxy, over TLS and with IAM tokens: what counts
 there is that they share connections and pin none. The one that sets a transaction's tenant would pin, and stays out.
+At the end comes a short storm: more environments at once than the database has connections, with SQLAlchemy's own pool
+and with Plungepool's.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from plungepool_toolkit.commands.console import interruptible, table
 from plungepool_toolkit.commands.samples import DATABASE, SAMPLES, Sample, problem_of
+from plungepool_toolkit.commands.storm import run_all, show
 from plungepool_toolkit.environment import Environment, InitError
 from plungepool_toolkit.postgres import Postgres, PostgresError
 from plungepool_toolkit.rds_proxy import RdsProxy
+from plungepool_toolkit.storm import arrivals
+from plungepool_toolkit.storm.fleet import FleetError
+from plungepool_toolkit.storm.storm import Plan
 
 _RESPONSE_LINES = 12
 _PROXY_CONNECTIONS = 2
+_IN_THE_STORM = ("queue-pool", "null")
 
 
 @dataclass(slots=True)
@@ -93,17 +100,22 @@ def demo(
     try:
         with interruptible(console):
             outcomes, behind_proxy = _run(folder.resolve(), warm, console)
-    except PostgresError as error:
-        console.print(f"[red]PostgreSQL could not be started[/]: {escape(str(error))}")
+            _summarise(outcomes, warm, console)
+            failed = [outcome for outcome in outcomes if outcome.problem]
+            in_storm = None if failed or behind_proxy else _storm(console)
+    except (PostgresError, FleetError) as error:
+        what = "PostgreSQL could not be started" if isinstance(error, PostgresError) else "The storm ended early"
+        console.print(f"[red]{what}[/]: {escape(str(error))}")
         raise typer.Exit(1) from error
-    _summarise(outcomes, warm, console)
-    failed = [outcome for outcome in outcomes if outcome.problem]
     took = f"{time.perf_counter() - begun:.1f} s; nothing is left running."
     if failed:
         console.print(f"[red bold]{len(failed)} of {len(SAMPLES)} functions failed[/] in {took}")
         raise typer.Exit(1)
     if behind_proxy:
         console.print(f"[red bold]Behind the proxy it failed[/] in {took}\n  {escape(behind_proxy)}", highlight=False)
+        raise typer.Exit(1)
+    if in_storm:
+        console.print(f"[red bold]In the storm it failed[/] in {took}\n  {escape(in_storm)}", highlight=False)
         raise typer.Exit(1)
     console.print(f"[green bold]All {len(outcomes)} functions answered[/] over one connection each or none, in {took}")
 
@@ -182,6 +194,16 @@ def _through_proxy(folder: Path, warm: int, server: Postgres, password: str, con
         if counters.clients != kept or counters.database_connections_peak > _PROXY_CONNECTIONS:
             return f"{kept} clients are expected at the proxy, not {counters.clients}"
     return None
+
+
+def _storm(console: Console) -> str | None:
+    """Let a small fleet loose on few connections, without Plungepool and with it; return what is wrong, or None."""
+    plan = Plan(rounds=arrivals.spike(20, 2), arrival="spike", environments=20, max_connections=12)
+    console.print(f"\n[bold]A storm[/]: {plan.environments} environments at once on {plan.limit} connections, twice")
+    measured, problems = run_all(plan, _IN_THE_STORM, ("direct",), console)
+    show(measured, console)
+    failed = [f"{one.title}: {dict(one.failures)}" for one in measured.strategies if one.ours and one.failures]
+    return "; ".join((*problems, *failed)) or None
 
 
 def _try_function(

@@ -70,9 +70,8 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an invocation; `failure` is its code. `at_s`: when it came, since the epoch."""
+    """What came of an invocation; `failure` is its code."""
 
-    at_s: float
     latency_s: float
     failure: str | None
 
@@ -150,11 +149,11 @@ class Fleet:
 
         Returns: what came of it. Where there is none and can be no other: TooManyRequestsException, as Lambda says.
         """
-        at, begun = time.time(), time.perf_counter()
+        begun = time.perf_counter()
         one = self._choose(fresh)
         if one is None:
             if len(self._all) >= self._at_most:
-                return Outcome(at, time.perf_counter() - begun, "TooManyRequestsException")
+                return Outcome(time.perf_counter() - begun, "TooManyRequestsException")
             one = await self._begin()
             await self._until_ready(one)
             self._idle.remove(one)
@@ -173,7 +172,7 @@ class Fleet:
         latency_s = time.perf_counter() - begun
         if failure in ("Sandbox.Timedout", "Runtime.ExitError"):
             self._discard(one, failure)
-        return Outcome(at, latency_s, failure)
+        return Outcome(latency_s, failure)
 
     def _choose(self, fresh: bool) -> _One | None:
         if fresh:

@@ -15,12 +15,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plungepool_toolkit.storm import results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Self
 
     from plungepool_toolkit.postgres import Postgres
@@ -91,21 +91,26 @@ class Monitor:
         self.log = Log()
 
     def __enter__(self) -> Self:
-        run = self._stack.enter_context(self._server.session())
-        self._own = run("SELECT pg_backend_pid()")[0][0]
+        self._connect()
         self._mark = len(self._server.log)
-        self._thread = threading.Thread(target=self._watch, args=(run,), name="monitor", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         return self
+
+    def _connect(self) -> None:
+        self._stack.close()
+        self._run = self._stack.enter_context(self._server.session())
+        self._own = self._run("SELECT pg_backend_pid()")[0][0]
 
     def begin(self) -> None:
         """Begin to count: what was done to get ready is none of the storm."""
-        self._begun, self._cpu_s = time.time(), self._cpu() or 0.0
+        self._begun, self._cpu_s, self._pid = time.time(), self._cpu() or 0.0, self._server.pid
         self._thread.start()
 
     def end(self) -> None:
         """Count no more: what comes now is the fleet's end."""
         self.wall_s = time.time() - self._begun
-        if (cpu_s := self._cpu()) is not None:
+        # After a restart nobody knows what the server's processes before it took.
+        if self._pid == self._server.pid and (cpu_s := self._cpu()) is not None:
             self.cpu_s = round(cpu_s - self._cpu_s, 2)
         self._ended.set()
         self._thread.join()
@@ -134,11 +139,20 @@ class Monitor:
         """How fast connections were opened."""
         return results.PerSecond.of(self.log.connects, self.wall_s)
 
-    def _watch(self, run: Callable[..., list[list[Any]]]) -> None:
+    @property
+    def connect_times_s(self) -> list[float]:
+        """When each connection was opened, in seconds from the beginning."""
+        return sorted(round(at - self._begun, 3) for at in self.log.connects)
+
+    def _watch(self) -> None:
         while not self._ended.is_set():
             at = time.time()
-            with contextlib.suppress(Exception):  # while the server restarts there is nothing to see
-                opened, in_use = run(_SAMPLE, self._user)[0]
+            try:
+                opened, in_use = self._run(_SAMPLE, self._user)[0]
+            except Exception:  # noqa: BLE001  # the server restarts: there is nothing to see, and the session is gone
+                with contextlib.suppress(Exception):
+                    self._connect()
+            else:
                 self._samples.append((at - self._begun, opened, in_use))
             self._ended.wait(_SAMPLE_S)
 

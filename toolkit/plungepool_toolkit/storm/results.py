@@ -133,6 +133,10 @@ class Strategy:
     wall_s: float
     pinned: int | None = None
     database_cpu_s: float | None = None
+    #: Of each round how many were answered.
+    answered: Sequence[int] = ()
+    #: When each connection was opened, in seconds from the beginning.
+    connect_times_s: Sequence[float] = ()
 
     @property
     def success(self) -> float:

@@ -25,11 +25,12 @@ from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.processes import TemporaryFolder
 from plungepool_toolkit.storm import results
 from plungepool_toolkit.storm.endpoints import Address, open_endpoint
-from plungepool_toolkit.storm.fleet import Copies, Fleet, Outcome
+from plungepool_toolkit.storm.fleet import Copies, Fleet, Outcome, Source
 from plungepool_toolkit.storm.monitor import SETTINGS, Monitor
+from plungepool_toolkit.storm.node import NodeError, clients
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     from plungepool_toolkit.storm.arrivals import Round
@@ -149,10 +150,17 @@ class Storm:
         """The server's version, such as 18.6."""
         return str(self.server.execute("SHOW server_version")[0][0]).split()[0]
 
-    def run(self, strategy: Strategy, endpoint: str = "direct", watcher: Watcher | None = None) -> results.Strategy:
+    def run(
+        self,
+        strategy: Strategy,
+        endpoint: str = "direct",
+        watcher: Watcher | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> results.Strategy:
         """
         Let the plan's invocations loose on a fleet of one strategy.
 
+        Args: meanwhile: called in a thread of its own when the storm begins: for what is to happen in its middle.
         Raises: StrategyError where it cannot be run here; EndpointError; FleetError. Blocks: for the plan's duration,
             and one deadline a round.
         """
@@ -168,11 +176,11 @@ class Storm:
             password=self._password,
         )
         with open_endpoint(self.server, direct, endpoint, self.plan.pooler_connections) as door:
-            copying = _copies(strategy, strategy.environ(door.address), self.plan)
-            with copying as copies, Monitor(self.server, USER) as monitor:
-                outcomes = asyncio.run(_let_loose(copies, self.plan, monitor, watcher or Unwatched()))
+            environments = _source(strategy, strategy.environ(door.address), self.plan)
+            with environments as source, Monitor(self.server, USER) as monitor:
+                rounds = asyncio.run(_let_loose(source, self.plan, monitor, watcher or Unwatched(), meanwhile))
             committed = self._committed()
-        return _result(strategy, endpoint, outcomes, monitor, door.pinned, committed)
+        return _result(strategy, endpoint, rounds, monitor, door.pinned, committed)
 
     def _clean(self) -> None:
         """Make the database and its role as new."""
@@ -189,6 +197,20 @@ class Storm:
 
     def _committed(self) -> int:
         return int(self.server.execute("SELECT sum(balance) FROM accounts", database=DATABASE)[0][0])
+
+
+@contextlib.contextmanager
+def _source(strategy: Strategy, variables: Mapping[str, str], plan: Plan) -> Iterator[Source]:
+    """Give where a strategy's environments come from. Raises: StrategyError."""
+    if not strategy.under_node:
+        with _copies(strategy, variables, plan) as copies:
+            yield copies
+        return
+    try:
+        with clients({**variables, "STORM_MAX_CONNECTIONS": str(plan.max_connections)}) as found:
+            yield found
+    except NodeError as error:
+        raise StrategyError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -213,10 +235,13 @@ def _copies(strategy: Strategy, variables: Mapping[str, str], plan: Plan) -> Ite
         temporary.remove()
 
 
-async def _let_loose(copies: Copies, plan: Plan, monitor: Monitor, watcher: Watcher) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+async def _let_loose(
+    source: Source, plan: Plan, monitor: Monitor, watcher: Watcher, meanwhile: Callable[[], None] | None
+) -> list[list[Outcome]]:
+    """Return what came of the invocations, by round."""
+    rounds: list[list[Outcome]] = []
     async with Fleet(
-        copies,
+        source,
         plan.environments,
         deadline_s=plan.deadline_s,
         freeze=plan.freeze,
@@ -227,31 +252,36 @@ async def _let_loose(copies: Copies, plan: Plan, monitor: Monitor, watcher: Watc
 
         async def invoke(fresh: bool) -> None:
             outcome = await fleet.invoke(plan.service_ms / 1000, fresh=fresh)
-            outcomes.append(outcome)
+            rounds[-1].append(outcome)
             watcher.answered(outcome)
 
         monitor.begin()
-        for number, one in enumerate(plan.rounds):
-            if number:
+        beside = asyncio.create_task(asyncio.to_thread(meanwhile)) if meanwhile else None
+        for one in plan.rounds:
+            if rounds:
                 await asyncio.sleep(_BETWEEN_ROUNDS_S)
+            rounds.append([])
             begun = time.perf_counter()
             async with asyncio.TaskGroup() as group:
                 for at in one.times_s:
                     if (ahead := at - (time.perf_counter() - begun)) > 0:
                         await asyncio.sleep(ahead)
                     group.create_task(invoke(one.fresh))
+        if beside is not None:
+            await beside
         monitor.end()
-    return outcomes
+    return rounds
 
 
 def _result(
     strategy: Strategy,
     endpoint: str,
-    outcomes: Sequence[Outcome],
+    rounds: Sequence[Sequence[Outcome]],
     monitor: Monitor,
     pinned: int | None,
     committed: int,
 ) -> results.Strategy:
+    outcomes = [one for each in rounds for one in each]
     failures = Counter(one.failure for one in outcomes if one.failure is not None)
     succeeded = len(outcomes) - failures.total()
     if committed < succeeded:
@@ -273,5 +303,7 @@ def _result(
         connects_per_s=monitor.connects_per_s,
         pinned=pinned,
         database_cpu_s=monitor.cpu_s,
+        answered=[sum(one.failure is None for one in each) for each in rounds],
+        connect_times_s=monitor.connect_times_s,
         wall_s=round(monitor.wall_s, 2),
     )

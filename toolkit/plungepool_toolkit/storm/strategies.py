@@ -20,6 +20,8 @@ class Strategy:
     module: str
     variables: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
+    #: Runs under Node; `module` has no meaning then.
+    under_node: bool = False
     #: What must be importable for it, and is no requirement of the toolkit's.
     needs: str | None = None
 
@@ -73,6 +75,7 @@ STRATEGIES = {
         _stock("null-retry-slow", "NullPool, retry 0.5-6 s"),
         _stock("keep-one", "one kept, retry 0.5-6 s"),
         Strategy(name="psycopg-pool", title="psycopg_pool", module="psycopg_pools", needs="psycopg_pool"),
+        Strategy(name="serverless-postgres", title="serverless-postgres, Node", module="", under_node=True),
         _ours("tiny"),
         _ours("null"),
         _ours("adaptive"),

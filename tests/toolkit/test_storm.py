@@ -24,7 +24,9 @@ def test_what_fails_elsewhere_is_answered_here(machine: Any, tmp_path: Path) -> 
     53300 in every round; Plungepool's null pool answers all, within the limit, and opens one connection each time.
     """
     file = tmp_path / "storm.json"
-    result = machine.run(*STORM, *SMALL, "--strategy", "queue-pool", "--strategy", "null", "--json", file)
+    page = tmp_path / "storm.html"
+    names = ("--strategy", "queue-pool", "--strategy", "null")
+    result = machine.run(*STORM, *SMALL, *names, "--json", file, "--html", page)
     assert (result.returncode, result.stderr) == (0, "")
     measured = results.Storm.from_json(json.loads(file.read_text()))
     assert measured.conditions.limit == LIMIT
@@ -40,6 +42,7 @@ def test_what_fails_elsewhere_is_answered_here(machine: Any, tmp_path: Path) -> 
     assert sum(ours.latency_histogram.counts) == 40
     assert ours.database_cpu_s is not None
     assert "Plungepool, null" in result.stdout
+    assert "Plungepool, null" in page.read_text()
     # What docs/storm.md reads it by.
     page = (ROOT / "docs" / "storm.md").read_text()
     program = page.partition("```python\n")[2].partition("```")[0]

@@ -159,6 +159,11 @@ def test_a_document_is_read_as_it_was_written() -> None:
     document["strategies"][0]["later"] = 1
     assert results.Storm.from_json(document) == measured
     assert measured.strategies[0].success == 0.75
+    # What nobody has seen is missing, or null.
+    document["strategies"][0]["connections"] = None
+    del document["strategies"][0]["refused"]
+    unseen = results.Storm.from_json(document).strategies[0]
+    assert (unseen.connections, unseen.refused, unseen.latency_ms) == (None, None, measured.strategies[0].latency_ms)
 
 
 @pytest.mark.parametrize("change", [{"format": "other/2"}, {"conditions": {}}, {"strategies": [{}]}, {"strategies": 3}])

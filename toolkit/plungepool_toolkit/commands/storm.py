@@ -36,6 +36,7 @@ _ENDPOINT_TITLES = {
     "direct": "To the database itself",
     "pgbouncer": "Through PgBouncer, by transactions",
     "proxy": "Through the stand-in for RDS Proxy",
+    "lambda": "On Lambda; the database's side is in CloudWatch and in its log",
 }
 
 
@@ -75,6 +76,11 @@ _ReapAfter = Annotated[
 ]
 _Seed = Annotated[int, typer.Option(help="Of the arrivals of a wave or a steady stream.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write all that was measured.")]
+_Html = Annotated[Path | None, typer.Option("--html", help="Write it as one page with charts.")]
+_Aws = Annotated[str | None, typer.Option("--aws", help="A deployed stack, whose function is invoked: it costs.")]
+_Function = Annotated[str | None, typer.Option(help="With --aws: its logical id, where the stack has several.")]
+_Event = Annotated[Path | None, typer.Option(help="With --aws: what it is given, JSON.", exists=True, dir_okay=False)]
+_Yes = Annotated[bool, typer.Option("--yes", help="With --aws: agree to the costs without being asked.")]
 
 
 def storm(
@@ -95,11 +101,14 @@ def storm(
     reap_after_s: _ReapAfter = None,
     seed: _Seed = 1,
     json_file: _Json = None,
+    html_file: _Html = None,
+    aws: _Aws = None,
+    function: _Function = None,
+    event: _Event = None,
+    yes: _Yes = False,
 ) -> None:
     """Let a fleet of environments loose on a database with few connections, and compare strategies."""
-    _check("--strategy", strategy or (), tuple(STRATEGIES))
-    _check("--endpoint", endpoint or (), ENDPOINTS)
-    _check("--arrival", (arrival,), ARRIVALS)
+    _check(strategy=strategy or (), endpoint=endpoint or (), arrival=(arrival,))
     arrival = "recorded" if curve else arrival
     all_rounds = _rounds(arrival, environments, rounds, fresh, rate, duration_s, curve, service_ms, seed)
     plan = Plan(
@@ -114,17 +123,22 @@ def storm(
         reap_after_s=reap_after_s,
         seed=seed,
     )
-    console = Console()
+    console, problems = Console(), list[str]()
     try:
         with interruptible(console):
-            measured, problems = run_all(plan, strategy or DEFAULT, endpoint or ("direct",), console)
+            if aws is None:
+                measured, problems = run_all(plan, strategy or DEFAULT, endpoint or ("direct",), console)
+            else:
+                measured = _on_lambda(plan, aws, function, event, yes, console)
     except (PostgresError, FleetError) as error:
         console.print(f"[red]The storm ended early[/]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
-    _tell(measured, problems, json_file, console)
+    _tell(measured, problems, json_file, html_file, console)
 
 
-def _tell(measured: results.Storm, problems: Sequence[str], json_file: Path | None, console: Console) -> None:
+def _tell(
+    measured: results.Storm, problems: Sequence[str], json_file: Path | None, html_file: Path | None, console: Console
+) -> None:
     """Show what was measured, write it, and exit by 1 where something could not be run."""
     show(measured, console)
     for problem in problems:
@@ -132,6 +146,11 @@ def _tell(measured: results.Storm, problems: Sequence[str], json_file: Path | No
     if json_file is not None:
         json_file.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
         console.print(f"{json_file} has all of it.", highlight=False)
+    if html_file is not None:
+        from plungepool_toolkit.report import write_report
+
+        write_report(html_file, measured.to_json())
+        console.print(f"{html_file} shows it.", highlight=False)
     console.print("Nothing is left running.")
     if problems:
         raise typer.Exit(1)
@@ -143,7 +162,7 @@ def show(measured: results.Storm, console: Console) -> None:
     for one in measured.strategies:
         by_endpoint.setdefault(one.endpoint, []).append(one)
     for endpoint, strategies in by_endpoint.items():
-        numbers = ("ok %", "p50", "p95", "p99", "peak", "mean", "conn.", "refused", "CPU s")
+        numbers: tuple[str, ...] = ("ok %", "p50", "p95", "p99", "peak", "mean", "conn.", "refused", "CPU s")
         shown = table(f"\n{_ENDPOINT_TITLES[endpoint]}", "strategy", *numbers, numbers=numbers)
         shown.box, shown.padding = None, (0, 1, 0, 0)  # 80 columns are enough for it
         for column in shown.columns:
@@ -167,23 +186,24 @@ def show(measured: results.Storm, console: Console) -> None:
 
 def _row(one: results.Strategy) -> tuple[str, ...]:
     share = f"{100 * one.success:.0f}" if one.success in (0.0, 1.0) else f"{100 * one.success:.1f}"
-    latency = one.latency_ms
+    latency, connections = one.latency_ms, one.connections
     return (
         f"[bold]{escape(one.title)}[/]" if one.ours else escape(one.title),
         f"[green]{share}[/]" if one.success == 1.0 else f"[red]{share}[/]",
         *(f"{value:.0f}" for value in (latency.p50, latency.p95, latency.p99)),
-        str(one.connections.peak),
-        f"{one.connections.mean:.1f}",
-        str(one.connects),
-        str(one.refused),
+        *(("", "") if connections is None else (str(connections.peak), f"{connections.mean:.1f}")),
+        *("" if count is None else str(count) for count in (one.connects, one.refused)),
         "" if one.database_cpu_s is None else f"{one.database_cpu_s:.1f}",
     )
 
 
-def _check(option: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for one in given:
-        if one not in known:
-            raise typer.BadParameter(f"{one!r} is none of {', '.join(known)}", param_hint=option)
+def _check(**given: Sequence[str]) -> None:
+    """Refuse a word that its option does not know."""
+    known = {"strategy": tuple(STRATEGIES), "endpoint": ENDPOINTS, "arrival": ARRIVALS}
+    for option, words in given.items():
+        for one in words:
+            if one not in known[option]:
+                raise typer.BadParameter(f"{one!r} is none of {', '.join(known[option])}", param_hint=f"--{option}")
 
 
 def _rounds(
@@ -243,6 +263,43 @@ def run_all(
                     watcher.close()
         command = shlex.join(["plungepool", *sys.argv[1:]])
         return results.Storm(plan.conditions(running.server_version, command), tuple(measured)), problems
+
+
+def _on_lambda(
+    plan: Plan, stack: str, function: str | None, event: Path | None, yes: bool, console: Console
+) -> results.Storm:
+    """Run the storm on Lambda, after a yes to what it costs; exit by 2 where there is none, or nothing to invoke."""
+    from plungepool_toolkit.storm import on_lambda
+
+    try:
+        account = on_lambda.Account()
+        deployed = on_lambda.find_function(account.client, stack, function)
+        given = json.loads(event.read_text()) if event else {}
+        console.print(
+            f"{plan.invocations} invocations of {deployed.name} in account {account.number}, {account.region}, at most "
+            f"{plan.environments} at a time ({deployed.memory_mb} MB, time-out {deployed.timeout_s:g} s): "
+            f"{deployed.costs_at_most(plan.invocations):.4f} US dollars at most, if each runs into its time-out "
+            f"({on_lambda.PRICES_AS_OF}); what the function does with its database and with other services is on top. "
+            "They count against the account's concurrency.",
+            highlight=False,
+        )
+        if not yes and not sys.stdin.isatty():
+            raise on_lambda.DeployedError("nobody is here to agree to the costs: give --yes. Nothing was invoked")
+        if not yes and console.input("Type [bold]yes[/] to go on: ").strip() != "yes":
+            raise on_lambda.DeployedError("the answer was not yes. Nothing was invoked")
+    except (on_lambda.DeployedError, ValueError) as error:
+        console.print(f"[red]Refused[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(f"  {deployed.name}", total=plan.invocations)
+        one = on_lambda.let_loose(
+            account.client, deployed, given, plan.rounds, plan.environments, lambda _: progress.advance(bar)
+        )
+    console.print(
+        f"  {one.title}: {one.succeeded} of {one.invocations} answered in {one.wall_s:.1f} s", highlight=False
+    )
+    return results.Storm(on_lambda.conditions(plan, deployed, shlex.join(["plungepool", *sys.argv[1:]])), (one,))
 
 
 class _Watcher:

@@ -126,11 +126,12 @@ class Strategy:
     failures: Mapping[str, int]
     latency_ms: Latency
     latency_histogram: Histogram
-    connections: Connections
-    connects: int
-    refused: int
-    connects_per_s: PerSecond
     wall_s: float
+    #: What the database tells; None where it is not seen, as of a storm on Lambda.
+    connections: Connections | None = None
+    connects: int | None = None
+    refused: int | None = None
+    connects_per_s: PerSecond | None = None
     pinned: int | None = None
     database_cpu_s: float | None = None
     #: Of each round how many were answered.
@@ -185,7 +186,7 @@ def _read_strategy(document: Mapping[str, Any]) -> Strategy:
         "connections": Connections,
         "connects_per_s": PerSecond,
     }
-    read = {name: _read(part, document[name]) for name, part in parts.items()}
+    read = {name: _read(part, value) for name, part in parts.items() if (value := document.get(name)) is not None}
     strategy: Strategy = _read(Strategy, {**document, **read})
     return strategy
 

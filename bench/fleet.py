@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from measure import ROOT, machine
 
+from plungepool import Settings, build_engine
+from plungepool import drain as package_drain
 from plungepool_toolkit.storm import arrivals, results
 from plungepool_toolkit.storm.endpoints import EndpointError
-from plungepool_toolkit.storm.storm import USER, Plan, Storm, StrategyError
+from plungepool_toolkit.storm.storm import DATABASE, USER, Plan, Storm, StrategyError
 from plungepool_toolkit.storm.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -128,21 +130,15 @@ def _children(parent: int) -> list[str]:
 
 
 def drain(server: Postgres) -> None:
-    """End every connection that is there, two at a time while they are idle, none in a transaction."""
+    """Have every connection of the role replaced, as `plungepool drain` does: idle ones ended in steps."""
     time.sleep(MIDDLE_S)
-    with server.session() as run:
-        (begun,) = run("SELECT now()")[0]
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline:
-            old = f"usename = '{USER}' AND backend_start < $1"
-            run(
-                "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity "
-                f"WHERE {old} AND state = 'idle' LIMIT 2) AS some",
-                begun,
-            )
-            if not run(f"SELECT 1 FROM pg_stat_activity WHERE {old} LIMIT 1", begun):
-                return
-            time.sleep(0.2)
+    url = server.url(server.superuser, DATABASE)
+    engine = build_engine(Settings.from_env({"PLUNGEPOOL_URL": url, "PLUNGEPOOL_TLS": "disable"}))
+    try:
+        for _ in package_drain.drain(engine, package_drain.Options(role=USER, limit_s=30)):
+            pass
+    finally:
+        engine.dispose()
 
 
 def restart(server: Postgres) -> None:

@@ -21,16 +21,17 @@ LIMIT = 12 - 3 - 1
 def test_what_fails_elsewhere_is_answered_here(machine: Any, tmp_path: Path) -> None:
     """
     Twenty environments at once on eight connections: SQLAlchemy's pool keeps what it gets, so that the others fail by
-    53300 in every round; Plungepool's null pool answers all, within the limit, and opens one connection each time.
+    53300 in every round; Plungepool's pools answer all within the limit: null opens one connection each time, adaptive
+    keeps some.
     """
     file = tmp_path / "storm.json"
     page = tmp_path / "storm.html"
-    names = ("--strategy", "queue-pool", "--strategy", "null")
+    names = ("--strategy", "queue-pool", "--strategy", "null", "--strategy", "adaptive")
     result = machine.run(*STORM, *SMALL, *names, "--json", file, "--html", page)
     assert (result.returncode, result.stderr) == (0, "")
     measured = results.Storm.from_json(json.loads(file.read_text()))
     assert measured.conditions.limit == LIMIT
-    naive, ours = measured.strategies
+    naive, ours, adaptive = measured.strategies
     assert (naive.name, naive.ours, ours.name, ours.ours) == ("queue-pool", False, "null", True)
     assert naive.invocations == ours.invocations == 40
     # A connect that is refused after it was authorized may take another's place for a moment.
@@ -39,6 +40,9 @@ def test_what_fails_elsewhere_is_answered_here(machine: Any, tmp_path: Path) -> 
     assert naive.connects == naive.connections.peak <= LIMIT
     assert (ours.succeeded, ours.failures, ours.connects) == (40, {}, 40)
     assert 1 <= ours.connections.peak <= LIMIT
+    assert (adaptive.succeeded, adaptive.failures) == (40, {})
+    assert adaptive.connects < 40
+    assert adaptive.connections.peak <= LIMIT
     assert sum(ours.latency_histogram.counts) == 40
     assert ours.database_cpu_s is not None
     assert "Plungepool, null" in result.stdout

@@ -37,7 +37,7 @@ from plungepool_toolkit.storm.storm import Plan
 
 _RESPONSE_LINES = 12
 _PROXY_CONNECTIONS = 2
-_IN_THE_STORM = ("queue-pool", "null")
+_IN_THE_STORM = ("queue-pool", "adaptive")
 
 
 @dataclass(slots=True)

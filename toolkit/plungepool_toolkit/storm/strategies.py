@@ -83,4 +83,4 @@ STRATEGIES = {
 }
 
 # Without a choice: how functions come to their connections, and Plungepool beside them.
-DEFAULT = ("per-invocation", "queue-pool", "null-pool", "null-retry-slow", "tiny", "null")
+DEFAULT = ("per-invocation", "queue-pool", "null-pool", "null-retry-slow", "null", "adaptive")

@@ -252,19 +252,18 @@ def test_a_curve_is_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "curve"
     path.write_text(text)
     assert curves.read(path) == curves.Curve(((0, 1), (60, 5)))
+    path.write_text("time,rate\n0,1\n60,5\n")
+    assert curves.read(path) == curves.Curve(((0, 1), (60, 5)), rate=True)
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("1,2\n3,4\n", "time, and concurrency or rate"),
-        ("time,concurrency\n1,x\n", "line 2"),
+        ("time\n1\n", "neither a CSV"),
+        ("time,concurrency\n1,x\n", "neither a CSV"),
         ("time,concurrency\n1,2\n", "two points"),
-        ("time,concurrency\n1,2\n1,3\n", "same time"),
-        ("time,concurrency\n1,2\n2,-3\n", "below 0"),
-        ("{}", "CloudWatch"),
-        ('{"MetricDataResults": []}', "CloudWatch"),
-        ("{", "CloudWatch"),
+        ("time,concurrency\n1,2\n2,-3\n", "negative"),
+        ('{"MetricDataResults": []}', "neither a CSV"),
     ],
 )
 def test_what_is_no_curve_is_said(text: str, problem: str, tmp_path: Path) -> None:

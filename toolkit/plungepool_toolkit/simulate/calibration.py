@@ -12,6 +12,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from plungepool_toolkit.storm.results import FORMAT
+
 from .model import Costs, Database, Function
 from .strategies import STRATEGIES
 from .study import Load, simulate
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 #: How far the model may be from a storm.
 WITHIN = 0.15
-_FORMAT = "plungepool-storm/1"
 # How much the costs that are known from elsewhere count beside a storm's own: a storm in which nobody was refused says
 # nothing of what a refusal costs.
 _KNOWN_COUNTS = 0.05
@@ -71,8 +72,8 @@ def measured(document: Any) -> Measured:
     Return what a storm's document holds. Raises: StormError.
     """
     try:
-        if document["format"] != _FORMAT or document["kind"] != "storm":
-            raise StormError(f"it must be of the format {_FORMAT} and the kind storm")
+        if document["format"] != FORMAT or document["kind"] != "storm":
+            raise StormError(f"it must be of the format {FORMAT} and the kind storm")
         conditions = document["conditions"]
         if conditions["arrival"] != "spike":
             raise StormError("only a storm of spikes can be compared: of the others it does not say what arrived when")

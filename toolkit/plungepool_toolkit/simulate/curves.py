@@ -4,21 +4,18 @@ How many invocations there are, and when: as many a second as ever, a wave, or a
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from datetime import datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from plungepool_toolkit.storm.arrivals import CurveError, read_curve
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-
-class CurveError(ValueError):
-    """A file is no curve; says what is wrong with it."""
+__all__ = ["Curve", "CurveError", "moments", "read", "steady", "wave"]
 
 
 class Curve(NamedTuple):
@@ -77,10 +74,7 @@ def wave(rate: float, duration_s: float) -> Curve:
 
 def read(path: Path) -> Curve:
     """
-    Return what a file recorded.
-
-    A CSV file has the columns `time` (in seconds, or as ISO 8601 writes it) and `concurrency`, or `rate` in invocations
-    a second. JSON is what `aws cloudwatch get-metric-data` or `get-metric-statistics` prints for ConcurrentExecutions.
+    Return what a file recorded: as `plungepool storm --curve` reads it, or a CSV whose second column is named `rate`.
 
     Raises: CurveError; OSError.
     """
@@ -88,56 +82,9 @@ def read(path: Path) -> Curve:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise CurveError(f"{path} is no text in UTF-8") from None
-    if text.lstrip()[:1] in ("{", "["):
-        return _of(_points_of_json(text, path), path, rate=False)
-    rows = csv.DictReader(text.splitlines())
-    columns = [name.strip().lower() for name in rows.fieldnames or ()]
-    rows.fieldnames = columns
-    value = next((name for name in ("concurrency", "rate") if name in columns), None)
-    if "time" not in columns or value is None:
-        raise CurveError(f"{path} needs a line with the names of its columns: time, and concurrency or rate")
-    points = []
-    for row in rows:
-        try:
-            points.append((_seconds(row["time"]), float(row[value])))
-        except (TypeError, ValueError):
-            raise CurveError(f"{path}, line {rows.line_num}: no time and number") from None
-    return _of(points, path, rate=value == "rate")
-
-
-def _points_of_json(text: str, path: Path) -> list[tuple[float, float]]:
     try:
-        document: Any = json.loads(text)
-        if "MetricDataResults" in document:
-            result = document["MetricDataResults"][0]
-            return [
-                (_seconds(moment), float(value))
-                for moment, value in zip(result["Timestamps"], result["Values"], strict=True)
-            ]
-        return [
-            (
-                _seconds(one["Timestamp"]),
-                float(next(one[name] for name in ("Maximum", "Average", "Sum") if name in one)),
-            )
-            for one in document["Datapoints"]
-        ]
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration):
-        raise CurveError(f"{path} is not what CloudWatch prints: MetricDataResults, or Datapoints") from None
-
-
-def _seconds(moment: Any) -> float:
-    try:
-        return float(moment)
-    except ValueError:
-        return datetime.fromisoformat(moment.strip()).timestamp()
-
-
-def _of(points: Sequence[tuple[float, float]], path: Path, *, rate: bool) -> Curve:
-    if len(points) < 2:
-        raise CurveError(f"{path} needs two points at least")
-    ordered = sorted(points)
-    if any(not math.isfinite(at) or not math.isfinite(value) or value < 0 for at, value in ordered):
-        raise CurveError(f"{path}: every number must be finite and not below 0")
-    if any(one[0] == other[0] for one, other in pairwise(ordered)):
-        raise CurveError(f"{path}: two points have the same time")
-    return Curve(tuple((at - ordered[0][0], value) for at, value in ordered), rate=rate)
+        points = read_curve(text)
+    except CurveError as error:
+        raise CurveError(f"{path}: {error}") from None
+    names = [name.strip().lower() for name in text.partition("\n")[0].split(",")]
+    return Curve(tuple((at - points[0][0], value) for at, value in points), rate=names[1:] == ["rate"])

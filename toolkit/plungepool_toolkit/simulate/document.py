@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import platform
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from plungepool_toolkit.storm.results import FORMAT, Histogram, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
     from .run import Run
     from .study import Load, Outcome
 
-FORMAT = "plungepool-storm/1"
-# Of a latency histogram: six bins a decade, from 1 ms to 30 s.
-_EDGES_MS = (0.0, *(step * 10.0**power for power in range(4) for step in (1, 1.5, 2, 3, 5, 7)), 1e4, 1.5e4, 3e4)
 _POINTS = 400
 
 
@@ -80,13 +79,8 @@ def _strategy(outcome: Outcome, bill: Bill) -> dict[str, Any]:
         "invocations": run.invocations,
         "succeeded": run.succeeded,
         "failures": run.failures,
-        "latency_ms": {
-            "p50": round(run.latency_s(0.5) * 1000, 1),
-            "p95": round(run.latency_s(0.95) * 1000, 1),
-            "p99": round(run.latency_s(0.99) * 1000, 1),
-            "max": round(run.latency_s(1.0) * 1000, 1),
-        },
-        "latency_histogram": {"edges_ms": list(_EDGES_MS), "counts": _counts(latencies_ms)},
+        "latency_ms": _plain(Latency.of(latencies_ms)),
+        "latency_histogram": _plain(Histogram.of(latencies_ms)),
         "connections": {
             "peak": run.peak,
             "mean": round(run.mean, 1),
@@ -119,11 +113,9 @@ def _strategy(outcome: Outcome, bill: Bill) -> dict[str, Any]:
     }
 
 
-def _counts(latencies_ms: Sequence[float]) -> list[int]:
-    counts = [0] * (len(_EDGES_MS) - 1)
-    for latency in latencies_ms:
-        counts[min(bisect.bisect_right(_EDGES_MS, latency), len(counts)) - 1] += 1
-    return counts
+def _plain(part: Histogram | Latency) -> dict[str, Any]:
+    """Return what JSON would: lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(part).items()}
 
 
 def _thinned(run: Run) -> tuple[list[float], list[int], list[int]]:

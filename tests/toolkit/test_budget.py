@@ -356,6 +356,8 @@ CASES = [
         "Set ParallelizationFactor of ReadFast to 4 (now 10) and ParallelizationFactor of ReadSlow to 4",
     ),
     Case("readers", [], 0, "yes", {"Cluster (readers)": (1, 2)}, []),
+    Case("condition-unknown", [], 2, "unknown", {}, [], "--parameter-overrides Stage=…"),
+    Case("condition-unknown", parameters("Stage=test"), 0, "yes", {}, []),
     Case("no-database", [], 0, "yes", {}, []),
 ]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plungepool_toolkit.budget.stacks import Knob
-from plungepool_toolkit.budget.values import Attribute, how_to_say, leaves
+from plungepool_toolkit.budget.values import Attribute, Unknown, how_to_say, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +97,10 @@ def functions(root: Stack, inputs: Inputs) -> list[Function]:
     found = [Function(stack, name, resource) for stack in root.all() for name, resource in stack.resources(FUNCTION)]
     readers = _Readers(root, inputs)
     for function in found:
+        made = function.stack.resolver.condition(function.resource.get("Condition", ""))
+        if "Condition" in function.resource and isinstance(made, Unknown):
+            option = made.how or "--parameter-overrides NAME=…"
+            inputs.ask(option, f"whether {function.name} is made at all: its condition needs {made}")
         readers.read(function)
     return found
 

@@ -3,6 +3,8 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+# Hundreds of processes import the same: what an image of a container sets to stay small would have each compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Show the targets

@@ -28,7 +28,10 @@ from .transport import CANCEL_TIMEOUT_S, DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+#: told of each flight before it leaves, and with None of each session that was opened; for tools, nobody here listens
+listener: Callable[[Session, Reply | None], None] | None = None
 
 _READ_ONLY = "25006"
 _NOT_SUPPORTED = "0A000"
@@ -155,6 +158,8 @@ class Session:
         self.authentication = "trust"
         #: how often the server was waited for since the connection was made
         self.flights = 0
+        #: how often the server was waited for until the session was open: TCP, TLS, authentication
+        self.opening_round_trips = 0
         #: when it answered last, in seconds since the epoch: the last proof that there is a way to it
         self.answered_at = 0.0
         self.cancel_on_abandon = cancel_on_abandon
@@ -240,17 +245,24 @@ class Session:
         transport = self._transport
         try:
             transport.send_secret(packet)
+            asked = 1
             for step in self._protocol.authenticate(login, reply):
                 if isinstance(step, int):
                     self._protocol.chunk = transport.receive(step)
+                    transport.round_trips += asked
+                    asked = 0
                 else:
                     transport.send_secret(step)
+                    asked = 1
         except (EndOfStream, Lost):
             if reply.error is None and login.is_ahead:  # a proxy that reads one message at a time, or the network
                 raise login.refuse(f"{self._place} hung up when the password came before it had asked for it") from None
             raise
         self.authentication = login.method
         self.answered_at = clock.time()
+        self.opening_round_trips = transport.round_trips
+        if listener is not None:
+            listener(self, None)
 
     def _ask_first(self, first: Reply, reply: Reply, *, sent: bool) -> None:
         """Read what the first statement brings; an error of its own stays in it, one that ends the session does not."""
@@ -350,6 +362,8 @@ class Session:
         if transport.deadline is not None and transport.deadline <= clock.time():
             raise DeadlineExceeded("the deadline has passed: nothing was sent")
         default_before = protocol.parameter_statuses.get(_DEFAULT)
+        if listener is not None:
+            listener(self, reply)
         self._flying = True
         self.flights += 1
         try:

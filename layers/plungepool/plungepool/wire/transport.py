@@ -62,6 +62,8 @@ class Transport:
         self.host, self.dialled, self.place = host, dialled, place
         #: the wall-clock moment at which waiting ends; None: never
         self.deadline: float | None = None
+        #: how often the server was waited for on the way to it, and by whoever authenticates there
+        self.round_trips = 0
         #: None before it was dialled, and after it was closed
         self.sock: socket.socket | None = None
 
@@ -92,6 +94,7 @@ class Transport:
                 self._family, self.address, self._poller = family, address, select.poll()
                 sock.setblocking(False)
                 tune(sock, self._dead_peer_timeout_s)
+                self.round_trips += 1
                 number = sock.connect_ex(address)
                 if number == errno.EINPROGRESS:
                     self._wait(sock, select.POLLOUT, now + share)
@@ -117,6 +120,7 @@ class Transport:
             self._shake_hands()
             return
         self.send(TLS_REQUEST)
+        self.round_trips += 1
         # One byte and no more: what came behind it in plain text would pass for the server's, read through TLS.
         try:
             answer = self.receive(1, at_most=1)
@@ -160,6 +164,7 @@ class Transport:
             if self._direct and error.errno is not None:  # as for `lost`
                 raise _not_at_once(self.place, context) from error.with_traceback(None)
             raise lost(error) from None
+        self.round_trips += 1 if secured.version() == "TLSv1.3" else 2
         # As libpq demands it: a server of another protocol that speaks TLS must not take what follows for its own.
         if self._direct and secured.selected_alpn_protocol() != ALPN:
             raise _not_at_once(self.place, context)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", DOCUMENT, re.DOTALL))
+PRINTED = re.findall(r"<!-- printed by: \S+ -->\n```\n(.*?)```", DOCUMENT, re.DOTALL)
 
 
 @pytest.fixture
@@ -32,10 +33,13 @@ def test_the_page_has_no_block_that_is_not_run() -> None:
     assert DOCUMENT.count("```python\n") == sum(name.endswith(".py") for name in EXAMPLES)
 
 
-def test_the_documented_contexts_work(run: Callable[..., Any]) -> None:
-    """A handler under guard_invocation has the context's deadline."""
-    result = run("test_context.py")
-    assert "2 passed" in result.stdout, result.stdout + result.stderr
+def test_the_page_is_true(run: Callable[..., Any]) -> None:
+    """The page's tests pass, but for the two of which it shows how they fail, to the letter."""
+    result = run("--strict-markers")
+    assert "2 failed, 6 passed" in result.stdout, result.stdout + result.stderr
+    assert len(PRINTED) == 2
+    for text in PRINTED:
+        assert text in result.stdout, result.stdout
 
 
 def test_remaining_time_counts_down(lambda_context: LambdaContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+pytest_plugins = ("plungepool_toolkit.pytest_round_trips",)
+
 
 @dataclass(frozen=True, slots=True)
 class Database:

@@ -2,7 +2,7 @@
 A bad network on one machine, without root: a TCP proxy that counts round trips, adds latency and breaks.
 
 `ChaosProxy` stands between a client and a server on loopback. It never looks into the bytes, so it counts
-exactly under TLS too.
+exactly under TLS too; a listener of its may.
 """
 
 from __future__ import annotations
@@ -23,6 +23,20 @@ from plungepool_toolkit.processes import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Listener(Protocol):
+        """Who is told what a `ChaosProxy` counts; called in its thread, before an answer is passed on."""
+
+        def connected(self, link: int) -> None:
+            """Note that a client has connected: a round trip. `link` is a number that no other has."""
+
+        def sent(self, link: int, data: bytes) -> None:
+            """Note what a client has sent, whole or a piece."""
+
+        def answered(self, link: int) -> None:
+            """Note that the server answers what was sent since it last did: a round trip."""
+
 
 _Result = TypeVar("_Result")
 
@@ -48,7 +62,10 @@ class _Stream:
 class _Link:
     """A client's connection and the server's connection that carries it."""
 
+    numbers = itertools.count(1)
+
     def __init__(self, client: socket.socket, server: socket.socket, opens_at: float) -> None:
+        self.number = next(self.numbers)
         self.client, self.server = client, server
         self.up = _Stream(client, server, from_client=True)
         self.down = _Stream(server, client, from_client=False)
@@ -168,7 +185,7 @@ class ChaosProxy(Closing):
     to `round_trips` or `connections` to count anew.
 
     Args: host, port: the server. latency_ms: what a round trip takes more, half of it each way; a connect waits for a
-        whole one. It may be assigned at any time.
+        whole one. It may be assigned at any time. listener: is told of each round trip, and of what clients send.
     Units: milliseconds and bytes, as the names say.
     Threads: the methods may be called from any thread and return when the deed is done.
 
@@ -181,8 +198,9 @@ class ChaosProxy(Closing):
 
     host = "127.0.0.1"
 
-    def __init__(self, host: str, port: int, *, latency_ms: float = 0.0) -> None:
+    def __init__(self, host: str, port: int, *, latency_ms: float = 0.0, listener: Listener | None = None) -> None:
         self.upstream = (host, port)
+        self._told = listener
         self.latency_ms = latency_ms
         self.round_trips = 0
         self.connections = 0
@@ -370,6 +388,8 @@ class ChaosProxy(Closing):
         self.round_trips += 1
         link = _Link(client, server, time.monotonic() + self.latency_ms / 1000)
         self._links.add(link)
+        if self._told is not None:
+            self._told.connected(link.number)
         self._refresh(link)
         return True
 
@@ -405,10 +425,14 @@ class ChaosProxy(Closing):
                 return
             if stream.from_client:
                 link.client_spoke_last = True
+                if self._told is not None:
+                    self._told.sent(link.number, data)
             elif link.client_spoke_last and not _is_farewell(data):
                 link.client_spoke_last = False
                 if not link.up.ended:  # who has hung up waits for nothing
                     self.round_trips += 1
+                    if self._told is not None:
+                        self._told.answered(link.number)
             stream.held_bytes += len(data)
         else:
             stream.ended = True

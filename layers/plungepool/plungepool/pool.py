@@ -168,10 +168,10 @@ class Dead(NamedTuple):
     """Why a kept connection is not handed out again."""
 
     why: str
-    #: True where it ended as it should: there is nothing to tell.
-    expected: bool = False
     #: Of which others that are kept it shows the same.
     others: _OfOthers | None = None
+    #: True where it ended as it should: there is nothing to tell.
+    expected: bool = False
 
 
 class Examiner:
@@ -217,11 +217,11 @@ class Examiner:
         except DeadlineExceeded:
             why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
             # What was not waited out shows nothing of others.
-            return Dead(why, others=_not_answered_since(now) if given_s == self._ping_s else None)
+            return Dead(why, _not_answered_since(now) if given_s == self._ping_s else None)
         except Error as error:
             why = f"the server had closed it ({error})" if error.sqlstate else str(error)
             expected = lease_s > 0 and error.sqlstate == _IDLED
-            return Dead(why, expected, _shown_by(error, opened_at))
+            return Dead(why, _shown_by(error, opened_at), expected)
         return None
 
 
@@ -284,6 +284,8 @@ _HAS_LEFT = Dead("the host's name leads to another address now")
 class _Places(Pool):
     """Room for so many connections, and what SQLAlchemy's pools tell of themselves."""
 
+    # Where SQLAlchemy's pools log what they do; else it would be this module's.
+    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"
     _places: tuple[_Place, ...]
     _timeout_s: float
 
@@ -318,8 +320,6 @@ class BoundedPool(_Places):
 
     #: The dialect need not look at what is checked out once more.
     examines = True
-    # Where SQLAlchemy's pools log what they do; else it would be this module's.
-    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"
 
     def __init__(
         self,
@@ -451,10 +451,9 @@ class BoundedPool(_Places):
     def _learn_address(self, fairy: Any) -> None:
         """Drop what leads to where the host's name no longer leads, as a new connection has shown."""
         record = fairy._connection_record
-        if record is not None and self._host.learn(fairy.dbapi_connection, _opened_at(record)):
-            dropped = self._drop(self._host.has_left)
-            if dropped:
-                _logger.info("%s: %s", _dropped(dropped), _HAS_LEFT.why)
+        learnt = record is not None and self._host.learn(fairy.dbapi_connection, _opened_at(record))
+        if learnt and (dropped := self._drop(self._host.has_left)):
+            _logger.info("%s: %s", _dropped(dropped), _HAS_LEFT.why)
 
     def _drop(self, is_dead: _OfOthers) -> int:
         """Close those of the kept connections of which that is true, and return how many."""
@@ -601,7 +600,9 @@ class BoundedPool(_Places):
 
     def _end_invocation(self) -> None:
         """Close what was kept for the invocation alone."""
-        self._drop(lambda connection, _opened_at: not self._keep(connection))
+        parked = (place.last().parked for place in self._places)
+        if any(one is not None and one.dbapi_connection and not self._keep(one.dbapi_connection) for one in parked):
+            self._drop(lambda connection, _opened_at: not self._keep(connection))
 
     def _park(self, checkout: _Checkout, record: ConnectionPoolEntry) -> None:
         """End a checkout, and keep its record, closed or not, for the next one that has the place."""

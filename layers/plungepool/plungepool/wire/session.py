@@ -165,14 +165,12 @@ class Session:
         self.cancel_on_abandon = cancel_on_abandon
         self._process = os.getpid()
         # True from before the first byte of a flight until its reply is read: found True later, the flight was torn.
-        self._flying = False
-        self._lost = ""
+        self._flying, self._lost = False, ""
         self._writer = _Writer(protocol.parameter_statuses)
         login = Authentication(user, secret, self._transport.peer_certificate)
         #: what the first statement has brought; None where there was none
         self.first = Reply((query(first_statement),)) if first_statement else None
-        if self.first is not None and first_statement_ahead:
-            login.behind = self.first.sent[0]
+        login.behind = self.first.sent[0] if self.first is not None and first_statement_ahead else b""
         packet = _first_packet(user, database, application_name, startup_params)
         self._open(login, packet, connect_timeout_s, secured=ssl_context is not None, ahead=password_ahead)
 

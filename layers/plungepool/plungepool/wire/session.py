@@ -112,6 +112,8 @@ class Session:
     _transport: Transport
     _flying = False
     _place = "no server yet"
+    #: how often the server was waited for until the session was open: TCP, TLS, authentication
+    opening_round_trips = 0
 
     def __init__(
         self,
@@ -158,8 +160,6 @@ class Session:
         self.authentication = "trust"
         #: how often the server was waited for since the connection was made
         self.flights = 0
-        #: how often the server was waited for until the session was open: TCP, TLS, authentication
-        self.opening_round_trips = 0
         #: when it answered last, in seconds since the epoch: the last proof that there is a way to it
         self.answered_at = 0.0
         self.cancel_on_abandon = cancel_on_abandon

@@ -81,10 +81,20 @@ class Topic:
 
 # A module that has moved into a package of its name is found there.
 TOPICS = {
-    "engine": Topic((f"{PACKAGE}/engine*",), ("unit/test_engine*", "integration/test_engine*")),
+    "engine": Topic(
+        (f"{PACKAGE}/engine*",),
+        (
+            "unit/test_engine*", "integration/test_engine*", "environment/test_shutdown*", "environment/test_snapshot*",
+            "integration/test_reader*", "integration/test_lifecycle*",
+        ),
+    ),
     "connect": Topic(
         (f"{PACKAGE}/connect*",),
-        ("unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*", "integration/test_cred*", "unit/test_cred*"),
+        (
+            "unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*", "integration/test_cred*",
+            "unit/test_cred*", "integration/test_full*", "integration/test_adaptive*", "integration/test_tenants.py",
+            "integration/test_connect*", "integration/test_reader*", "environment/test_snapshot*",
+        ),
     ),
     "lifecycle": Topic(
         (f"{PACKAGE}/lifecycle*", f"{PACKAGE}/snapshot*"),

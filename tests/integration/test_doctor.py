@@ -86,6 +86,7 @@ def environ(server: Postgres) -> dict[str, str]:
         "PLUNGEPOOL_PASSWORD": PASSWORD,
         "PLUNGEPOOL_CA_FILE": str(server.ca_file),
         "PLUNGEPOOL_CONNECT_TIMEOUT_S": "20",  # on a busy machine, too
+        "PLUNGEPOOL_CHECKOUT_TIMEOUT_S": "1",  # a full server is asked again for as long
     }
 
 

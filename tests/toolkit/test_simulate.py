@@ -305,8 +305,8 @@ def test_vedas_spiral() -> None:
     assert replayed("veda", "tiny", limit=INCIDENTS["veda"].cap).rate == 1
     # Without a proxy: docs/scaling.md says so.
     direct = {"endpoint": "direct", "limit": INCIDENTS["veda"].cap}
-    assert round(replayed("veda", "adaptive", **direct).rate, 2) == 0.36
-    assert round(replayed("veda", "adaptive", 150, **direct).rate, 2) == 0.86
+    assert round(replayed("veda", "adaptive", **direct).rate, 2) == 0.48
+    assert round(replayed("veda", "adaptive", 150, **direct).rate, 2) == 0.88
 
 
 def test_flashcards_and_boardsesh() -> None:

@@ -514,3 +514,23 @@ def test_the_started_project_holds(tmp_path: Path) -> None:
     options = [*parameters("Host=db.example.com", "ResourceId=db-A"), *database("class=db.t4g.micro")]
     found = document(path, *options)
     assert (found["holds"], found["databases"][0]["open"]) == ("yes", {"low": 20, "high": 40})
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([], {"Reserving": 100, "Free": 1, "Preparing": 1}),
+        (["Free:concurrency=30"], {"Reserving": 100, "Free": 30, "Preparing": 1}),
+        (["Preparing:concurrency=5"], {"Reserving": 100, "Free": 1, "Preparing": 5}),
+        (["Reserving:concurrency=40"], {"Reserving": 40, "Free": 1, "Preparing": 1}),
+        (["Reserving:concurrency=500"], {"Reserving": 100, "Free": 1, "Preparing": 1}),
+    ],
+)
+def test_what_is_invoked_from_elsewhere_counts_as_reserved_or_as_said(
+    said: list[str], expected: dict[str, int]
+) -> None:
+    """A function without an event here may run as often as it reserves, and as it is said to, whichever is less."""
+    found = document("invoked-elsewhere", *(word for text in said for word in ("--function", text)))
+    (one,) = found["databases"]
+    # At a deployment `tiny` has twice as many.
+    assert {each["name"]: each["open"]["high"] / 2 for each in one["functions"]} == expected

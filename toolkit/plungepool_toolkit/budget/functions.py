@@ -137,8 +137,8 @@ class _Readers:
         if "CapacityProviderConfig" in (function.resource.get("Properties") or {}):
             self._managed_instances(function)
             return
-        self._bound(function)
         said = self.inputs.of_function(function.name, "concurrency")
+        self._bound(function, said)
         if said is not None:
             function.at_once = said if function.at_once is None else min(said, function.at_once)
             function.why, function.knob = "as said by --function", None
@@ -152,7 +152,7 @@ class _Readers:
             function.knob = function.knob_of("ProvisionedConcurrencyConfig", "ProvisionedConcurrentExecutions")
             function.least = function.step = 1
 
-    def _bound(self, function: Function) -> None:
+    def _bound(self, function: Function, said: int | None) -> None:
         triggers = list(self._triggers(function))
         bounded = sum(trigger.at_once or 0 for trigger in triggers)
         if any(trigger.at_once is None for trigger in triggers):
@@ -163,9 +163,12 @@ class _Readers:
             function.least, function.step = largest.least, largest.step
             function.why = " + ".join(dict.fromkeys(trigger.what for trigger in triggers))
             function.occasional = all(trigger.occasional for trigger in triggers)
+            if function.occasional and said is not None:
+                bound = max(bound, said)
         else:
-            # Said in the table: whoever invokes it from elsewhere says --function NAME:concurrency=N.
-            bound, function.why, function.occasional = 1, "by hand: nothing here invokes it", True
+            # Not seen here is what invokes it from elsewhere: its reservation says how often, or --function does.
+            bound = max(1, function.reserved or 0, said or 0)
+            function.why, function.occasional = "by hand: nothing here invokes it", bound == 1
         if function.reserved is not None and (bound is None or function.reserved <= bound):
             bound, function.why = function.reserved, "reserved"
             function.knob = function.knob_of("ReservedConcurrentExecutions")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 #: What may be said of a database: `--database NAME:KEY=VALUE`.
 DATABASE_KEYS = {
     "kind": "instance, aurora, express, dsql",
-    "class": "its instance class, as db.r6g.large",
+    "class": "its instance class, such as db.r6g.large",
     "max-acu": "the largest capacity of Aurora Serverless v2",
     "min-acu": "its smallest capacity",
     "max-connections": "SHOW max_connections",

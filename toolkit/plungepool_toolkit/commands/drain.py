@@ -84,7 +84,8 @@ class _Report:
 
     def take(self, progress: fleet.Progress) -> None:
         """Say how far it is: at once at the beginning, then now and then."""
-        if not progress.over and (self.last is None or progress.took_s - self._said_s >= _LINE_EVERY_S):
+        quiet = progress.over or progress.dry_run
+        if not quiet and (self.last is None or progress.took_s - self._said_s >= _LINE_EVERY_S):
             self._said_s = progress.took_s
             of = f"{progress.ended + progress.gone} of {progress.found}"
             self._console.print(f"{progress.took_s:6.1f} s  {of} replaced; {_left(progress)}")

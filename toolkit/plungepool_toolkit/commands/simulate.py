@@ -252,11 +252,12 @@ def _table(outcomes: Sequence[Outcome]) -> Any:
 
 
 def _costs(outcomes: Sequence[Outcome], bills: Sequence[Bill]) -> Any:
-    numbers = ("CPU, s", "Database", "Proxy", "Billed, s", "A million")
+    numbers = ("Limit", "CPU, s", "Database", "Proxy", "Billed, s", "A million")
     made = table("What it costs", "Strategy", *numbers, numbers=numbers)
     for one, bill in zip(outcomes, bills, strict=True):
         made.add_row(
             _title(one),
+            str(one.database.limit),
             f"{one.middle.database_cpu_s:.1f}",
             f"{bill.database:.0f}",
             f"{bill.proxy:.0f}",
@@ -264,8 +265,8 @@ def _costs(outcomes: Sequence[Outcome], bills: Sequence[Bill]) -> Any:
             f"{bill.lambda_million:.2f}",
         )
     made.caption = (
-        f"Database and proxy: dollars a month. A million: invocations, dollars of Lambda. A NAT gateway, which a token "
-        f"needs not: {bills[0].nat:.0f} a month for each zone."
+        "Limit: connections. Database and proxy: dollars a month. A million: invocations, dollars of Lambda. A NAT "
+        f"gateway, which no token needs, is {bills[0].nat:.0f} a month for each zone."
     )
     made.caption_justify = "left"
     return made
@@ -281,10 +282,12 @@ def _answered(one: Outcome) -> str:
 
 
 def _knees(asked: Sequence[tuple[Strategy, Database]], function: Function, seeds: Sequence[int], rounds: int) -> Any:
-    made = table("Environments at once that are held", "Strategy", "Endpoint", "At most", numbers=("At most",))
+    numbers = ("Connections", "At most")
+    made = table("Environments at once that are held", "Strategy", "Endpoint", *numbers, numbers=numbers)
     for strategy, database in asked:
         found = study.knee(strategy, database, function, seeds, rounds=rounds)
-        made.add_row(strategy.title, database.endpoint, f"{found} or more" if found >= _TRIED_AT_MOST else str(found))
+        most = f"{found} or more" if found >= _TRIED_AT_MOST else str(found)
+        made.add_row(strategy.title, database.endpoint, str(database.limit), most)
     return made
 
 

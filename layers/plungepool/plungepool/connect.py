@@ -151,12 +151,15 @@ class Connector:
         settings, began, pressure, said = self._settings, time.time(), fleet.Pressure(), ""
         limit_s = self._limits.get(threading.get_ident())
         while True:
+            asked = time.time()
             if invocation.is_over(settings.margin_s):
+                invocation.count("deadlines_exceeded")
                 raise wire.DeadlineExceeded("the invocation was over before a connection was asked for")
             logins = self._source.logins()
             login = next(logins)
             # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
             tried = time.time()
+            invocation.count("credentials_s", tried - asked)
             deadline = invocation.until(limit_s or settings.connect_timeout_s, settings.margin_s)
             try:
                 connection = self._connect_once(record, login, logins, deadline)
@@ -183,6 +186,7 @@ class Connector:
                     raise failure
             finally:
                 del failure  # else the error, its traceback, this frame and the error again would be a circle
+            invocation.count("connect_retries")
             time.sleep(pause_s)
 
     def _connect_once(self, record: Any, login: Login, logins: Iterator[Login], deadline: float) -> Any:
@@ -217,6 +221,7 @@ class Connector:
                 continue
             try:
                 if invocation.is_over(self._settings.margin_s):
+                    invocation.count("deadlines_exceeded")
                     raise wire.DeadlineExceeded(
                         f"the invocation was over before there was a connection to {login.host}:{login.port}"
                     ) from failure
@@ -459,6 +464,7 @@ class Driver:
         tickets = self._tickets
         if tickets is None:
             return {}
+        invocation.count("tickets_asked")
         return {
             "first_statement": tickets.statement(
                 tickets.lock_class(login.database, login.user, self._settings.fleet),
@@ -475,6 +481,7 @@ class Driver:
             return
         failure, grant = first.error, self._tickets.grant(first.rows)
         if grant.lease_s:
+            invocation.count("tickets_held")
             connection.overhears = self._tickets.Ticket(grant.lease_s)
         elif not self._told and (failure is not None or grant.tickets is None):
             self._told = True

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
         def raises(self) -> bool: ...
 
+    class Observer(Protocol):
+        """Who is told of each invocation; neither method raises."""
+
+        def begin(self, request_id: str | None) -> None: ...
+        def end(self, error: BaseException | None) -> None: ...
+
     class Context(Protocol):
         """What is read of Lambda's context object; all of it may be missing."""
 
@@ -57,6 +63,12 @@ _logger = logging.getLogger("plungepool")
 # A code object's flag, as `inspect` names it: importing that costs a cold start more than it tells.
 _CO_COROUTINE = 0x80
 _ASK = "get_remaining_time_in_millis"
+
+#: what is counted of the invocation that runs, by those places where it happens; None: nobody listens (`observe`)
+tally: Any = None
+#: told of the begin and the end of each invocation; `observe` sets it
+observer: Observer | None = None
+
 # Beyond this a socket and the server count no more; Lambda gives a function 15 minutes.
 _LEFT_AT_MOST_S = 1e6
 # What is handed out is noted for the invocation's end; what came back meanwhile is dropped whenever there are so many.
@@ -113,9 +125,11 @@ class _Guard:
             _take_back_what_is_left()
             _end_all()  # the last end may have been struck before its turn
             _noted.append((weakref.ref(self), self.handed_out))
+            if observer is not None:
+                observer.begin(self.request_id)
         _current = weakref.ref(self)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         global _current
         if self.goes_on:
             return
@@ -134,7 +148,12 @@ class _Guard:
         _end_all()
         _forget(self.handed_out)
         if leaks and kind is None:
-            raise ConnectionLeak(leaks)
+            leak = ConnectionLeak(leaks)
+            if observer is not None:
+                observer.end(leak)
+            raise leak
+        if observer is not None:
+            observer.end(error)
 
     def _is_current(self) -> bool:
         """
@@ -307,6 +326,27 @@ def end_at(moment: float | None) -> None:
     _end = moment
 
 
+def request_id() -> str | None:
+    """Return Lambda's name of the invocation that runs; None where none does, or nobody has said it."""
+    guard = _running()
+    return None if guard is None else guard.request_id
+
+
+def count(what: str, amount: float = 1) -> None:
+    """Count something of the invocation that runs, by the name of a field of `observe.Tally`, if anybody listens."""
+    counted = tally
+    if counted is not None:
+        setattr(counted, what, getattr(counted, what) + amount)
+
+
+def count_under(what: str, name: str) -> None:
+    """Count something that has several names, in the tally's dictionary of them."""
+    counted = tally
+    if counted is not None:
+        under = getattr(counted, what)
+        under[name] = under.get(name, 0) + 1
+
+
 def is_running() -> bool:
     """Say whether an invocation runs that looks at its end for what was not given back."""
     return _running() is not None
@@ -413,6 +453,7 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
         else:
             what = "it was returned, since nothing refers to it any more"
         handed_out.remove(one)
+        count("leaks")
         if one.raises():
             leaks.append(where)
         _logger.warning(

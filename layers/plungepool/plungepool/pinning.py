@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import event
 
-from . import statements
+from . import invocation, statements
 from .dialect import SETTINGS
 from .errors import PinningRefused
 from .pool import caller
@@ -302,6 +302,7 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
     warned: dict[str, object] = {}
 
     def tell(reason: Reason, statement: str, option: str | None = None) -> None:
+        invocation.count("pins")
         if option in warned:
             return
         shape = statements.shape(statement)

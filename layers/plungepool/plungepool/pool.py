@@ -172,6 +172,8 @@ class Dead(NamedTuple):
     others: _OfOthers | None = None
     #: True where it ended as it should: there is nothing to tell.
     expected: bool = False
+    #: The same as `why` in a word that is counted: age, lease, no_answer, lost, moved, or a SQLSTATE.
+    reason: str = "lost"
 
 
 class Examiner:
@@ -201,12 +203,12 @@ class Examiner:
         """
         now = time.time()
         if not 0 <= now - opened_at <= self._max_age_s:
-            return Dead(f"it was older than {self._max_age}")
+            return Dead(f"it was older than {self._max_age}", reason="age")
         # In place of the last invocation's, which has passed: what the server did meanwhile is not done by it.
         connection.deadline = end = invocation.deadline(self._margin_s)
         idle_s, given_s, lease_s = now - connection.answered_at, 0.0, self._lease_s(connection)
         if 0 < lease_s <= idle_s + fleet.GRACE_S:
-            return Dead(f"its lease of {lease_s:g} s was over", expected=True)
+            return Dead(f"its lease of {lease_s:g} s was over", expected=True, reason="lease")
         try:
             connection.check()
             if not 0 <= idle_s < self._ping_after_idle_s:
@@ -217,11 +219,12 @@ class Examiner:
         except DeadlineExceeded:
             why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
             # What was not waited out shows nothing of others.
-            return Dead(why, _not_answered_since(now) if given_s == self._ping_s else None)
+            others = _not_answered_since(now) if given_s == self._ping_s else None
+            return Dead(why, others, reason="no_answer")
         except Error as error:
             why = f"the server had closed it ({error})" if error.sqlstate else str(error)
             expected = lease_s > 0 and error.sqlstate == _IDLED
-            return Dead(why, _shown_by(error, opened_at), expected)
+            return Dead(why, _shown_by(error, opened_at), expected, error.sqlstate or "lost")
         return None
 
 
@@ -278,7 +281,7 @@ class _Host:
         return opened_at < moment and getattr(connection, "address", None) not in (None, *shown)
 
 
-_HAS_LEFT = Dead("the host's name leads to another address now")
+_HAS_LEFT = Dead("the host's name leads to another address now", reason="moved")
 
 
 class _Places(Pool):
@@ -305,6 +308,20 @@ class _Places(Pool):
         """Return how many connections are kept for the next checkout."""
         parked = (place.last().parked for place in self._places)
         return sum(record is not None and record.dbapi_connection is not None for record in parked)
+
+    def _is_worth_collecting(self, generation: int, *, late: bool) -> bool:
+        """
+        Say whether places may be held by garbage that the collector has not seen.
+
+        A holder that nothing refers to, except itself in a circle, is none: SQLAlchemy's connection and its transaction
+        are such a circle. One that this thread was struck out of a moment ago is young, and found at little cost; a
+        whole collection is for when nobody else could return a connection, or half of the time is over.
+        """
+        # Their names only: frames that a variable keeps are a circle with its own, and hold every thread's variables.
+        me, living = threading.get_ident(), set(sys._current_frames())
+        lasts = (place.last() for place in self._places)
+        mine = [last.thread == me or last.thread not in living for last in lasts if "end" not in last.fate]
+        return late or (any(mine) if generation == 1 else all(mine))
 
     def overflow(self) -> int:
         """Return 0: there are never more than `size` connections."""
@@ -405,6 +422,7 @@ class BoundedPool(_Places):
         try:
             fairy = super().connect()
             checkout.delivered = True
+            invocation.count("checkouts")
             if invocation.is_running():
                 invocation.note(_HandedOut(self, checkout))
             if checkout.replaced is not None:
@@ -423,6 +441,7 @@ class BoundedPool(_Places):
     def _do_get(self) -> ConnectionPoolEntry:
         checkout = _asking(sys._getframe(1))
         if invocation.is_over(self._margin_s):
+            invocation.count("deadlines_exceeded")
             raise DeadlineExceeded("the invocation was over before a connection was asked for")
         before = self._inherit(checkout, look_closely=False) if not self._line else None
         if before is None:
@@ -439,6 +458,7 @@ class BoundedPool(_Places):
             dead = None if connection is None else self._judge(connection, _opened_at(record))
             checkout.connects = connection is None or dead is not None
             if dead is not None:
+                invocation.count_under("reconnects", dead.reason)
                 record.close()  # the record connects anew when it is asked for its connection, which is next
                 checkout.replaced = dead, 0 if dead.others is None else self._drop(dead.others)
         checkout.before = None
@@ -524,6 +544,7 @@ class BoundedPool(_Places):
                 if self._is_first(checkout, look_closely=not rung):
                     before = self._inherit(checkout, look_closely=not rung)
                     if before is not None:
+                        invocation.count("checkout_wait_s", time.time() - checkout.since)
                         return before
                 now = time.time()
                 if generations and self._is_worth_collecting(
@@ -533,8 +554,11 @@ class BoundedPool(_Places):
                     continue
                 if now >= deadline:
                     exhausted = self._exhausted(now - checkout.since)
+                    invocation.count("checkout_wait_s", now - checkout.since)
                     if now >= checkout.since + self._timeout_s:
+                        invocation.count("exhausted")
                         raise exhausted
+                    invocation.count("deadlines_exceeded")
                     raise DeadlineExceeded(f"the invocation was over before a connection was free: {exhausted}")
                 rung = bell.acquire(timeout=max(0.0, min(deadline - now, _LOOK_AGAIN_S)))
         finally:
@@ -554,20 +578,6 @@ class BoundedPool(_Places):
                 return False
             with suppress(ValueError):
                 self._line.remove(head)
-
-    def _is_worth_collecting(self, generation: int, *, late: bool) -> bool:
-        """
-        Say whether places may be held by garbage that the collector has not seen.
-
-        A holder that nothing refers to, except itself in a circle, is none: SQLAlchemy's connection and its transaction
-        are such a circle. One that this thread was struck out of a moment ago is young, and found at little cost; a
-        whole collection is for when nobody else could return a connection, or half of the time is over.
-        """
-        # Their names only: frames that a variable keeps are a circle with its own, and hold every thread's variables.
-        me, living = threading.get_ident(), set(sys._current_frames())
-        lasts = (place.last() for place in self._places)
-        mine = [last.thread == me or last.thread not in living for last in lasts if "end" not in last.fate]
-        return late or (any(mine) if generation == 1 else all(mine))
 
     def _ring(self) -> None:
         """Let the first in the line look for a place."""
@@ -593,6 +603,7 @@ class BoundedPool(_Places):
             record.close()
         if checkout is None:
             return
+        invocation.count("closed" if record.dbapi_connection is None else "kept")
         checkout.returned_at = time.time()
         self._park(checkout, record)
         if passes and self._to_the_end and not invocation.is_running():
@@ -602,7 +613,9 @@ class BoundedPool(_Places):
         """Close what was kept for the invocation alone."""
         parked = (place.last().parked for place in self._places)
         if any(one is not None and one.dbapi_connection and not self._keep(one.dbapi_connection) for one in parked):
-            self._drop(lambda connection, _opened_at: not self._keep(connection))
+            dropped = self._drop(lambda connection, _opened_at: not self._keep(connection))
+            invocation.count("kept", -dropped)
+            invocation.count("closed", dropped)
 
     def _park(self, checkout: _Checkout, record: ConnectionPoolEntry) -> None:
         """End a checkout, and keep its record, closed or not, for the next one that has the place."""

@@ -124,6 +124,7 @@ def run_transaction(
                 if attempts > 1:
                     error.add_note(f"run_transaction: this was attempt {attempt} of {attempts}")
                 raise
+        invocation.count("transaction_retries")
         time.sleep(pause)
     raise AssertionError  # the last attempt has returned or raised
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 #: told of each flight before it leaves, and with None of each session that was opened; for tools, nobody here listens
 listener: Callable[[Session, Reply | None], None] | None = None
+#: told of each flight that has ended, and with None of each attempt to open a session: when it began, by the wall clock
+#: (0: the deadline had passed, and nothing was sent), and what it raises; `observe` sets it, else nobody listens
+ended: Callable[[Session, Reply | None, float, BaseException | None], None] | None = None
 
 _READ_ONLY = "25006"
 _NOT_SUPPORTED = "0A000"
@@ -114,6 +117,8 @@ class Session:
     _place = "no server yet"
     #: how often the server was waited for until the session was open: TCP, TLS, authentication
     opening_round_trips = 0
+    #: the seconds that each part of that took, as far as it came: name, tcp, tls, authentication
+    opening_s: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -207,6 +212,19 @@ class Session:
     def _open(
         self, login: Authentication, packet: Secret, connect_timeout_s: float, *, secured: bool, ahead: bool
     ) -> None:
+        began = clock.time()
+        try:
+            self._go_in(login, packet, connect_timeout_s, secured=secured, ahead=ahead)
+        except BaseException as error:
+            if ended is not None:
+                ended(self, None, began, error)
+            raise
+        if ended is not None:
+            ended(self, None, began, None)
+
+    def _go_in(
+        self, login: Authentication, packet: Secret, connect_timeout_s: float, *, secured: bool, ahead: bool
+    ) -> None:
         transport = self._transport
         reply = Reply()
         try:
@@ -214,15 +232,21 @@ class Session:
                 login.go_ahead(packet)
             else:
                 _load(*login.modules)  # now, and not when the socket has taken the last descriptor
-            transport.deadline = clock.time() + connect_timeout_s
+            began = clock.time()
+            transport.deadline = began + connect_timeout_s
             stage = "TCP"
             try:
                 transport.dial()
+                dialled, named = clock.time(), transport.named_at
+                parts = self.opening_s = {"name": named - began, "tcp": dialled - named}
                 if secured:
                     stage = "TLS"
                     transport.secure()
+                    parts["tls"] = clock.time() - dialled
+                    dialled = clock.time()
                 stage = "authentication"
                 self._authenticate(login, packet, reply)
+                parts["authentication"] = self.answered_at - dialled
                 if self.first is not None:
                     stage = "the first statement"
                     self._ask_first(self.first, reply, sent=login.is_followed)
@@ -358,10 +382,26 @@ class Session:
         """
         transport, protocol = self._usable(), self._protocol
         if transport.deadline is not None and transport.deadline <= clock.time():
-            raise DeadlineExceeded("the deadline has passed: nothing was sent")
-        default_before = protocol.parameter_statuses.get(_DEFAULT)
+            passed = DeadlineExceeded("the deadline has passed: nothing was sent")
+            if ended is not None:
+                ended(self, reply, 0.0, passed)
+            raise passed
         if listener is not None:
             listener(self, reply)
+        if ended is None:
+            self._carry(transport, protocol, reply, before, times)
+            return
+        began = clock.time()
+        try:
+            self._carry(transport, protocol, reply, before, times)
+        except BaseException as error:
+            ended(self, reply, began, error)
+            raise
+        ended(self, reply, began, None)
+
+    def _carry(self, transport: Transport, protocol: Protocol, reply: Reply, before: int, times: int) -> None:
+        """Have the flight out and back, and raise what came of it."""
+        default_before = protocol.parameter_statuses.get(_DEFAULT)
         self._flying = True
         self.flights += 1
         try:

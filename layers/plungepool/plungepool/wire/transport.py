@@ -73,6 +73,8 @@ class Transport:
         #: where it leads, and all that the look-up of the host's name has shown; as getaddrinfo writes addresses
         self.address: Any = None
         self.looked_up: tuple[Any, ...] = ()
+        #: when that look-up was over
+        self.named_at = 0.0
         self._poller = select.poll()
         self._secured = False
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
@@ -83,7 +85,7 @@ class Transport:
     def dial(self) -> None:
         """Try each address of the host, each with its share of the time that is left; `deadline` is set."""
         addresses = _resolve(*self.dialled, self.place)
-        self.looked_up = tuple(one[-1] for one in addresses)
+        self.looked_up, self.named_at = tuple(one[-1] for one in addresses), clock.time()
         assert self.deadline is not None  # noqa: S101 - a connect has one
         failure: OSError | None = None
         for index, (family, kind, protocol, _, address) in enumerate(addresses):

@@ -1,0 +1,269 @@
+"""
+See what invocations do with the database: what is counted of each, and who is told.
+
+    from plungepool import observe
+
+    observe.listen(print)                       # the whole of a tally, at the end of each guarded invocation
+
+The places where things happen (a checkout, a connect, a flight) count them in the tally of the invocation that runs,
+and only while somebody listens. Nothing of this changes what an invocation does: what a listener raises is logged
+once, and goes no further. A tally belongs to one invocation and is made anew at the next one's begin, so that what an
+exception cut short leaves nothing behind.
+
+Units: seconds of wall clock.        Threads: safe; the threads of one invocation count in one tally.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import invocation
+from .wire import session as _session
+from .wire.errors import DeadlineExceeded, Error
+from .wire.protocol import SYNC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .wire.protocol import Reply
+    from .wire.session import Session
+
+    #: session, reply (None: an attempt to open the session), when it began, the seconds it took, what it raises
+    FlightListener = Callable[[Session, Reply | None, float, float, BaseException | None], object]
+
+_logger = logging.getLogger("plungepool")
+
+_PING = (SYNC,)
+
+
+class Tally:
+    """
+    What one invocation did with the database, in numbers; `request_id` and `began_at` (since the epoch) say which.
+
+    Each number is 0 until something counts it. Numbers are of this package's engines, all of them together.
+    """
+
+    #: connections that were checked out, and the seconds that checkouts waited for one of the pool's to be free
+    checkouts, checkout_wait_s = 0, 0.0
+    #: checkouts that found none free in time (PoolExhausted)
+    exhausted = 0
+    #: sessions that were opened, attempts that failed, and attempts that were made because of those
+    connects, connects_failed, connect_retries = 0, 0, 0
+    #: the seconds that attempts took from the name to the answer to the password, failed ones included
+    connect_s = 0.0
+    #: parts of it: the look-up of the name, TCP, TLS, authentication; and, before it, the password or token
+    name_s, tcp_s, tls_s, authentication_s, credentials_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    #: questions whether a kept connection still lives
+    pings = 0
+    #: transactions that `run_transaction` ran again
+    transaction_retries = 0
+    #: how often the server was waited for, connects left out; the seconds of those waits; and the rows that came
+    round_trips, database_s, rows = 0, 0.0, 0
+    #: statements that took PLUNGEPOOL_SLOW_QUERY_S
+    slow_queries = 0
+    #: connections that were still checked out at the end
+    leaks = 0
+    #: executed statements that pin a proxy
+    pins = 0
+    #: how often something was not begun, or was given up, since the invocation's deadline had passed
+    deadlines_exceeded = 0
+    #: connections that were lost in use
+    lost = 0
+    #: returns after which the pool kept the connection, and connections that it closed, at a return or at the end
+    kept, closed = 0, 0
+    #: tickets that were asked for and that were held then (PLUNGEPOOL_POOL=adaptive)
+    tickets_asked, tickets_held = 0, 0
+    #: the seconds of the invocation, from the guard's begin to its end
+    duration_s = 0.0
+    #: the class of what left the guard; empty where it returned
+    failure = ""
+
+    def __init__(self, request_id: str | None = None) -> None:
+        self.request_id, self.began_at = request_id, time.time()
+        #: kept connections that were replaced, by why: age, lease, no_answer, lost, moved, or a SQLSTATE
+        self.reconnects: dict[str, int] = {}
+        #: what the server, or the driver, raised: by SQLSTATE, else by the class's name
+        self.errors: dict[str, int] = {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every field with its value, as JSON takes it."""
+        return {name: getattr(self, name) for name in FIELDS} | {
+            "reconnects": dict(self.reconnects),
+            "errors": dict(self.errors),
+            "request_id": self.request_id,
+            "failure": self.failure,
+        }
+
+
+#: the names of a tally's numbers
+FIELDS: tuple[str, ...] = tuple(
+    name for name, value in vars(Tally).items() if type(value) in (int, float) and not name.startswith("_")
+)
+
+_listeners: tuple[Callable[[Tally], object], ...] = ()
+_flight_listeners: tuple[FlightListener, ...] = ()
+# Of what listeners have raised: one line each.
+_told: set[tuple[int, str]] = set()
+
+
+def listen(callback: Callable[[Tally], object]) -> Callable[[], None]:
+    """
+    Call `callback` with the `Tally` of each guarded invocation when that ends, before its answer leaves.
+
+    Returns: what ends it; that may be called again.
+    Raises: nothing, ever: what the callback raises is logged once (logger `plungepool`).
+    Threads: safe; the callback is called on the invocation's own.
+    """
+    global _listeners
+    _listeners = (*_listeners, callback)
+    _attach()
+
+    def stop() -> None:
+        global _listeners
+        _listeners = tuple(one for one in _listeners if one is not callback)
+        _attach()
+
+    return stop
+
+
+def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
+    """
+    Call `listener(session, reply, began, took_s, error)` after each flight of each session, by whoever waited for it.
+
+    It is called inside the call that executes a statement, so that the stack shows the program's line
+    (`pool.caller()`) and `invocation.request_id()` whose it is; with the reply read to its end, or what stopped it in
+    `error`. It may read both, and nothing else: to use the session, or to wait, is for later (at the invocation's end,
+    `listen`).
+
+    `reply.sent` are the messages as they left: they hold the values of parameters, and of a statement's literals, so
+    that nothing of them may be kept or logged but what `statements.shape` makes of a text (`texts(reply)`).
+    `reply` is None for an attempt to open a session; `session.opening_s` then has the parts. `began` is in seconds
+    since the epoch, and 0 where the deadline had passed before anything was sent; a question whether the server is
+    there is a flight, too (`is_ping(reply)`).
+
+    Returns: what ends it. Raises: nothing, ever; what the listener raises is logged once.
+    """
+    global _flight_listeners
+    _flight_listeners = (*_flight_listeners, listener)
+    _attach()
+
+    def stop() -> None:
+        global _flight_listeners
+        _flight_listeners = tuple(one for one in _flight_listeners if one is not listener)
+        _attach()
+
+    return stop
+
+
+def is_ping(reply: Reply) -> bool:
+    """Say whether a flight asked nothing but whether the server is there."""
+    return tuple(reply.sent) == _PING
+
+
+def texts(reply: Reply) -> Iterator[str]:
+    """
+    Yield the texts of a flight's statements, with their literals, as they were sent: BEGIN and what travels with it
+    before the program's own.
+
+    A text of the simple protocol may hold several. No parameter is in them.
+    """
+    for part in reply.sent:
+        at = 0
+        while at + 5 <= len(part):
+            code, length = part[at : at + 1], int.from_bytes(part[at + 1 : at + 5])
+            if code == b"Q":
+                yield part[at + 5 : at + length].decode("utf-8", "replace")
+            elif code == b"P":
+                # The name of the statement first, which is empty, and the types of its parameters behind it.
+                yield part[at + 6 : part.index(b"\0", at + 6)].decode("utf-8", "replace")
+            at += 1 + length
+
+
+class _Observer:
+    """Is told of invocations by the guard."""
+
+    def begin(self, request_id: str | None) -> None:
+        invocation.tally = Tally(request_id)
+
+    def end(self, error: BaseException | None) -> None:
+        tally = invocation.tally
+        # What comes between two invocations is of neither.
+        invocation.tally = None
+        if tally is None:
+            return
+        tally.duration_s = time.time() - tally.began_at
+        if error is not None:
+            tally.failure = type(error).__name__
+        for listener in _listeners:
+            try:
+                listener(tally)
+            except Exception as failure:  # noqa: BLE001 - told, and no further
+                _tell(listener, failure)
+
+
+def _hear(session: Session, reply: Reply | None, began: float, error: BaseException | None) -> None:
+    """Count a flight, or an attempt to open a session, and hand it on."""
+    took_s = time.time() - began if began else 0.0
+    tally = invocation.tally
+    if tally is not None:
+        if reply is None:
+            _count_connect(tally, session, took_s, error)
+        elif began:
+            tally.round_trips += 1
+            tally.database_s += took_s
+            tally.rows += len(reply.rows)
+        if error is not None:
+            _count_error(tally, reply, error)
+        elif reply is not None and len(reply.sent) == 1 and reply.sent[0] == SYNC:
+            tally.pings += 1
+    for listener in _flight_listeners:
+        try:
+            listener(session, reply, began, took_s, error)
+        except Exception as failure:  # noqa: BLE001 - told, and no further
+            _tell(listener, failure)
+
+
+def _count_connect(tally: Tally, session: Session, took_s: float, error: BaseException | None) -> None:
+    tally.connect_s += took_s
+    if error is None:
+        tally.connects += 1
+    else:
+        tally.connects_failed += 1
+    for part, part_s in session.opening_s.items():
+        invocation.count(f"{part}_s", part_s)
+
+
+def _count_error(tally: Tally, reply: Reply | None, error: BaseException) -> None:
+    invocation.count_under("errors", getattr(error, "sqlstate", None) or type(error).__name__)
+    if reply is None:
+        return
+    if is_ping(reply):
+        tally.pings += 1
+        return
+    if isinstance(error, DeadlineExceeded):
+        tally.deadlines_exceeded += 1
+    elif not isinstance(error, Error) or error.disconnected:
+        tally.lost += 1
+
+
+def _attach() -> None:
+    """Be told, or not any more; nobody who does not listen pays for it."""
+    hears = bool(_listeners or _flight_listeners)
+    _session.ended = _hear if hears else None
+    invocation.observer = _observer if hears else None
+    if not hears:
+        invocation.tally = None
+
+
+def _tell(listener: object, failure: Exception) -> None:
+    """Log what a listener has raised, once for each kind of it; no value of an invocation stands in it."""
+    kind = type(failure).__name__
+    if (id(listener), kind) not in _told:
+        _told.add((id(listener), kind))
+        name = getattr(listener, "__qualname__", type(listener).__name__)
+        _logger.warning("a listener failed, and what it was to see goes unseen: %s of %s", kind, name)
+
+
+_observer = _Observer()

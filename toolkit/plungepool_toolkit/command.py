@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -49,4 +51,8 @@ def _plungepool() -> None:
 
 def main() -> None:
     """Run the command line; the process's exit code is the command's."""
+    for stream in (sys.stdout, sys.stderr):
+        # Not every terminal's encoding has the signs and frames that are printed: it shows others for them.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     application()

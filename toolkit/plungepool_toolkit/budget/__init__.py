@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from plungepool_toolkit.budget.functions import Function, functions, unreserved
 from plungepool_toolkit.budget.stacks import load
 from plungepool_toolkit.budget.uses import read_databases
-from plungepool_toolkit.budget.verdict import Verdict, judge
+from plungepool_toolkit.budget.verdict import Verdict, agree, judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ def examine(template: Path, overrides: Mapping[str, str], inputs: Inputs) -> Bud
     inputs.refuse_unused([*reading.databases], [function.name for function in found])
     for stack in root.all():
         for name, why in stack.not_read.items():
-            reading.not_counted["/".join((*stack.path, name))] = f"a nested stack, and {why}"
+            reading.not_counted["/".join((*stack.path, name))] = why
     counted = {use.function.name for database in reading.databases.values() for use in database.uses}
     left = 0
     if without := [each.name for each in found if each.at_once is None and not each.unknown and each.name in counted]:
@@ -72,4 +72,5 @@ def examine(template: Path, overrides: Mapping[str, str], inputs: Inputs) -> Bud
         for database in reading.databases.values():
             said = {key: inputs.number_of_database(database.name, key) for key in _LOAD}
             verdicts.append(judge(database, left, {key: value for key, value in said.items() if value is not None}))
+    agree(verdicts)
     return Budget(template, found, verdicts, reading.not_counted, sorted(inputs.needs))

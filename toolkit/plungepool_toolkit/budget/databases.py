@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 PREFIX = "PLUNGEPOOL_"
 _NOTHING = Range(0, 0)
+#: What Plungepool's settings take of the variables that are read here; tests compare it with the package.
+TAKES = {
+    "POOL": "tiny, null, adaptive",
+    "POOL_SIZE": "1 to 1000",
+    "ENDPOINT": "direct, proxy",
+    "AUTH": "password, secret, iam, dsql",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,10 @@ class Use:
     proxy: str | None = None
     #: False: without PLUNGEPOOL_ variables, so that one connection an environment is the least.
     ours: bool = True
+    #: Of the variables in `TAKES`, those whose value Plungepool refuses.
+    refused: tuple[str, ...] = ()
+    #: Whether `--function NAME:pool-size` said how many connections it holds.
+    said: bool = False
 
     def knob(self, variable: str) -> Knob:
         """Return what to change for one of the variables."""

@@ -25,6 +25,8 @@ RULES = {
     "express": "The express configuration takes neither a proxy nor a password",
     "dsql-connects": "More connects a second than Aurora DSQL takes",
     "engine": "The database is no PostgreSQL",
+    "settings": "Plungepool refuses a setting",
+    "pool": "A function pools in a way that is not known here",
     "missing": "Something must be said before the connections can be counted",
 }
 

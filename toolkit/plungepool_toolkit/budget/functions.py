@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from plungepool_toolkit.budget.stacks import Knob
-from plungepool_toolkit.budget.values import Attribute, Unknown, how_to_say, leaves
+from plungepool_toolkit.budget.values import Attribute, Unknown, how_to_say, is_known, leaves, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,9 @@ _BYSTANDING_SERVICES = (
     "AWS::CodeDeploy::",
     "AWS::ApplicationAutoScaling::",
 )
-_RATE = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
+_RATE = re.compile(r"rate\(([0-9]+) (minute|hour|day)s?\)")
+_CRON = re.compile(r"cron\((\S+) .*\)")
+_MINUTES = re.compile(r"(\*|[0-9]{1,2})(?:-([0-9]{1,2}))?(?:/([0-9]{1,2}))?")
 _SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 
 
@@ -130,7 +133,7 @@ class _Readers:
 
     def read(self, function: Function) -> None:
         """Fill in the bounds of one function."""
-        timeout = self._number(function, "Timeout")
+        timeout = self.inputs.of_function(function.name, "timeout") or self._number(function, "Timeout")
         function.timeout_s = _TIMEOUT_BY_DEFAULT_S if timeout is None else timeout
         function.reserved = self._number(function, "ReservedConcurrentExecutions")
         function.provisioned = self._provisioned(function)
@@ -233,12 +236,20 @@ class _Readers:
                 continue
             if kind == FUNCTION and (stack.path, name) == (function.stack.path, function.logical_id):
                 continue
-            if kind == "AWS::Lambda::EventSourceMapping":
+            if kind == "AWS::Lambda::EventSourceMapping" and _is_off(stack, resource):
+                yield _Trigger("an event source that is disabled", 1, occasional=True)
+            elif kind == "AWS::Lambda::EventSourceMapping":
                 yield self._source(function, stack, name, resource)
             elif kind.startswith("Custom::") or kind == "AWS::CloudFormation::CustomResource":
                 yield _Trigger("a custom resource, while the stack is deployed", 1, occasional=True)
-            elif expression := stack.property(resource, "ScheduleExpression"):
-                yield _Trigger("a schedule", _overlapping(str(expression), function.timeout_s))
+            elif (expression := stack.property(resource, "ScheduleExpression")) is not None:
+                if _is_off(stack, resource):
+                    yield _Trigger("a schedule that is disabled", 1, occasional=True)
+                    continue
+                if not isinstance(expression, str):
+                    self._whole(expression, function, "ScheduleExpression")
+                at_once = _overlapping(expression, function.timeout_s) if isinstance(expression, str) else None
+                yield _Trigger("a schedule", at_once)
             elif kind == "AWS::Lambda::EventInvokeConfig":
                 if self._functions_of(stack.property(resource, "DestinationConfig")):
                     yield _Trigger("a destination", None)
@@ -325,11 +336,15 @@ class _Readers:
     def _whole(self, value: Any, function: Function, what: str) -> int | None:
         if value is None:
             return None
-        if isinstance(value, (int, float, str)) and str(value).strip().isdigit():
-            return int(value)
+        if (number := whole(value)) is not None:
+            return number
+        key = "timeout" if what == "Timeout" else "concurrency"
+        if self.inputs.of_function(function.name, key) is not None:
+            return None  # what was said stands for it
         function.unknown = True
-        option = how_to_say(value) or f"--function {function.name}:concurrency=N"
-        self.inputs.ask(option, f"{what} of {function.name} is {value}, which is not known here")
+        option = how_to_say(value) or f"--function {function.name}:{key}=N"
+        known = "not known here" if not is_known(value) else "no whole number that Lambda takes"
+        self.inputs.ask(option, f"{what} of {function.name} is {value}, which is {known}")
         return None
 
 
@@ -338,7 +353,35 @@ def _caller(stack: Stack, kind: str, resource: dict[str, Any]) -> str:
     return str(principal).removesuffix(".amazonaws.com") if principal else kind.removeprefix("AWS::").replace("::", " ")
 
 
+def _is_off(stack: Stack, resource: dict[str, Any]) -> bool:
+    """Return whether an event source or a schedule is there and does not invoke."""
+    enabled, state = stack.property(resource, "Enabled"), stack.property(resource, "State")
+    return str(enabled).lower() == "false" or state == "DISABLED"
+
+
 def _overlapping(expression: str, timeout_s: int) -> int:
     """Return how many invocations of a schedule can run at once: the next may begin before the last has ended."""
-    found = _RATE.fullmatch(expression.strip())
-    return max(1, math.ceil(timeout_s / (int(found[1]) * _SECONDS[found[2]]))) if found else 1
+    if found := _RATE.fullmatch(expression.strip()):
+        return max(1, math.ceil(timeout_s / max(int(found[1]) * _SECONDS[found[2]], 60)))
+    if found := _CRON.fullmatch(expression.strip()):
+        minutes = _minutes(found[1])
+        gaps = [(later - earlier) % 60 or 60 for earlier, later in pairwise([*minutes, minutes[0]])]
+        return max(1, math.ceil(timeout_s / (60 * min(gaps))))
+    return 1
+
+
+def _minutes(text: str) -> list[int]:
+    """
+    Return at which minutes of an hour a cron expression fires; every one where that is not understood.
+
+    Source: Amazon EventBridge User Guide, "Cron expressions": `,`, `-`, `*` and `/`.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        if not (match := _MINUTES.fullmatch(part)):
+            return [*range(60)]
+        first, last, step = match.groups()
+        begin = 0 if first == "*" else int(first)
+        end = int(last) if last else 59 if step or first == "*" else begin
+        found.update(range(begin, end + 1, max(int(step or 1), 1)))
+    return sorted(minute for minute in found if minute < 60) or [*range(60)]

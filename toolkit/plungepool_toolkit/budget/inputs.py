@@ -33,8 +33,24 @@ FUNCTION_KEYS = {
     "environments": "MaxExecutionEnvironments, of Managed Instances",
     "processes": "processes in one environment of Managed Instances",
     "pool-size": "connections that one process may hold",
+    "timeout": "its time-out in seconds",
 }
 _WORDS = ("kind", "class")
+# From the least to the most that a number may be, where it is not one or more.
+_BEYOND_REASON = 1_000_000
+_BOUNDS = {
+    "max-acu": (1, 256),
+    "min-acu": (0, 256),
+    "reserved": (0, _BEYOND_REASON),
+    "vcpu": (0.1, _BEYOND_REASON),
+    "others": (0, _BEYOND_REASON),
+    "proxy-percent": (1, 100),
+    "pinned-percent": (0, 100),
+    "rate": (0.001, _BEYOND_REASON),
+    "handler-ms": (0, _BEYOND_REASON),
+    "database-ms": (0.001, _BEYOND_REASON),
+    "concurrency": (0, _BEYOND_REASON),
+}
 
 
 class InputError(ValueError):
@@ -114,6 +130,9 @@ def parse(option: str, texts: Iterable[str], keys: dict[str, str]) -> dict[str, 
             raise InputError(f"{option} has no key {key!r}{meant}")
         if key not in _WORDS and not _is_number(value, whole=option == "--function"):
             raise InputError(f"{option} {left} takes a number, not {value!r}")
+        least, most = _BOUNDS.get(key, (1, _BEYOND_REASON))
+        if key not in _WORDS and not least <= float(value) <= most:
+            raise InputError(f"{option} {left} takes a number from {least:g} to {most:,.0f}, not {value}")
         if key == "kind" and value not in keys["kind"].split(", "):
             raise InputError(f"{option} {left} takes one of {keys['kind']}, not {value!r}")
         found.setdefault(name, {})[key] = value

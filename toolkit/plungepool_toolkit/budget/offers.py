@@ -38,6 +38,8 @@ _DSQL_CONNECTIONS = 10_000
 _EXPRESS_ACU = 16.0
 # AUG, "Setting capacity for Aurora Serverless v2": the smallest minimum but 0.
 _SMALLEST_ACU = 0.5
+# botocore, ServerlessV2ScalingConfiguration.
+_ACU = {"max-acu": (1.0, 256.0), "min-acu": (0.0, 256.0)}
 
 
 class Offers:
@@ -112,11 +114,13 @@ class Offers:
         most, least = capacity.get("MaxCapacity"), capacity.get("MinCapacity", _SMALLEST_ACU)
         most = self._inputs.of_database(database.name, "max-acu") or most
         least = self._inputs.of_database(database.name, "min-acu") or least
-        if most is None or not is_number(most) or not is_number(least):
-            option = how_to_say([most, least]) or f"--database {database.name}:max-acu=N"
-            why = f"the capacity of {database.name} is {most}, at least {least}"
-            self._inputs.ask(option, why, database.name)
-            return
+        for key, what, value in (("max-acu", "MaxCapacity", most), ("min-acu", "MinCapacity", least)):
+            if not is_number(value) or not _ACU[key][0] <= float(str(value)) <= _ACU[key][1]:
+                option = how_to_say(value) or f"--database {database.name}:{key}=N"
+                is_what = "not set" if value is None else f"{value}"
+                why = f"{what} of {database.name} is {is_what}; Aurora takes {_ACU[key][0]:g} to {_ACU[key][1]:g} ACU"
+                self._inputs.ask(option, why, database.name)
+                return
         self._serverless(database, float(str(most)), float(str(least)))
         where = ("ServerlessV2ScalingConfiguration", "MaxCapacity")
         database.knob = server.stack.knob(server.logical_id, server.resource, *where)
@@ -153,8 +157,10 @@ class Offers:
         database.size = instance_class
         database.reserved = sum(_RESERVED.values())
         if size is None:
-            why = f"the class {instance_class} is not known here: its vCPUs, and max-connections="
-            self._inputs.ask(f"--database {database.name}:vcpu=N", why, database.name)
+            for key, what in (("vcpu", "its vCPUs"), ("max-connections", "SHOW max_connections")):
+                if self._inputs.of_database(database.name, key) is None:
+                    why = f"{what}: the class {instance_class} is not known here"
+                    self._inputs.ask(f"--database {database.name}:{key}=N", why, database.name)
             return
         database.vcpus, database.max_connections = size[0], connections_by_memory(size[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ _BYTES_AT_MOST = 1_000_000
 _VALUES_AT_MOST = 200_000
 _DEPTH_AT_MOST = 100
 _NO_PREFIX = ("Ref", "Condition")
+_SECTIONS = ("Parameters", "Mappings", "Conditions", "Globals", "Outputs", "Rules", "Metadata")
 
 
 class TemplateError(ValueError):
@@ -46,36 +48,56 @@ def read(path: Path) -> Source:
     import yaml
 
     try:
-        if path.stat().st_size > _BYTES_AT_MOST:
+        with path.open("rb") as file:
+            content = file.read(_BYTES_AT_MOST + 1)  # a device, or a pipe, may have no end
+        if len(content) > _BYTES_AT_MOST:
             raise TemplateError(f"{path} is larger than CloudFormation takes ({_BYTES_AT_MOST:,} bytes)")
-        text = path.read_text(encoding="utf-8")
+        text = _plain(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from error
-    loader = yaml.SafeLoader(text)
+    lines: dict[Where, int] = {}
     try:
-        reader = _Reader(loader)
-        node = loader.get_single_node()
-        data = reader.value(node, ()) if node is not None else None
+        loader = yaml.SafeLoader(text)
+        try:
+            reader = _Reader(loader, lines)
+            node = loader.get_single_node()
+            _refuse_twice(node)
+            data = reader.value(node, ()) if node is not None else None
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         at = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or (str(error) if isinstance(error, ValueError) else "it is nested")
+        # PyYAML's own errors are ValueErrors, too, some of them with neither a mark nor a problem.
+        what = getattr(error, "problem", None) or getattr(error, "reason", None)
+        what = what or (str(error) if isinstance(error, ValueError) else "it is nested too deeply")
         raise TemplateError(f"{path}{at} is no YAML that can be read: {what}") from error
-    finally:
-        loader.dispose()
     if not isinstance(data, dict) or not isinstance(data.get("Resources"), dict) or not data["Resources"]:
         raise TemplateError(f"{path} is no template of CloudFormation's or SAM's: it has no Resources")
+    for section in _SECTIONS:
+        if not isinstance(data.get(section, {}), dict) and data[section] is not None:
+            raise TemplateError(f"{path}, line {lines.get((section,), 1)}: {section} is no map of names to values")
     for name, resource in data["Resources"].items():
         if not name.startswith("Fn::") and not (isinstance(resource, dict) and isinstance(resource.get("Type"), str)):
-            line = reader.lines.get(("Resources", name), 1)
+            line = lines.get(("Resources", name), 1)
             raise TemplateError(f"{path}, line {line}: the resource {name} has no Type")
-    return Source(path, data, reader.lines)
+    return Source(path, data, lines)
+
+
+def _plain(text: str) -> str:
+    """Return a template that is JSON without the tabs between its values: to YAML they are none of its blanks."""
+    if not text.lstrip().startswith("{") or "\t" not in text:
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text.replace("\t", " ")  # within a text of JSON's there is none
 
 
 class _Reader:
-    def __init__(self, loader: Any) -> None:
-        self.lines: dict[Where, int] = {}
-        self._loader = loader
+    def __init__(self, loader: Any, lines: dict[Where, int]) -> None:
+        self.lines, self._loader = lines, loader
 
     def value(self, node: Any, where: Where) -> Any:
         """Return the value of a node of YAML; short forms become long ones."""
@@ -103,3 +125,28 @@ class _Reader:
         if name == "GetAtt" and isinstance(plain, str):
             plain = [*plain.split(".", 1)]
         return {name if name in _NO_PREFIX else f"Fn::{name}": plain}
+
+
+def _refuse_twice(root: Any) -> None:
+    """Refuse a key that is there twice: which of its values is meant, nobody knows. Before anything is merged."""
+    import yaml
+
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                left.append(value)
+                if not isinstance(key.value, str) or key.tag.endswith(":merge"):
+                    continue
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise ValueError(f"the key {key.value} is there twice, on the lines {lines[key.value]} and {line}")
+                lines[key.value] = line

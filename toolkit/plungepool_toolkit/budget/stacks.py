@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plungepool_toolkit.budget.source import Source, TemplateError, read
-from plungepool_toolkit.budget.values import NO_VALUE, Attribute, Resolver, Unknown
+from plungepool_toolkit.budget.values import NO_VALUE, Attribute, Resolver, Unknown, how_to_say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,14 @@ _CODE = {
     "Location": "https://s3.amazonaws.com/b/k",
 }
 _DEPTH_AT_MOST = 8
+# What these make of a template has no connections in it. CloudFormation User Guide, "Transform reference".
+_TRANSFORMS = (
+    _SAM,
+    "AWS::LanguageExtensions",
+    "AWS::CodeDeployBlueGreen",
+    "AWS::SecretsManager-2020-07-23",
+    "AWS::SecretsManager-2024-09-16",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Stack:
     origins: dict[str, list[str]] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
     children: dict[str, Stack] = field(default_factory=dict)
-    #: Logical id of a nested stack to why it was not read.
+    #: What a template holds that was not read, and why: nested stacks, macros, modules.
     not_read: dict[str, str] = field(default_factory=dict)
     resolver: Resolver = field(init=False)
 
@@ -89,7 +97,7 @@ class Stack:
 
     def parameter_behind(self, node: Any) -> str | None:
         """Return the outermost template's parameter that a node's value is taken from."""
-        for name in self.resolver.parameters_in(node):
+        for name in self.resolver.parameters_of(node):
             return next(iter(self.origins.get(name, [name])), None) if self.path else name
         return None
 
@@ -139,16 +147,37 @@ def _load(
 ) -> Stack:
     parameters = _values(source.data.get("Parameters") or {}, given, path)
     stack = Stack(path, source, parameters, origins)
-    written = _without_loops(copy.deepcopy(source.data), stack.resolver)
+    written = _without_loops(copy.deepcopy(source.data), stack.resolver, source.path)
     places = _places_of_nested(written)
     transforms = source.data.get("Transform")
-    if _SAM in (transforms if isinstance(transforms, list) else [transforms]):
+    transforms = transforms if isinstance(transforms, list) else [transforms]
+    if _SAM in transforms:
         written = _expanded(written, source, parameters)
     stack.template.update(written)
+    _note_what_is_added(stack, transforms)
     for name, resource in stack.resources():
+        if str(resource["Type"]).startswith("AWS::Serverless::") and name not in places:
+            line = stack.line(name)
+            raise TemplateError(f"{source.path}, line {line}: {resource['Type']} needs the line Transform: {_SAM}")
         if name in places:
             _nest(stack, name, resource, places[name], above)
     return stack
+
+
+def _note_what_is_added(stack: Stack, transforms: Sequence[Any]) -> None:
+    """Note what nobody sees before it is deployed: what macros, modules and stack sets make of a template."""
+    for one in transforms:
+        name = one.get("Name") if isinstance(one, dict) else one
+        if name is not None and name not in _TRANSFORMS:
+            stack.not_read[f"the transform {name}"] = "what it makes of the template is seen when it is deployed"
+    if "Fn::Transform" in (stack.source.data.get("Resources") or {}):
+        stack.not_read["Fn::Transform"] = "the resources that it adds are seen when it is deployed"
+    for name, resource in stack.resources():
+        kind = str(resource["Type"])
+        if kind.endswith("::MODULE"):
+            stack.not_read[name] = f"the resources of the module {kind} are in CloudFormation's registry"
+        elif kind == "AWS::CloudFormation::StackSet":
+            stack.not_read[name] = "its stacks, in other accounts or Regions, are not read"
 
 
 def _values(declared: Mapping[str, Any], given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -165,7 +194,8 @@ def _values(declared: Mapping[str, Any], given: Mapping[str, Any], path: tuple[s
         elif kind == "CommaDelimitedList" or kind.startswith("List<"):
             values[name] = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
         else:
-            allowed = [str(each) for each in parameter.get("AllowedValues") or ()]
+            listed = parameter.get("AllowedValues")
+            allowed = [str(each) for each in listed] if isinstance(listed, list) else []
             if allowed and isinstance(value, (str, int, float)) and str(value) not in allowed:
                 raise TemplateError(f"the parameter {name} takes one of {', '.join(allowed)}")
             values[name] = value
@@ -182,12 +212,14 @@ def _places_of_nested(template: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nest(stack: Stack, name: str, resource: Mapping[str, Any], place: Any, above: Sequence[Path]) -> None:
     if not isinstance(place, str) or "://" in place:
-        stack.not_read[name] = "it is not a template beside this one"
+        stack.not_read[name] = "a nested stack, and it is not a template beside this one"
         return
     where = stack.source.path.parent / place
     if where.resolve() in above or len(above) >= _DEPTH_AT_MOST:
         raise TemplateError(f"{where} is nested in itself, or more than {_DEPTH_AT_MOST} deep")
     nodes = (resource.get("Properties") or {}).get("Parameters") or {}
+    if not isinstance(nodes, dict):
+        raise TemplateError(f"{stack.source.path}, line {stack.line(name)}: Parameters of {name} is no map")
     values = {key: value for key, node in nodes.items() if (value := stack.resolver.resolve(node)) is not NO_VALUE}
     origins = {key: [one for one in [stack.parameter_behind(node)] if one] for key, node in nodes.items()}
     values |= {key: value for key, value in stack.parameters.items() if key.startswith("AWS::")}
@@ -230,27 +262,32 @@ def _expanded(template: dict[str, Any], source: Source, parameters: Mapping[str,
     return expanded
 
 
-def _without_loops(template: dict[str, Any], resolver: Resolver) -> dict[str, Any]:
+def _without_loops(template: dict[str, Any], resolver: Resolver, path: Path) -> dict[str, Any]:
     """Write out Fn::ForEach (the transform AWS::LanguageExtensions) in Resources, Conditions and Outputs."""
     for section in ("Conditions", "Resources", "Outputs"):
         if isinstance(template.get(section), dict):
-            template[section] = _written_out(template[section], resolver)
+            template[section] = _written_out(template[section], resolver, path)
+    for name, resource in template["Resources"].items():
+        if not name.startswith("Fn::") and not (isinstance(resource, dict) and isinstance(resource.get("Type"), str)):
+            raise TemplateError(f"{path}: the resource {name}, which a loop makes, has no Type")
+    template["Resources"].pop("Fn::Transform", None)
     return template
 
 
-def _written_out(entries: dict[str, Any], resolver: Resolver) -> dict[str, Any]:
+def _written_out(entries: dict[str, Any], resolver: Resolver, path: Path) -> dict[str, Any]:
     written: dict[str, Any] = {}
     for name, node in entries.items():
         if not name.startswith("Fn::ForEach::"):
             written[name] = node
             continue
         if not (isinstance(node, list) and len(node) == 3 and isinstance(node[2], dict)):
-            raise TemplateError(f"{name} is no loop: it takes a name, a list, and what is repeated")
+            raise TemplateError(f"{path}: {name} is no loop: it takes a name, a list, and what is repeated")
         values = resolver.resolve(node[1])
         if not isinstance(values, list) or not all(isinstance(value, (str, int)) for value in values):
-            raise TemplateError(f"{name}: the list is not known; --parameter-overrides may say it")
+            say = how_to_say(values)
+            raise TemplateError(f"{path}: the list of {name} is not known" + (f"; say it by {say}" if say else ""))
         for value in values:
-            written |= _written_out(_replaced(node[2], str(node[0]), str(value)), resolver)
+            written |= _written_out(_replaced(node[2], str(node[0]), str(value)), resolver, path)
     return written
 
 

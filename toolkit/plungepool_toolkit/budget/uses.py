@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from plungepool_toolkit.budget.databases import PREFIX, Database, Proxy, Use
+from plungepool_toolkit.budget.databases import PREFIX, TAKES, Database, Proxy, Use
 from plungepool_toolkit.budget.offers import Offers
 from plungepool_toolkit.budget.servers import Server, Servers
-from plungepool_toolkit.budget.values import Text, Unknown, how_to_say, is_number
+from plungepool_toolkit.budget.values import Text, Unknown, how_to_say, is_number, whole
 
 if TYPE_CHECKING:
     from plungepool_toolkit.budget.functions import Function
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plungepool_toolkit.budget.stacks import Stack
 
 _NAMES_A_SERVER = ("HOST", "URL", "SECRET_ARN")
+_POOL_SIZE_AT_MOST = 1000
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class _Reader:
         self.not_counted: dict[str, str] = {}
         self.servers: dict[str, Server] = {}
         self._limits: list[tuple[Function, dict[str, Any]]] = []
+        #: Functions for which something must be said before it is known which database they use.
+        self._undecided: set[str] = set()
 
     def read(self, function: Function) -> None:
         """Note which databases a function uses."""
@@ -58,6 +61,8 @@ class _Reader:
         prefixes = dict.fromkeys(key.partition(PREFIX)[0] for key in variables if PREFIX in key)
         for prefix in prefixes:
             self._use(function, prefix, variables)
+        if function.name in self._undecided:
+            return
         if not any(function in (use.function for use in each.uses) for each in self.databases.values()):
             self._plain(function, variables, bool(prefixes))
         if "APP_ROLE_CONNECTION_LIMIT" in variables:
@@ -73,11 +78,16 @@ class _Reader:
         if target is None:
             self._ask_for_host(function, prefix, variables)
             return
+        if isinstance(target, Unknown) and target.chooses:
+            why = f"which database {function.name} uses: {target} decides it"
+            self._inputs.ask(target.how or "--parameter-overrides NAME=…", why)
+            self._undecided.add(function.name)
+            return
         for name in ("POOL", "POOL_SIZE", "ENDPOINT", "AUTH"):
             if not isinstance(of(name), (str, int, type(None))):
                 why = f"{prefix}{PREFIX}{name} of {function.name} is {of(name)}"
                 self._inputs.ask(how_to_say(of(name)) or f"--parameter-overrides, for {function.name}", why)
-        size, said = of("POOL_SIZE"), self._inputs.of_function(function.name, "pool-size")
+        size, said = whole(of("POOL_SIZE")), self._inputs.of_function(function.name, "pool-size")
         database, proxy = self._database(target)
         endpoint = str(of("ENDPOINT") or "direct")
         database.uses.append(
@@ -85,10 +95,13 @@ class _Reader:
                 function=function,
                 prefix=prefix,
                 pool=str(of("POOL") or "tiny"),
-                pool_size=said or (int(size) if is_number(size) else 1),
+                pool_size=said or size or 1,
                 endpoint="proxy" if proxy else endpoint,
                 auth=str(of("AUTH") or "password"),
                 user=of("USER"),
+                refused=tuple(
+                    name for name in TAKES if isinstance(of(name), (str, int)) and not _takes(name, of(name))
+                ),
                 proxy=proxy or (self._pooler(database) if endpoint == "proxy" else None),
             )
         )
@@ -108,9 +121,19 @@ class _Reader:
         for value in variables.values():
             if server := self._resources.behind(value):
                 database, proxy = self._of_server(*server)
-                size = self._inputs.of_function(function.name, "pool-size") or 1
+                said = self._inputs.of_function(function.name, "pool-size")
                 endpoint = "proxy" if proxy else "direct"
-                database.uses.append(Use(function, "", pool_size=size, endpoint=endpoint, proxy=proxy, ours=False))
+                database.uses.append(
+                    Use(
+                        function,
+                        "",
+                        pool_size=said or 1,
+                        endpoint=endpoint,
+                        proxy=proxy,
+                        ours=False,
+                        said=said is not None,
+                    )
+                )
                 return
         why = "its PLUNGEPOOL_ variables name no host" if ours else "none of its variables leads to a database"
         self.not_counted[function.name] = why
@@ -152,6 +175,13 @@ class _Reader:
                 database.role_limit = (float(limit), role if isinstance(role, str) else "", knob)
 
 
+def _takes(name: str, value: Any) -> bool:
+    """Return whether Plungepool takes a value of one of its variables."""
+    if name == "POOL_SIZE":
+        return whole(value) is not None and 1 <= int(value) <= _POOL_SIZE_AT_MOST
+    return value in TAKES[name].split(", ")
+
+
 def _written(target: Any) -> str:
     """Return what stands for a server that the template does not hold; of a URL only the host: a password is in it."""
     if isinstance(target, Unknown):
@@ -159,10 +189,11 @@ def _written(target: Any) -> str:
     if isinstance(target, Text):
         text = str(target)
         return text.rpartition("@")[2].removeprefix("postgresql://") if "://" in text else text
-    text = str(target)
+    text = str(target).strip()
     if "://" in text:
         try:
-            return urlsplit(text).hostname or "a URL"
+            text = urlsplit(text).hostname or "a URL"
         except ValueError:
-            return "a URL"
-    return text
+            text = "a URL"
+    # One name of DNS, however it is written (RFC 4343): else one database would count as two, each with half the load.
+    return text.lower().removesuffix(".")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _VARIABLE = re.compile(r"\$\{(!?)([^}]*)\}")
@@ -29,6 +30,8 @@ class Unknown:
 
     what: str
     how: str = ""
+    #: A condition that is not known chooses between values: each of them may be known.
+    chooses: bool = False
 
     def __str__(self) -> str:
         return self.what
@@ -73,6 +76,15 @@ def leaves(value: object) -> Iterator[Any]:
 def is_known(value: object) -> bool:
     """Return whether nothing in a value is unknown."""
     return not any(isinstance(each, (Attribute, Unknown)) for each in leaves(value))
+
+
+def whole(value: object) -> int | None:
+    """Return a value as the whole number that it is, or is the text of; None for others, or one beyond reason."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    text = str(value).strip()
+    digits = text.removesuffix(".0") if isinstance(value, float) else text
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else None
 
 
 def is_number(value: object) -> bool:
@@ -142,7 +154,11 @@ class Resolver:
             if len(node) == 1:
                 name, of = next(iter(node.items()))
                 if name in self._functions:
-                    return self._functions[name](of)
+                    try:
+                        return self._functions[name](of)
+                    except (LookupError, TypeError, ValueError, AttributeError):
+                        # It does not take what it is given: CloudFormation would refuse it, or it is newer than this.
+                        return Unknown(f"what {name} gives")
                 if name.startswith("Fn::"):
                     return Unknown(f"what {name} gives")
             values = {key: self.resolve(value) for key, value in node.items()}
@@ -154,51 +170,60 @@ class Resolver:
             return joined([before, Unknown(f"what {found.group()[2:-2]} holds"), self.resolve(after)])
         return node
 
-    def condition(self, name: str) -> bool | Unknown:
+    def condition(self, name: object) -> bool | Unknown:
         """Return whether a condition holds, or what must be known to say so."""
+        name = str(name) if isinstance(name, bool) else name  # YAML's No, which is a name here
+        if not isinstance(name, str):
+            return Unknown("a condition")
         if name not in self._conditions:
             # Until it is known, so that one that refers to itself ends.
             self._conditions[name] = Unknown(f"the condition {name}")
-            node = self._template.get("Conditions", {}).get(name)
-            self._conditions[name] = self._truth(node) if node is not None else Unknown(f"the condition {name}")
+            node = (self._template.get("Conditions") or {}).get(name)
+            # One that is not there, or is no condition, is as good as one that nobody knows.
+            with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+                self._conditions[name] = self._truth(node) if node is not None else Unknown(f"the condition {name}")
         return self._conditions[name]
 
-    def parameters_in(self, node: Any) -> list[str]:
-        """Return the parameters that a value is taken from; those of its conditions where there are no others."""
-        names, conditions = self._names(node, set())
-        return names or conditions
+    def parameters_of(self, node: Any) -> list[str]:
+        """
+        Return the parameters that a value is, as they stand: those to set where the value is to be another.
 
-    def _names(self, node: Any, seen: set[str]) -> tuple[list[str], list[str]]:
-        names: list[str] = []
-        conditions: list[str] = []
-        if isinstance(node, Mapping):
-            pair: tuple[str, Any] = next(iter(node.items())) if len(node) == 1 else ("", None)
-            name, of = pair
-            if name == "Ref" and of in self._template.get("Parameters", {}):
-                return [of], []
-            if name == "Condition" and of not in seen:
-                return self._names(self._template.get("Conditions", {}).get(of), seen | {of})
-            if name == "Fn::If" and isinstance(of, list) and len(of) == 3:
-                found, nested = self._names({"Condition": of[0]}, seen)
-                taken = self.condition(of[0])
-                branches = of[1:] if isinstance(taken, Unknown) else [of[1] if taken else of[2]]
-                inner = [self._names(branch, seen) for branch in branches]
-                return [each for one, _ in inner for each in one], [
-                    *found,
-                    *nested,
-                    *(c for _, c2 in inner for c in c2),
-                ]
-            if name == "Fn::Sub":
-                text = of[0] if isinstance(of, list) else of
-                names = [one for _, one in _VARIABLE.findall(text) if one in self._template.get("Parameters", {})]
-            children = list(node.values())
-        else:
-            children = node if isinstance(node, list) else []
-        for child in children:
-            found, nested = self._names(child, seen)
-            names += found
-            conditions += nested
-        return list(dict.fromkeys(names)), list(dict.fromkeys(conditions))
+        One that only chooses between values, or is a part of one, is none of them.
+        """
+        if not isinstance(node, Mapping) or len(node) != 1:
+            return []
+        name, of = next(iter(node.items()))
+        if name == "Fn::Sub" and isinstance(of, str) and (found := _VARIABLE.fullmatch(of)):
+            name, of = "Ref", found[2].strip()
+        if name == "Ref":
+            return [of] if isinstance(of, str) and of in (self._template.get("Parameters") or {}) else []
+        if name != "Fn::If" or not isinstance(of, list) or len(of) != 3:
+            return []
+        one, other = (self.parameters_of(branch) for branch in of[1:])
+        holds = self.condition(of[0])
+        if isinstance(holds, Unknown):
+            return list(dict.fromkeys([*one, *other]))
+        taken, left = (one, other) if holds else (other, one)
+        # Where it is set by one that also says whether it is set at all, as 0 for none.
+        asked = self._asked_by({"Condition": of[0]}, set())
+        return taken or [each for each in left if each in asked]
+
+    def _asked_by(self, node: Any, seen: set[str]) -> set[str]:
+        """Return the parameters that a condition asks for."""
+        if isinstance(node, list):
+            return {name for each in node for name in self._asked_by(each, seen)}
+        if not isinstance(node, Mapping):
+            return set()
+        found: set[str] = set()
+        for name, of in node.items():
+            if name == "Condition" and isinstance(of, str) and of not in seen:
+                seen.add(of)
+                found |= self._asked_by((self._template.get("Conditions") or {}).get(of), seen)
+            elif name == "Ref" and isinstance(of, str):
+                found.add(of)
+            else:
+                found |= self._asked_by(of, seen)
+        return found
 
     def _truth(self, node: Any) -> bool | Unknown:
         name, of = next(iter(node.items())) if isinstance(node, Mapping) and len(node) == 1 else ("", node)
@@ -252,7 +277,7 @@ class Resolver:
         if isinstance(holds, Unknown):
             # Either way the same, as where both branches lead to one database: then it does not matter.
             one, other = self.resolve(of[1]), self.resolve(of[2])
-            return one if one == other else holds
+            return one if one == other else replace(holds, chooses=True)
         return self.resolve(of[1] if holds else of[2])
 
     def _sub(self, of: Any) -> Any:

@@ -8,17 +8,19 @@ Costs are measured: docs/budget.md says how. "DSQL": Aurora DSQL User Guide, "Qu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from plungepool.fleet import tickets
-from plungepool_toolkit.budget.advice import fit, pool
+from plungepool_toolkit.budget.advice import Words, fit, lowest_of, pool
+from plungepool_toolkit.budget.databases import PREFIX, TAKES
 from plungepool_toolkit.budget.hardware import Range
 from plungepool_toolkit.budget.rows import at_work, row, together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from plungepool_toolkit.budget.advice import Advice
     from plungepool_toolkit.budget.databases import Database
     from plungepool_toolkit.budget.rows import Row
     from plungepool_toolkit.budget.stacks import Knob
@@ -32,6 +34,7 @@ WITH_CONNECT_MS, KEPT_MS, HANDLER_MS = 9.2, 1.1, 20.0
 _TOO_MANY = 2.0
 # UG, "Planning for RDS Proxy": leave 30 % over the peak that was observed.
 _HEADROOM = 0.7
+_PERCENT_AT_LEAST = 20
 # DSQL: 100 new connections a second, bursts of 1,000.
 _DSQL_A_SECOND, _DSQL_BURST = 100, 1000
 
@@ -46,6 +49,8 @@ class Finding:
     advice: str
     file: str
     line: int
+    #: Where the advice sets numbers: those, of which other findings may want lower ones.
+    words: Words | None = None
 
 
 @dataclass(slots=True)
@@ -69,10 +74,12 @@ class Verdict:
         levels = {finding.level for finding in self.findings}
         return "no" if "error" in levels else "tight" if "warning" in levels else "yes"
 
-    def add(self, rule: str, level: str, text: str, advice: str, knob: Knob | None = None) -> None:
+    def add(self, rule: str, level: str, text: str, advice: str | Words, knob: Knob | None = None) -> None:
         """Note a finding, at what is to be changed or else at the database."""
         file, line = (knob.file, knob.line) if knob else (self.database.file, self.database.line)
-        self.findings.append(Finding(rule, level, f"{text[0].upper()}{text[1:]}.", advice, file, line))
+        words = advice if isinstance(advice, Words) else None
+        said = advice.said({}) if isinstance(advice, Words) else advice
+        self.findings.append(Finding(rule, level, f"{text[0].upper()}{text[1:]}.", said, file, line, words))
 
     def of(self, proxy: str | None) -> list[Row]:
         """Return the functions that come through a proxy, or without one."""
@@ -108,15 +115,45 @@ def judge(database: Database, unreserved: int, load: Mapping[str, float]) -> Ver
     return verdict
 
 
+def agree(verdicts: Sequence[Verdict]) -> None:
+    """Let all findings set a parameter to one value: the lowest that any of them asks for."""
+    lowest = lowest_of(one.words for verdict in verdicts for one in verdict.findings if one.words)
+    for verdict in verdicts:
+        verdict.findings[:] = [
+            replace(one, advice=one.words.said(lowest)) if one.words else one for one in verdict.findings
+        ]
+
+
 def _kind(verdict: Verdict) -> None:
     """What does not go together at all."""
     database = verdict.database
+    for use in database.uses:
+        for name in use.refused:
+            variable, takes = f"{use.prefix}{PREFIX}{name}", TAKES[name]
+            text = (
+                f"{variable} of {use.function.name} has a value that Plungepool refuses: the function would not start"
+            )
+            verdict.add("settings", "error", text, f"Set it to one of {takes}.", use.knob(name))
+        if not use.ours and not use.said:
+            text = f"{use.function.name} does not pool by Plungepool, and counts with one connection an environment"
+            advice = f"Say how many its pool may open: --function {use.function.name}:pool-size=N."
+            verdict.add("pool", "note", text, advice, use.function.knob_of("Environment", "Variables"))
     endpoint = next((use.knob("ENDPOINT") for use in database.uses if use.proxy and use.ours), None)
     if database.kind.startswith("no PostgreSQL"):
         verdict.add("engine", "error", f"{database.name} is {database.kind}", "Give these functions a PostgreSQL.")
     if database.kind == "dsql" and database.proxies:
         text = "There is no RDS Proxy for Aurora DSQL"
         verdict.add("proxy", "error", text, "Set PLUNGEPOOL_ENDPOINT to direct.", endpoint)
+    for use in database.uses:
+        if not use.ours or (use.auth == "dsql") == (database.kind == "dsql"):
+            continue
+        text = f"{use.function.name} has PLUNGEPOOL_AUTH {use.auth}: Aurora DSQL, and nothing else, takes dsql"
+        advice = f"Set PLUNGEPOOL_AUTH to {'dsql' if database.kind == 'dsql' else 'iam, secret or password'}."
+        verdict.add("settings", "error", text, advice, use.knob("AUTH"))
+    for use in database.uses:
+        if use.auth == "dsql" and use.pool == "adaptive":
+            text = f"{use.function.name} has PLUNGEPOOL_POOL adaptive, for which Aurora DSQL lacks the advisory locks"
+            verdict.add("settings", "error", text, *pool(use, "tiny."))
     if database.kind == "express":
         # AWS's agent toolkit, "Aurora PostgreSQL express configuration": IAM only, no RDS Proxy.
         if database.proxies:
@@ -141,8 +178,16 @@ def _slots(verdict: Verdict) -> None:
     others = f", {database.others:g} of others" if database.others else ""
     others += f", {taken:,.0f} of proxies" if taken else ""
     whence = f"{database.size}: max_connections {database.max_connections}, {database.reserved:g} reserved{others}"
-    if rows:
-        _compare(verdict, "connections", rows, offered, f"the database has {offered} for them ({whence})")
+    if not rows:
+        return
+    first = next((proxy for proxy in database.proxies.values() if proxy.knob), None)
+    left = database.usable.low - together(rows).high
+    instead: Advice | None = None
+    if first and first.knob and taken > left >= database.max_connections.low / 100:
+        percent = math.floor(100 * left / database.max_connections.low / len(database.proxies))
+        leaves = f"so that {'the proxy leaves' if len(database.proxies) == 1 else 'each proxy leaves'} them the rest"
+        instead = (f"Set {first.knob.name} to {max(percent, 1)} (now {first.percent:g}), {leaves}.", first.knob)
+    _compare(verdict, "connections", rows, offered, f"the database has {offered} for them ({whence})", instead)
 
 
 def _role_limit(verdict: Verdict) -> None:
@@ -156,7 +201,7 @@ def _role_limit(verdict: Verdict) -> None:
         return
     asked, whose = together(rows), f"the role {role}" if role else "their role"
     room = database.usable.low >= asked.low and knob
-    raised = (f"Set {knob.name} to {asked.low:,.0f} or more.", knob) if room and knob else None
+    raised: Advice | None = (f"Set {knob.name} to {asked.low:,.0f} or more.", knob) if room and knob else None
     _compare(verdict, "role-limit", rows, Range(limit, limit), f"{whose} may have {limit:,.0f} (its limit)", raised)
 
 
@@ -166,14 +211,15 @@ def _compare(
     rows: Sequence[Row],
     offered: Range,
     offer: str,
-    instead: tuple[str, Knob | None] | None = None,
+    instead: Advice | None = None,
 ) -> None:
     asked = together(rows)
     text = f"{asked} connections may be open, and {offer}"
     if asked.low > offered.high:
         verdict.add(rule, "error", text, *(instead or fit(verdict.database, rows, offered.low)))
     elif asked.low > offered.low:
-        verdict.add(rule, "warning", f"{text}: that may not be enough", *fit(verdict.database, rows, offered.low))
+        text += ": that may not be enough"
+        verdict.add(rule, "warning", text, *(instead or fit(verdict.database, rows, offered.low)))
     elif asked.high > offered.low:
         largest = max(rows, key=lambda each: each.open.high - each.open.low).use
         text += ": enough on most days, not while frozen environments of the version before keep theirs"
@@ -196,22 +242,23 @@ def _proxies(verdict: Verdict) -> None:
         busy = at_work(rows)
         if pinned >= slots.high:
             text = f"{pinned:,.0f} pinned clients keep all {slots} connections of {name}, and the others wait in vain"
-            advice = "Find what pins (docs/rds-proxy.md), and set PLUNGEPOOL_PINNING to refuse."
-            verdict.add("pinning", "error", text, advice, proxy.knob)
+            what = "Find what pins (docs/rds-proxy.md), and set PLUNGEPOOL_PINNING to refuse."
+            verdict.add("pinning", "error", text, what, proxy.knob)
         elif busy > _HEADROOM * (slots.low - pinned):
             left = f"{slots} connections of {name}" + (f", {pinned:,.0f} of them pinned" if pinned else "")
             text = f"{busy:,.0f} invocations at once share {left}: more than 70 %, so that they may wait for one"
-            advice, knob = fit(database, rows, math.floor(_HEADROOM * (slots.low - pinned)))
+            advice = fit(database, rows, math.floor(_HEADROOM * (slots.low - pinned)))
             by_role = database.role_limit[2] if database.role_limit else None
             if by_role and proxy.connections and slots.low < proxy.connections.low:
-                advice, knob = f"Set {by_role.name} to {math.ceil(busy / _HEADROOM + pinned)} or more.", by_role
-            verdict.add("proxy", "warning", text, advice, knob)
+                advice = (f"Set {by_role.name} to {math.ceil(busy / _HEADROOM + pinned)} or more.", by_role)
+            verdict.add("proxy", "warning", text, *advice)
     total = sum(proxy.percent for proxy in database.proxies.values())
-    if len(database.proxies) > 1 and total > 100:
+    if len(database.proxies) > 1 and total >= 100:
         # UG, "Planning for RDS Proxy": the percentages of several proxies together stay below 100.
         text = f"the proxies before {database.name} may open {total:g} % of its connections together"
         first = next((proxy.knob for proxy in database.proxies.values() if proxy.knob), None)
-        verdict.add("proxy", "error", text, "Let their MaxConnectionsPercent add up to less than 100.", first)
+        level = "error" if total > 100 else "warning"
+        verdict.add("proxy", level, text, "Let their MaxConnectionsPercent add up to less than 100.", first)
 
 
 def _cpu(verdict: Verdict) -> None:
@@ -232,13 +279,28 @@ def _cpu(verdict: Verdict) -> None:
     text = (
         f"{at_once * database.vcpus:,.0f} connections at work on {database.vcpus:g} vCPU ({database.size}) are "
         f"{at_once:,.0f} on each, which bears {bears:,.1f}: an invocation takes {cost:.2g} ms of its CPU and "
-        f"{handler:g} ms elsewhere, and would take {at_once / bears:,.1f} times as long"
+        f"{handler:g} ms elsewhere, and would take {_times(at_once / bears)} as long"
     )
     level = "error" if at_once > _TOO_MANY * bears else "warning"
-    verdict.add("cpu", level, text, *_less_at_work(verdict, bears * database.vcpus, cost))
+    verdict.add("cpu", level, text, *_less_at_work(verdict, _bearable(verdict, handler), cost))
 
 
-def _less_at_work(verdict: Verdict, most: float, cost: float) -> tuple[str, Knob | None]:
+def _bearable(verdict: Verdict, handler: float) -> float:
+    """Return how many may be at work: with fewer of them, more find one of the connections that tickets keep."""
+    vcpus, now = verdict.database.vcpus or 0.0, at_work(verdict.rows)
+    most = 0.0
+    for tried in range(1, int(now) + 1):
+        cost = _cost(verdict, tried / now)
+        if tried <= (bears := (handler + cost) / cost * vcpus):
+            most = bears
+    return most or (handler + _cost(verdict)) / _cost(verdict) * vcpus
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.1f} times" if ratio >= 1.05 else f"{100 * ratio:.1f} %"
+
+
+def _less_at_work(verdict: Verdict, most: float, cost: float) -> Advice:
     database = verdict.database
     null = [each for each in verdict.of(None) if each.use.pool == "null" and each.busy]
     if null and at_work(verdict.rows) <= most * cost / KEPT_MS:
@@ -248,7 +310,10 @@ def _less_at_work(verdict: Verdict, most: float, cost: float) -> tuple[str, Knob
         if verdict.behind[name].high and proxy.connections and proxy.connections.high > most and proxy.knob:
             percent = max(1, math.floor(100 * most / max(database.max_connections.high, 1)))
             advice = f"Set {proxy.knob.name} to {percent} (now {proxy.percent:g}), so that the rest waits at the proxy"
-            return f"{advice}, and reserve concurrency for what it can serve.", proxy.knob
+            advice += ", and reserve concurrency for what it can serve"
+            # UG, "Planning for RDS Proxy": 20 at least, 30 on small instances.
+            advised = f" AWS recommends {_PERCENT_AT_LEAST} or more." if percent < _PERCENT_AT_LEAST else ""
+            return f"{advice}.{advised}", proxy.knob
     busy = [each for each in verdict.rows if each.busy]
     vcpus = math.ceil(at_work(busy) / most * (database.vcpus or 1))
     say = f"--database {database.name}:database-ms=…, handler-ms=… and rate=…"
@@ -298,15 +363,17 @@ def _dsql(verdict: Verdict) -> None:
         verdict.add("dsql-connects", level, text, *fit(verdict.database, rows, _DSQL_BURST))
 
 
-def _cost(verdict: Verdict) -> float:
-    """Return the mean CPU of an invocation in ms, over what is at work."""
+def _cost(verdict: Verdict, share: float = 1.0) -> float:
+    """Return the mean CPU of an invocation in ms; `share`: with so much less at work than there may be."""
     statements = verdict.load.get("database-ms", KEPT_MS)
+    kept = tickets(int(_limit(verdict.database)))
+    direct = max(at_work(verdict.of(None)) * share, 1)
     total = 0.0
     for each in verdict.rows:
         missed = 1.0 if each.use.pool == "null" and each.use.proxy is None else 0.0
         if each.use.pool == "adaptive" and each.use.proxy is None:
             # Of as many as are active, as many as there are tickets find a connection kept.
-            missed = max(0.0, 1 - tickets(int(_limit(verdict.database))) / max(at_work(verdict.of(None)), 1))
+            missed = max(0.0, 1 - kept / direct)
         total += each.busy * (statements + (WITH_CONNECT_MS - KEPT_MS) * missed)
     return total / sum(each.busy for each in verdict.rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,12 @@ from plungepool_toolkit.budget import Budget, examine
 from plungepool_toolkit.budget.documents import as_document, as_sarif
 from plungepool_toolkit.budget.inputs import DATABASE_KEYS, FUNCTION_KEYS, InputError, Inputs, parse
 from plungepool_toolkit.budget.source import TemplateError
-from plungepool_toolkit.commands.console import table
+from plungepool_toolkit.commands.console import fits, table, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plungepool_toolkit.budget.rows import Row
     from plungepool_toolkit.budget.verdict import Verdict
 
 _STYLES = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "blue")}
@@ -28,7 +32,7 @@ _ANSWERS = {
     "no": ("It cannot hold.", "red"),
     "unknown": ("Something must be said first.", "red"),
 }
-
+_COLUMNS = ("function", "environments", "bounded by", "pool", "open connections")
 
 _Template = Annotated[Path, typer.Argument(help="The template: SAM's or CloudFormation's.")]
 _Parameters = Annotated[
@@ -79,8 +83,10 @@ def budget(
     except (TemplateError, InputError) as error:
         raise typer.BadParameter(str(error)) from None
     if sarif is not None:
-        sarif.write_text(json.dumps(as_sarif(found, Path.cwd()), indent=2) + "\n", encoding="utf-8")
-    console = Console(highlight=False, soft_wrap=True)
+        with writing(sarif, "--sarif"):
+            sarif.write_text(json.dumps(as_sarif(found, Path.cwd()), indent=2) + "\n", encoding="utf-8")
+    # A terminal breaks lines anywhere; what reads a pipe wants them whole.
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
     if as_json:
         console.print_json(json.dumps(as_document(found)))
     else:
@@ -94,7 +100,11 @@ def budget(
 def _overrides(texts: list[str]) -> dict[str, str]:
     """Return NAME=VALUE, and ParameterKey=NAME,ParameterValue=VALUE, as the SAM CLI takes both."""
     found = {}
-    for word in (word for text in texts for word in shlex.split(text)):
+    try:
+        words = [word for text in texts for word in shlex.split(text)]
+    except ValueError as error:
+        raise InputError(f"--parameter-overrides cannot be split into words: {error}") from None
+    for word in words:
         key, _, rest = word.removeprefix("ParameterKey=").partition(",ParameterValue=")
         name, equals, value = (key, "=", rest) if word.startswith("ParameterKey=") else word.partition("=")
         if not equals or not name:
@@ -116,7 +126,9 @@ def _configured(template: Path, environment: str) -> dict[str, str]:
         raise InputError(f"{path} has no [{environment}]; there are {', '.join(config)}")
     found: dict[str, str] = {}
     for command in ("global", "deploy"):
-        given: Any = config.get(environment, {}).get(command, {}).get("parameters", {}).get("parameter_overrides")
+        given: Any = config
+        for name in (environment, command, "parameters", "parameter_overrides"):
+            given = given.get(name) if isinstance(given, dict) else None
         if isinstance(given, dict):
             found |= {name: str(value) for name, value in given.items()}
         elif given:
@@ -145,16 +157,7 @@ def _print(console: Console, found: Budget) -> None:
 def _print_database(console: Console, verdict: Verdict) -> None:
     database = verdict.database
     title = f"{database.name} ({database.size})" if database.size else database.name
-    columns = ("function", "environments", "bounded by", "pool", "open connections")
-    rows = table(title, *columns, numbers=("environments", "open connections"))
-    for row in verdict.rows:
-        use = row.use
-        processes = f" x {use.function.processes}" if use.function.processes > 1 else ""
-        pool = f"{use.pool}, {use.pool_size}" if use.ours else f"not ours, at least {use.pool_size}"
-        name = use.function.name + (f" ({use.prefix.rstrip('_')})" if use.prefix else "")
-        through = f" through {use.proxy}" if use.proxy else ""
-        rows.add_row(Text(name), f"{row.environments}{processes}", Text(use.function.why), pool, f"{row.open}{through}")
-    console.print(rows)
+    _print_rows(console, title, [_cells(row) for row in verdict.rows])
     limit = f"; the role may have {database.role_limit[0]:,.0f}" if database.role_limit else ""
     console.print(
         f"Open: {verdict.direct}. Offered: {database.usable} of max_connections {database.max_connections}, "
@@ -171,3 +174,27 @@ def _print_database(console: Console, verdict: Verdict) -> None:
         console.print(Text.assemble((f"{sign} ", style), finding.text))
         console.print(Text.assemble(("  → ", style), f"{finding.advice} ({finding.file}:{finding.line})"))
     console.print()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    use = row.use
+    processes = f" x {use.function.processes}" if use.function.processes > 1 else ""
+    pool = f"{use.pool}, {use.pool_size}" if use.ours else f"not ours, at least {use.pool_size}"
+    name = use.function.name + (f" ({use.prefix.rstrip('_')})" if use.prefix else "")
+    through = f" through {use.proxy}" if use.proxy else ""
+    return name, f"{row.environments}{processes}", use.function.why, pool, f"{row.open}{through}"
+
+
+def _print_rows(console: Console, title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table; where the terminal has no room for its longest words, a paragraph for each row."""
+    made = table(title, *_COLUMNS, numbers=("environments", "open connections"))
+    for row in rows:
+        made.add_row(*row)
+    if fits(made, console):
+        console.print(made)
+        return
+    console.print(title)
+    for row in rows:
+        console.print(row[0], style="bold")
+        for column, cell in zip(_COLUMNS[1:], row[1:], strict=True):
+            console.print(f"  {column}: {cell}")

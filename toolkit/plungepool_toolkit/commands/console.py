@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import typer
+from rich.cells import cell_len
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import FrameType
 
     from rich.console import Console
+
+_WIDER_THAN_ANY = 10_000
 
 
 @contextlib.contextmanager
@@ -39,6 +46,41 @@ def table(title: str, *columns: str, numbers: tuple[str, ...] = (), lines: bool 
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return made
+
+
+def fits(made: Table, console: Console) -> bool:
+    """Return whether a table fits the terminal with no word broken, and keep it from breaking any."""
+    for column in made.columns:
+        words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+        column.min_width = max(map(cell_len, words), default=0)
+    # Its own width may not be more than the console's, which is what is asked here.
+    return Measurement.get(console, console.options.update_width(_WIDER_THAN_ANY), made).minimum <= console.width
+
+
+@contextlib.contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """
+    Say of a file that cannot be written which it is, and why.
+
+    Raises: typer.BadParameter for that.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from None
+
+
+def check_writable(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written when all is done; it is neither made nor changed. Raises: as writing."""
+    if path is None:
+        return
+    with writing(path, option):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder is not there")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def interrupt_on(*numbers: int) -> None:

@@ -57,7 +57,7 @@ def test_the_action_fails_what_cannot_hold(project: Path) -> None:
     """It exits with 1, names the parameter, and writes the findings where it was told."""
     result = act(project, sarif="found.sarif")
     assert (result.returncode, result.stderr.count("Traceback")) == (1, 0), result.stderr
-    assert "Set the parameter OrdersConcurrency to 78" in result.stdout
+    assert "Set the parameter OrdersConcurrency to 38" in result.stdout
     [run] = json.loads((project / "found.sarif").read_text())["runs"]
     uris = {one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]}
     assert uris == {"template.yaml"}

@@ -2,10 +2,10 @@
 ministack with what this repository's templates need and it lacks; runs in .venv-ministack instead of its command.
 
 Added: Fn::Join in conditions; AWS::EC2::SecurityGroupIngress; AWS::RDS::DBProxy and DBProxyTargetGroup; CodeDeploy's
-records; the secret of a database's administrator; S3's addresses; the routes that an HTTP API takes from its OpenAPI
-document; another port than 5432 for a proxy; alarms over an expression. A database and a proxy are only records there:
-DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses private names of ministack, which
-requirements/ministack.txt pins.
+records; saved queries; the secret of a database's administrator; S3's addresses; the routes that an HTTP API takes
+from its OpenAPI document; another port than 5432 for a proxy; alarms over an expression. A database and a proxy are
+only records there: DATABASE_HOST and PROXY_HOST say where they answer in fact. It uses private names of ministack,
+which requirements/ministack.txt pins.
 """
 
 import json
@@ -206,6 +206,7 @@ engine._evaluate_rules = with_any_port(engine._evaluate_rules)
 # A deployment group only: aliases change over at once.
 for kind in ("Application", "DeploymentGroup"):
     HANDLERS[f"AWS::CodeDeploy::{kind}"] = {"create": create_record, "delete": delete_nothing}
+HANDLERS["AWS::Logs::QueryDefinition"] = {"create": create_record, "delete": delete_nothing}
 HANDLERS["AWS::RDS::DBProxy"] = {"create": create_proxy, "delete": delete_proxy}
 HANDLERS["AWS::RDS::DBProxyTargetGroup"] = {"create": create_targets, "delete": delete_nothing}
 with_secret("AWS::RDS::DBCluster")

@@ -647,14 +647,14 @@ def demo_database_is_what_was_asked_for(name: str, stack: Stack) -> None:
     given = DEPLOYMENTS[name]
     for nested in stack.nested.values():
         aurora, proxied = given["DatabaseMode"] == "aurora", given.get("Endpoint") == "proxy"
-        expected = {"DatabaseSecurityGroup", "SubnetGroup", "DatabaseLogGroup", "ConnectionsAlarm"}
+        expected = {"DatabaseSecurityGroup", "SubnetGroup", "DatabaseLogGroup", "ConnectionsAlarm", "LoadAlarm"}
         if aurora:
             expected |= {"Cluster", "ClusterInstance", "ClusterParameters", "CapacityAlarm"}
         else:
             expected |= {"Instance", "InstanceParameters", "StorageAlarm"}
         if proxied:
             expected |= {"ProxySecurityGroup", "ProxyMayConnect", "ProxyRole", "ProxyLogGroup", "Proxy", "ProxyTargets"}
-            expected |= {f"Proxy{alarm}Alarm" for alarm in ("Connects", "Refusals", "Waits", "Pinned")}
+            expected |= {f"Proxy{alarm}Alarm" for alarm in ("Connections", "Connects", "Refusals", "Waits", "Pinned")}
             assert nested.properties("Proxy")["RoleArn"] == "Arn-of-ProxyRole"
             assert nested.properties("ProxyTargets")["DBProxyName"] == "ref-Proxy"
         if proxied and given.get("ProxyAuth") != "iam":
@@ -862,8 +862,10 @@ METRICS: dict[tuple[str, str], tuple[str, str, float, float]] = {
     ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): ("QueueName", "Maximum", 1, 1),
     ("AWS/SQS", "ApproximateAgeOfOldestMessage"): ("QueueName", "Maximum", 300, 86400),
     ("AWS/RDS", "DatabaseConnections"): ("DB", "Maximum", 50, 95),  # per cent of ConnectionLimit
+    ("AWS/RDS", "DBLoadRelativeToNumVCPUs"): ("DBInstanceIdentifier", "Average", 1, 2),  # tight, cannot hold
     ("AWS/RDS", "FreeStorageSpace"): ("DB", "Minimum", 1e9, 4e9),  # bytes
     ("AWS/RDS", "ACUUtilization"): ("DB", "Average", 70, 100),  # per cent
+    ("AWS/RDS", "MaxDatabaseConnectionsAllowed"): ("ProxyName", "Sum", 50, 70),  # per cent; AWS: 30 stay free
     ("AWS/RDS", "DatabaseConnectionsSetupFailed"): ("ProxyName", "Sum", 1, 100),
     ("AWS/RDS", "ClientConnectionsSetupFailedAuth"): ("ProxyName", "Sum", 1, 100),
     ("AWS/RDS", "DatabaseConnectionsBorrowLatency"): ("ProxyName", "Average", 100_000, 10_000_000),  # microseconds
@@ -874,13 +876,7 @@ METRICS: dict[tuple[str, str], tuple[str, str, float, float]] = {
 def alarms_of(stack: Stack, topic: str) -> Iterator[tuple[str, str, str]]:
     """Yield namespace, metric and whose it is for each alarm, after a look at whether it can go off, and for whom."""
     for name, alarm in stack.of_type("AWS::CloudWatch::Alarm").items():
-        metric = alarm
-        if "Metrics" in alarm:
-            [shown] = [of for of in alarm["Metrics"] if of.get("ReturnData", True)]
-            [read] = [of for of in alarm["Metrics"] if "MetricStat" in of]
-            assert shown["Expression"] == f"100 * {read['Id']} / {stack.values['ConnectionLimit']}", name
-            metric = read["MetricStat"]["Metric"] | {"Statistic": read["MetricStat"]["Stat"]}
-            metric |= {"Period": read["MetricStat"]["Period"]}
+        metric = metric_of(name, alarm, stack) if "Metrics" in alarm else alarm
         [dimension] = metric["Dimensions"]
         kind, statistic, least, most = METRICS[metric["Namespace"], metric["MetricName"]]
         if kind == "DB":
@@ -892,11 +888,28 @@ def alarms_of(stack: Stack, topic: str) -> Iterator[tuple[str, str, str]]:
         less = metric["MetricName"] == "FreeStorageSpace"
         assert alarm["ComparisonOperator"] == ("LessThan" if less else "GreaterThanOrEqualTo") + "Threshold", name
         assert alarm["TreatMissingData"] == "notBreaching", name
-        assert alarm["AlarmDescription"], name
         for actions in ("AlarmActions", "OKActions"):
             assert alarm.get(actions) == ([topic] if topic else None), name
         assert alarm.get("ActionsEnabled", True) is True
         yield metric["Namespace"].removeprefix("AWS/"), metric["MetricName"], dimension["Value"].rpartition("-")[2]
+
+
+def metric_of(name: str, alarm: dict, stack: Stack) -> dict:
+    """Return the metric that an alarm over a share reads last: of the role's limit, or of what a proxy may open."""
+    [shown] = [of for of in alarm["Metrics"] if of.get("ReturnData", True)]
+    read = {of["Id"]: of["MetricStat"] for of in alarm["Metrics"] if "MetricStat" in of}
+    whole = [key for key in read if key != "connections"] or [stack.values["ConnectionLimit"]]
+    assert shown["Expression"] == f"100 * connections / {whole[0]}", name
+    used = read["connections"]["Metric"]
+    assert (used["Namespace"], used["MetricName"]) == ("AWS/RDS", "DatabaseConnections"), name
+    for of in read.values():
+        # What is divided is of the same thing, and over the same time.
+        assert of["Metric"]["Dimensions"] == used["Dimensions"], name
+        assert {key: of[key] for key in ("Stat", "Period")} == {
+            key: read["connections"][key] for key in ("Stat", "Period")
+        }, name
+    last = [*read.values()][-1]
+    return last["Metric"] | {"Statistic": last["Stat"], "Period": last["Period"]}
 
 
 @each_deployment
@@ -914,10 +927,189 @@ def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
     for nested in stack.nested.values():
         of_database = "Cluster" if stack.values["DatabaseMode"] == "aurora" else "Instance"
         limit = "ACUUtilization" if of_database == "Cluster" else "FreeStorageSpace"
+        [instance] = nested.of_type("AWS::RDS::DBInstance")
         expected = {("RDS", "DatabaseConnections", of_database), ("RDS", limit, of_database)}
+        expected |= {("RDS", "DBLoadRelativeToNumVCPUs", instance)}
+        # Without it there is no DBLoad.
+        assert nested.properties(instance)["EnablePerformanceInsights"] is True, name
         if DEPLOYMENTS[name].get("Endpoint") == "proxy":
             expected |= {("RDS", metric, "Proxy") for (_, metric), (kind, *_) in METRICS.items() if kind == "ProxyName"}
         assert sorted(alarms_of(nested, topic)) == sorted(expected), name
+
+
+@each_deployment
+def every_alarm_says_what_to_do(name: str, stack: Stack) -> None:
+    """
+    An alarm's description is a sentence and the address of a section of the runbook that is there and names the alarm.
+    """
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (.+)\n\*([^*]+)\*$", runbook, re.MULTILINE))
+    named = {title.lower().replace(" ", "-"): re.findall(r"\w+", alarms) for title, alarms in sections.items()}
+    for one in (stack, *stack.nested.values()):
+        for alarm, of in one.of_type("AWS::CloudWatch::Alarm").items():
+            told, _, address = of["AlarmDescription"].rpartition(" ")
+            page, _, section = address.partition("#")
+            assert page == "docs/runbook.md", f"{name}: {alarm}"
+            assert alarm.removesuffix("Alarm") in named[section], f"{name}: {alarm}"
+            assert len(told) > 20, f"{name}: {alarm}"
+            assert len(of["AlarmDescription"]) + 400 <= 1024, f"{name}: {alarm}"  # with the longest RunbookUrl
+
+
+# Ours, by the statistics that say something; filled where the code has them.
+OUR_METRICS: dict[str, tuple[str, ...]] = {}
+AWS_METRICS = json.loads((Path(__file__).with_name("aws_metrics.json")).read_text(encoding="utf-8"))["metrics"]
+# What a dimension's value names.
+OF_DIMENSION = {
+    "FunctionName": "AWS::Lambda::Function",
+    "ApiId": "AWS::ApiGatewayV2::Api",
+    "QueueName": "AWS::SQS::Queue",
+    "DBInstanceIdentifier": "AWS::RDS::DBInstance",
+    "DBClusterIdentifier": "AWS::RDS::DBCluster",
+    "ProxyName": "AWS::RDS::DBProxy",
+}
+# Dashboard body structure and syntax (CloudWatch API Reference): what a widget of metrics may say.
+OF_WIDGET = {"title", "region", "stat", "period", "metrics", "annotations", "yAxis"}
+OF_METRIC = {"label", "stat", "yAxis"}
+
+
+def metrics_exist(templates: Templates) -> None:
+    """Each metric that an alarm or the dashboard reads exists, by dimensions that it has, of something that exists."""
+    for name, stack in templates.everywhere():
+        for alarm, of in stack.of_type("AWS::CloudWatch::Alarm").items():
+            read = [one["MetricStat"] for one in of.get("Metrics", [of]) if "MetricStat" in one]
+            for metric, statistic in [(one["Metric"], one["Stat"]) for one in read] or [(of, of["Statistic"])]:
+                dimensions = {one["Name"]: one["Value"] for one in metric["Dimensions"]}
+                look_up(f"{name}: {alarm}", metric["Namespace"], metric["MetricName"], dimensions, statistic, [stack])
+        for body in dashboards_of(stack):
+            for title, metric in metrics_of(body):
+                stacks = [stack, *stack.nested.values()]
+                look_up(f"{name}: {title}", *metric, stacks)
+
+
+def look_up(where: str, namespace: str, metric: str, dimensions: dict, statistic: str, stacks: list[Stack]) -> None:
+    """See that a metric is one of AWS's, or of ours as the code makes them, and of what."""
+    if namespace == "Plungepool":
+        assert dimensions == {"service": "shop"}, where
+        assert metric in OUR_METRICS, f"{where}: {metric}"
+        assert statistic in OUR_METRICS[metric], f"{where}: {metric}: {statistic}"
+        return
+    listed = AWS_METRICS[namespace][metric]
+    [(kind, value)] = dimensions.items()
+    assert kind in listed["dimensions"], f"{where}: {metric} has no {kind}"
+    assert statistic in listed["statistics"], f"{where}: {metric}: {statistic}"
+    given = {one.values.get(key) for one in stacks for key in ("DatabaseInstance", "DatabaseProxy")}
+    if kind in ("DBInstanceIdentifier", "ProxyName") and value in given - {None, ""}:
+        return  # of a database that is not the stack's
+    named = re.fullmatch(r"(?:ref|QueueName-of)-(\w+)", value)
+    assert named is not None, f"{where}: {value}"
+    kinds = [one.resources[named[1]]["Type"] for one in stacks if named[1] in one.resources]
+    assert kinds == [OF_DIMENSION[kind]], f"{where}: {value}"
+
+
+def dashboards_of(stack: Stack) -> list[dict]:
+    return [json.loads(of["DashboardBody"]) for of in stack.of_type("AWS::CloudWatch::Dashboard").values()]
+
+
+def metrics_of(body: dict) -> Iterator[tuple[str, tuple[str, str, dict, str]]]:
+    """Yield a widget's title, and namespace, name, dimensions and statistic of each metric that it shows."""
+    for widget in body["widgets"]:
+        properties = widget["properties"]
+        for namespace, metric, *dimensions in properties.get("metrics", []):
+            options = dimensions.pop()
+            pairs = dict(zip(dimensions[::2], dimensions[1::2], strict=True))
+            yield properties["title"], (namespace, metric, pairs, options.get("stat", properties["stat"]))
+
+
+# What must be on the dashboard, beside the functions, the API and the queues.
+SHOWN_OF_INSTANCE = {
+    "DatabaseConnections",
+    "DBLoadRelativeToNumVCPUs",
+    "DBLoadNonCPU",
+    "CPUUtilization",
+    "FreeableMemory",
+}
+SHOWN_OF_PROXY = {
+    "MaxDatabaseConnectionsAllowed", "DatabaseConnections", "DatabaseConnectionsCurrentlyBorrowed", "ClientConnections",
+    "DatabaseConnectionsBorrowLatency", "DatabaseConnectionsCurrentlySessionPinned", "DatabaseConnectionsSetupFailed",
+    "ClientConnectionsSetupFailedAuth",
+}  # fmt: skip
+
+
+def dashboard_shows_what_matters(templates: Templates) -> None:
+    """
+    In each deployment the dashboard is JSON as CloudWatch takes it, and shows the database, the proxy, each function,
+    queue and alarm that there is, limits included, by few enough metrics to be free.
+    """
+    own = {"DatabaseInstance": "orders-1", "DatabaseProxy": "orders-proxy"}
+    watched = {f"{name}, watched": of | own for name, of in DEPLOYMENTS.items() if "DatabaseMode" not in of}
+    for name, given in (DEPLOYMENTS | watched).items():
+        stack = templates.deploy_with(given)
+        [body] = dashboards_of(stack)
+        database = "DatabaseInstance" in given or "DatabaseMode" in given
+        proxy = "DatabaseProxy" in given or ("DatabaseMode" in given and given.get("Endpoint") == "proxy")
+        shown: dict[str, set[str]] = {}
+        for _, (_, metric, dimensions, _) in metrics_of(body):
+            shown.setdefault(next(iter(dimensions)), set()).add(metric)
+        assert shown.get("DBInstanceIdentifier", set()) == (SHOWN_OF_INSTANCE if database else set()), name
+        assert shown.get("ProxyName", set()) == (SHOWN_OF_PROXY if proxy else set()), name
+        assert shown["FunctionName"] == {"Errors", "Throttles", "Duration", "ConcurrentExecutions"}, name
+        read = [(metric, *dimensions.values()) for _, (_, metric, dimensions, _) in metrics_of(body)]
+        for metric in ("Errors", "Throttles", "Duration", "ConcurrentExecutions"):
+            functions = {value for one, value in read if one == metric}
+            assert functions == {f"ref-{key}Function" for key in ("HandleOrders", "FulfilOrders", "ReportSales")}, name
+        queues = {value for one, value in read if one == "ApproximateNumberOfMessagesVisible"}
+        assert queues == {f"QueueName-of-{queue}" for queue in stack.of_type("AWS::SQS::Queue")}, name
+        assert len(read) <= 50, f"{name}: {len(read)}"
+        widgets_are_as_cloudwatch_takes_them(name, body)
+        limits = {of["title"]: of["annotations"]["horizontal"] for of in properties_of(body) if "annotations" in of}
+        if database:
+            assert [of["value"] for of in limits["Connections to the database"]] == [20], name
+            assert [of["value"] for of in limits["Sessions at work for each vCPU"]] == [1, 2], name
+        if proxy:
+            [second] = limits["How long clients wait for a connection of the proxy's, microseconds"]
+            assert second["value"] == 1_000_000, name
+        alarms = [
+            f"Arn-of-{key}" for one in (stack, *stack.nested.values()) for key in one.of_type("AWS::CloudWatch::Alarm")
+        ]
+        [listed] = [of["alarms"] for of in properties_of(body) if "alarms" in of]
+        assert sorted(listed) == sorted(alarms), name
+        assert f"{stack.values['AWS::StackName']}" in body["widgets"][0]["properties"]["markdown"], name
+    assert dashboards_of(templates.deploy_with(DEPLOYMENTS["aurora"] | {"MakeDashboard": "false"})) == []
+
+
+def properties_of(body: dict) -> list[dict]:
+    return [widget["properties"] for widget in body["widgets"]]
+
+
+def widgets_are_as_cloudwatch_takes_them(name: str, body: dict) -> None:
+    """Dashboard body structure and syntax, CloudWatch API Reference."""
+    assert body.keys() <= {"start", "periodOverride", "widgets"}, name
+    assert body["periodOverride"] in ("auto", "inherit")
+    for widget in body["widgets"]:
+        assert widget.keys() == {"type", "width", "height", "properties"}, name
+        assert 1 <= widget["width"] <= 24, name
+        assert 1 <= widget["height"] <= 1000, name
+        properties = widget["properties"]
+        if widget["type"] == "text":
+            assert properties.keys() == {"markdown"}, name
+        elif widget["type"] == "alarm":
+            assert properties.keys() == {"title", "alarms"}, name
+            assert len(properties["alarms"]) <= 100, name
+        else:
+            assert widget["type"] == "metric", name
+            assert {"title", "region", "stat", "period", "metrics"} <= properties.keys() <= OF_WIDGET, name
+            assert (properties["region"], properties["period"]) == (HOME.region, 60), name
+            for *_, options in properties["metrics"]:
+                assert {"label"} <= options.keys() <= OF_METRIC, f"{name}: {properties['title']}"
+            for line in properties.get("annotations", {}).get("horizontal", []):
+                assert line.keys() == {"label", "value", "color"}, name
+    # Rows of 24 columns, so that no widget stands alone.
+    row = 0
+    for widget in body["widgets"]:
+        row += widget["width"]
+        assert row <= 24, name
+        row %= 24
+    assert row == 0, name
 
 
 def new_version_is_tried_first(templates: Templates) -> None:
@@ -969,7 +1161,13 @@ def outputs_say_where_things_are(name: str, stack: Stack) -> None:
             else f"Db{'i' if kind == 'Instance' else 'Cluster'}ResourceId-of-{kind}",
             "AdminHost": f"Endpoint.Address-of-{kind}",
             "AdminSecretArn": f"MasterUserSecret.SecretArn-of-{kind}",
+            "InstanceId": "ref-ClusterInstance" if kind == "Cluster" else "ref-Instance",
         }
+        alarms = ["Connections", "Load", "Capacity" if kind == "Cluster" else "Storage"]
+        if proxied:
+            expected["ProxyName"] = "ref-Proxy"
+            alarms += [f"Proxy{alarm}" for alarm in ("Connections", "Connects", "Refusals", "Waits", "Pinned")]
+        expected["AlarmArns"] = '", "'.join(f"Arn-of-{alarm}Alarm" for alarm in alarms)
         expected["ResourceId"] = expected["ResourceId"].replace("DbCluster", "DBCluster")
         if proxied and DEPLOYMENTS[name].get("ProxyAuth") != "iam":
             expected["ApplicationSecretArn"] = "Id-of-ApplicationSecret"
@@ -979,7 +1177,7 @@ def outputs_say_where_things_are(name: str, stack: Stack) -> None:
 
 
 NAMES = {"LogGroupName", "LayerName", "FunctionName", "RoleName", "QueueName", "AlarmName", "TopicName", "SecretName",
-         "DBClusterIdentifier", "DBInstanceIdentifier", "DBProxyName", "DBSubnetGroupName", "GroupName", "ManagedPolicyName"}  # fmt: skip
+         "DBClusterIdentifier", "DBInstanceIdentifier", "DBProxyName", "DBSubnetGroupName", "GroupName", "ManagedPolicyName", "DashboardName"}  # fmt: skip
 
 
 def two_stacks_fit_into_one_account(templates: Templates) -> None:
@@ -995,7 +1193,12 @@ def two_stacks_fit_into_one_account(templates: Templates) -> None:
             given = {properties.get(key) for key in NAMES}
             if resource["Type"] == "AWS::Lambda::LayerVersion":  # else SAM names it by its logical id
                 assert "LayerName" in properties, f"{name}: {logical_id}"
-            if resource["Type"] in ("AWS::Scheduler::Schedule", "AWS::SSM::Parameter", "AWS::SecretsManager::Secret"):
+            if resource["Type"] in (
+                "AWS::Scheduler::Schedule",
+                "AWS::SSM::Parameter",
+                "AWS::SecretsManager::Secret",
+                "AWS::Logs::QueryDefinition",
+            ):
                 given.add(properties.get("Name"))
             for fixed in filter(None, given):
                 assert any(part in fixed for part in own), f"{name}: {logical_id}: {fixed}"
@@ -1060,6 +1263,10 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "OrdersDeployment": (["AllAtOnce", "Canary10Percent5Minutes"], ["", "Canary"]),
     "AlarmTopicArn": TOPIC_BOUNDS,
+    "MakeDashboard": FLAG_BOUNDS,
+    "DatabaseInstance": (["", "orders-1"], ["1orders", "orders.example", "a" * 64]),
+    "DatabaseProxy": (["", "orders-proxy"], ["-orders", "orders/proxy", "a" * 64]),
+    "RunbookUrl": (["docs/runbook.md", "https://wiki.example.com/run?page=1"], ["", "a b", "a#b", "<a>", "a" * 401]),
 }
 DATABASE_BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "Mode": (["aurora", "instance"], ["", "existing"]),
@@ -1187,6 +1394,14 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "subnets without groups": ({"Host": "db", "ResourceId": "db-1", "SubnetIds": "subnet-1"}, "SubnetIds need"),
     "groups without subnets": ({"Host": "db", "ResourceId": "db-1", "SecurityGroupIds": "sg-1"}, "need SubnetIds"),
     "a VPC without subnets": ({"Host": "db", "ResourceId": "db-1", "VpcId": "vpc-1"}, "need SubnetIds"),
+    "an instance of one's own beside a demo database": (
+        {"DatabaseMode": "aurora", "DatabaseInstance": "orders-1"} | NETWORK,
+        "are for DatabaseMode existing",
+    ),
+    "a proxy of one's own beside a demo database": (
+        {"DatabaseMode": "instance", "DatabaseProxy": "orders-proxy"} | NETWORK,
+        "are for DatabaseMode existing",
+    ),
     "a demo database below RDS's ports": (
         {"DatabaseMode": "aurora", "Port": "1149"} | NETWORK,
         "Port must be at least",
@@ -1391,6 +1606,9 @@ RULES: list[Callable[[Templates], None]] = [
     report_is_of_yesterday_and_never_lost,
     logs_end,
     what_needs_somebody_wakes_somebody,
+    every_alarm_says_what_to_do,
+    metrics_exist,
+    dashboard_shows_what_matters,
     new_version_is_tried_first,
     outputs_say_where_things_are,
     two_stacks_fit_into_one_account,

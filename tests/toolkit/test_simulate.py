@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from typer.testing import CliRunner, Result
 
 from plungepool_toolkit.command import application
 from plungepool_toolkit.simulate import calibration, curves, prices, study
-from plungepool_toolkit.simulate.advice import advice
+from plungepool_toolkit.simulate.advice import advice, rounded
 from plungepool_toolkit.simulate.clock import Clock, Places, Queue, Shared, Turn, Work
 from plungepool_toolkit.simulate.document import document
 from plungepool_toolkit.simulate.fleet import Fleet
 from plungepool_toolkit.simulate.incidents import INCIDENTS
 from plungepool_toolkit.simulate.model import Costs, Database, Function
 from plungepool_toolkit.simulate.strategies import STRATEGIES
+from plungepool_toolkit.storm.strategies import STRATEGIES as STORM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +242,8 @@ RECORDED = [("2026-09-09T10:01:00Z", 5), ("2026-09-09T10:00:00+00:00", 1)]
     [
         "time,concurrency\n100,1\n160,5\n",
         "Time, Concurrency\n160,5\n100,1\n",
+        "\ufefftime;concurrency\r\n100,0;1\r\n160,0;5\r\n",
+        "time\tconcurrency\n100\t1\n160\t5\n",
         "time,concurrency\n2026-09-09T10:00:00Z,1\n2026-09-09T10:01:00Z,5\n",
         json.dumps({"Datapoints": [{"Timestamp": moment, "Maximum": most} for moment, most in RECORDED]}),
         json.dumps(
@@ -264,6 +268,14 @@ def test_a_curve_is_read(text: str, tmp_path: Path) -> None:
         ("time,concurrency\n1,2\n", "two points"),
         ("time,concurrency\n1,2\n2,-3\n", "negative"),
         ('{"MetricDataResults": []}', "neither a CSV"),
+        ("time,concurrency\n0,1\n10,\n20,3\n", "line 3"),
+        ("time,concurrency\n0,1\n10,nan\n", "line 3"),
+        ("time,concurrency\n0,1\ninf,3\n", "line 3.*finite"),
+        ("{" * 5000, "neither a CSV|nested"),
+        ('{"Label": "ConcurrentExecutions", "Datapoints": [{"Timest', "neither a CSV"),
+        ('{"MetricDataResults": [{"Timestamps": [0, 60], "Values": [1, 5]}], "NextToken": "x"}', "a part of the curve"),
+        ('{"MetricDataResults": [{"StatusCode": "PartialData"}]}', "a part of the curve"),
+        ('{"MetricDataResults": [{}, {}]}', "2 metrics"),
     ],
 )
 def test_what_is_no_curve_is_said(text: str, problem: str, tmp_path: Path) -> None:
@@ -361,14 +373,46 @@ def test_advice() -> None:
     both = (("null", "direct"), ("tiny", "proxy"), ("queue-pool", "direct"))
     text = said(Database(), 300, *both)
     assert "null, answers all 300 with 26 connections" in text
-    assert "SQLAlchemy's pool, 5 + 10, answers 9 %" in text
+    assert "The best of the others, QueuePool, 5 + 10, answers 9 %" in text
     assert "A proxy is not needed for this, which saves 88 dollars" in text
     text = said(Database(cores=0.5), 1000, *both)
     assert "tiny behind a proxy, answers all 1000" in text
-    assert "they need about 0.8 cores (4 ACU), and there are 0.5" in text
     assert "connections are too few" in said(Database(limit=1), 600, ("null", "direct"))
     heavy = Database(costs=Costs(statement_s=1.0))
     assert "the statements alone need" in said(heavy, 300, ("null", "direct"))
+
+
+def test_advice_that_can_be_followed() -> None:
+    """
+    Where connects take longer than an attempt has, it says so and what would be enough; followed, it holds.
+
+    What answers nothing is said to fail, and by what; of what was not asked, nothing is said.
+    """
+    limit, cores = prices.of_acus(4.0)
+    database = Database(limit=limit, cores=cores)
+    text = said(database, 1000, ("null", "direct"), ("queue-pool", "direct"))
+    assert "to connect all of them takes 8.1 s of its 1 cores, and an attempt has 5 s" in text
+    assert "PLUNGEPOOL_CONNECT_TIMEOUT_S 14, a proxy, about 1.6 cores (7 ACU)" in text
+    assert "None of the others answers anything: they fail by ConnectTimeout." in text
+    load, longer = study.Load(environments=1000), Function(connect_timeout_s=14)
+    assert study.simulate(STRATEGIES["null"], database, longer, load, (1,)).held
+    assert study.simulate(STRATEGIES["null"], replace(database, cores=1.75), Function(), load, (1,)).held
+    assert "Without a proxy" not in said(database, 1000, ("tiny", "proxy"))
+    assert "NullPool, answers all, too." in said(database, 20, ("null", "direct"), ("null-pool", "direct"))
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [(0.0, "0 %"), (0.001, "less than 1 %"), (0.5, "50 %"), (0.997, "more than 99 %"), (1.0, "100 %")],
+)
+def test_a_part_is_all_or_nothing_only_where_it_is(part: float, text: str) -> None:
+    """What is rounded is not said to be all, or nothing."""
+    assert rounded(part) == text
+
+
+def test_a_strategy_has_the_storms_name() -> None:
+    """A reader who compares the two commands finds each strategy by one title."""
+    assert {name: one.title for name, one in STRATEGIES.items()} == {name: STORM[name].title for name in STRATEGIES}
 
 
 # Against a storm.
@@ -443,12 +487,40 @@ def test_the_model_is_like_a_storm_that_was_measured() -> None:
         ({"strategies": []}, "knows none"),
         ({"conditions": {}}, "no document of a storm"),
         ({"conditions": {"arrival": "wave"}}, "only a storm of spikes"),
+        ({"conditions": "x"}, "no document of a storm"),
+        ({"strategies": [[]]}, "no document of a storm"),
     ],
 )
 def test_what_is_no_storm_is_said(change: dict[str, Any], problem: str) -> None:
     """Each with what is wrong."""
     with pytest.raises(calibration.StormError, match=problem):
         calibration.measured({**a_storm(Database()), **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("cores", 0), ("cores", "x"), ("deadline_s", -1), ("limit", None), ("limit", 2.5), ("environments", True)),
+        ("service_ms", math.nan),
+    ],
+)
+def test_odd_conditions_are_said(name: str, value: object) -> None:
+    """A number that is none, or none that can be, is named: no other version's document is taken for a storm."""
+    storm = a_storm(Database())
+    storm["conditions"][name] = value
+    with pytest.raises(calibration.StormError, match=f"{name}|no document"):
+        calibration.measured(storm)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("invocations", 0), ("connects", "5"), ("refused", None), ("database_cpu_s", "x")]
+)
+def test_odd_strategies_are_said(name: str, value: object) -> None:
+    """The same of what was measured of a strategy."""
+    storm = a_storm(Database())
+    storm["strategies"][0][name] = value
+    with pytest.raises(calibration.StormError, match=name):
+        calibration.measured(storm)
 
 
 # The command.
@@ -503,9 +575,22 @@ def test_the_command_replays_a_curve_and_an_incident(tmp_path: Path) -> None:
         ("--curve", "missing"),
         ("--calibrate", "missing"),
         ("--compare", "missing"),
+        ("--curve", "/dev/zero"),
+        ("--html", "none/page.html"),
+        ("--cores", "inf"),
+        ("--limit", "5", "--acu", "4"),
+        ("--curve", "missing", "--incident", "veda"),
+        ("--limit", "40", "--incident", "veda"),
+        ("--json", "--compare", "missing"),
     ],
 )
-def test_what_the_command_does_not_know_is_a_usage_error(arguments: tuple[str, str]) -> None:
+def test_what_the_command_does_not_know_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     """With the option's name."""
     done = command(*arguments)
     assert (done.exit_code, arguments[0] in done.stderr) == (2, True)
+
+
+def test_what_would_take_hours_is_a_usage_error() -> None:
+    """A stream of billions of invocations is refused before it is begun."""
+    done = command("--arrival", "steady", "--rate", "100000", "--duration", "86400")
+    assert (done.exit_code, "8,640,000,000 invocations" in done.stderr) == (2, True)

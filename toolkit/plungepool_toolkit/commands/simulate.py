@@ -6,13 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path  # noqa: TC003  # Typer reads it at run time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 
-from plungepool_toolkit.commands.console import table
+from plungepool_toolkit.commands.console import check_writable, table
 from plungepool_toolkit.report import write_report
 from plungepool_toolkit.simulate import calibration, curves, prices, study
 from plungepool_toolkit.simulate.advice import advice
@@ -34,14 +35,19 @@ _T = TypeVar("_T")
 
 # Environments of which a knee is looked for.
 _TRIED_AT_MOST = 10_000
+# A minute or so for each strategy.
+_INVOCATIONS_AT_MOST = 1_000_000
 
 
 def simulate(
+    context: typer.Context,
     *,
     environments: Annotated[int, typer.Option(min=1, max=100_000, help="How many there are, at most.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Of a spike: how often all are invoked.")] = 1,
     arrival: Annotated[Literal["spike", "wave", "steady"], typer.Option(help="How invocations come.")] = "spike",
-    rate: Annotated[float, typer.Option(min=0.01, help="Of a wave or steady: invocations a second, at most.")] = 20.0,
+    rate: Annotated[
+        float, typer.Option(min=0.01, max=100_000, help="Of a wave or steady: invocations a second, at most.")
+    ] = 20.0,
     duration: Annotated[float, typer.Option(min=1, max=86400, help="Of a wave or steady: seconds.")] = 60.0,
     curve: Annotated[
         Path | None, typer.Option(help="Replay a recorded one: CSV (time, concurrency or rate) or CloudWatch's JSON.")
@@ -50,18 +56,22 @@ def simulate(
         str | None,
         typer.Option(help=f"Replay one that its owners published, would it have held? ({', '.join(INCIDENTS)})"),
     ] = None,
-    service_ms: Annotated[float, typer.Option(min=0, help="The handler's own time, in its transaction.")] = 20.0,
+    service_ms: Annotated[
+        float, typer.Option(min=0, max=900_000, help="The handler's own time, in its transaction.")
+    ] = 20.0,
     statement_ms: Annotated[
         float | None,
-        typer.Option(min=0.01, help="The server's CPU for an invocation's statements. (1.1)"),
+        typer.Option(min=0.01, max=60_000, help="The server's CPU for an invocation's statements. (1.1)"),
     ] = None,
     deadline: Annotated[float, typer.Option(min=1, max=900, help="The function's time-out, in seconds.")] = 15.0,
-    connect_timeout: Annotated[float, typer.Option(min=0.1, help="Of one attempt to connect, in seconds.")] = 5.0,
+    connect_timeout: Annotated[
+        float, typer.Option(min=0.1, max=900, help="Of one attempt to connect, in seconds.")
+    ] = 5.0,
     sharing: Annotated[
         Literal["shared", "queue"], typer.Option(help="How connects and statements have the server's cores.")
     ] = "shared",
-    limit: Annotated[int, typer.Option(min=1, help="Connections that the fleet's role may have.")] = 26,
-    cores: Annotated[float, typer.Option(min=0.05, help="The server's.")] = 2.0,
+    limit: Annotated[int, typer.Option(min=1, max=262_143, help="Connections that the fleet's role may have.")] = 26,
+    cores: Annotated[float, typer.Option(min=0.05, max=1024, help="The server's.")] = 2.0,
     acu: Annotated[
         float | None, typer.Option(help="An Aurora cluster's most: says limit and cores (1, 4, 8, 16, 32, 64, ...).")
     ] = None,
@@ -89,7 +99,9 @@ def simulate(
     What an environment does is decided by the package's own code. Costs of the server are measured ones; take your own
     with --calibrate, from what `plungepool storm --json FILE` wrote. Exits with 1 if --compare finds the two apart.
     """
-    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    _refuse_what_has_no_effect(context)
+    check_writable(html, "--html")
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), stderr=as_json)
     chosen = range(seed, seed + seeds)
     if compare is not None:
         _compare(console, _storm(compare, "--compare"), _storm(calibrate, "--calibrate"), chosen)
@@ -110,6 +122,7 @@ def simulate(
         asked = _of_incident(story)
     else:
         asked = _asked(database, strategy, endpoint)
+    _refuse_too_many(load, function, database.costs.statement_s)
     outcomes = [study.simulate(one, where, function, load, chosen) for one, where in asked]
     bills = [
         prices.bill(one.middle, cores=one.database.cores, proxy=one.database.endpoint == "proxy", memory_mb=memory_mb)
@@ -139,6 +152,34 @@ def simulate(
         console.print(_knees(asked, function, chosen, load.rounds))
     console.print(f"{prices.AS_OF}.\n", style="dim")
     console.print(advice(outcomes, function, load), style="bold")
+
+
+# What each of these options says already, or makes no use of.
+_ALONE: dict[str, tuple[str, ...]] = {
+    "compare": (
+        *("environments", "rounds", "arrival", "rate", "duration", "curve", "incident", "service_ms", "statement_ms"),
+        *("deadline", "connect_timeout", "sharing", "limit", "cores", "acu", "servers", "strategy", "endpoint"),
+        *("memory_mb", "knee", "as_json", "html"),
+    ),
+    "incident": (
+        *("environments", "rounds", "arrival", "rate", "duration", "curve", "service_ms", "statement_ms", "deadline"),
+        *("connect_timeout", "sharing", "limit", "cores", "acu", "servers", "strategy", "endpoint", "calibrate"),
+    ),
+    "curve": ("rounds", "arrival", "rate", "duration"),
+    "acu": ("limit", "cores"),
+}
+
+
+def _refuse_what_has_no_effect(context: typer.Context) -> None:
+    """Refuse options beside which others were given that say the same: one of them would be passed over in silence."""
+    given: dict[str, str] = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name:
+            given[parameter.name] = parameter.opts[0]
+    for name, others in _ALONE.items():
+        if name in given and (void := [given[other] for other in others if other in given]):
+            raise typer.BadParameter(f"it has no effect with {given[name]}", param_hint=" ".join(void))
 
 
 def _conditions(
@@ -180,6 +221,17 @@ def _load(environments: int, rounds: int, arrival: str, rate: float, duration: f
     elif arrival != "spike":
         found = (curves.wave if arrival == "wave" else curves.steady)(rate, duration)
     return study.Load(environments=environments, rounds=rounds, curve=found)
+
+
+def _refuse_too_many(load: Load, function: Function, statement_s: float) -> None:
+    """Refuse a run that would take hours."""
+    wanted: float = load.environments * load.rounds
+    if load.curve is not None:
+        points = load.curve.rates(function.service_s + statement_s).points
+        wanted = sum((at - begin) * (first + last) / 2 for (begin, first), (at, last) in pairwise(points))
+    if wanted > _INVOCATIONS_AT_MOST:
+        text = f"it comes to about {wanted:,.0f} invocations, and {_INVOCATIONS_AT_MOST:,} can be simulated"
+        raise typer.BadParameter(f"{text}: take less of it, or a longer --service-ms")
 
 
 def _asked(database: Database, strategies: list[str] | None, endpoint: str | None) -> list[tuple[Strategy, Database]]:

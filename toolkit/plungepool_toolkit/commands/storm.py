@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plungepool_toolkit.commands.console import interruptible, table
+from plungepool_toolkit.commands.console import check_writable, interruptible, table
 from plungepool_toolkit.postgres import PostgresError
+from plungepool_toolkit.simulate import curves
 from plungepool_toolkit.storm import arrivals, results
 from plungepool_toolkit.storm.endpoints import ENDPOINTS, EndpointError
 from plungepool_toolkit.storm.fleet import FleetError
@@ -109,6 +110,9 @@ def storm(
 ) -> None:
     """Let a fleet of environments loose on a database with few connections, and compare strategies."""
     _check(strategy=strategy or (), endpoint=endpoint or (), arrival=(arrival,))
+    # Before the storm: afterwards, what was measured would be lost.
+    check_writable(json_file, "--json")
+    check_writable(html_file, "--html")
     arrival = "recorded" if curve else arrival
     all_rounds = _rounds(arrival, environments, rounds, fresh, rate, duration_s, curve, service_ms, seed)
     plan = Plan(
@@ -144,7 +148,7 @@ def _tell(
     for problem in problems:
         console.print(f"[yellow]Not run[/]: {escape(problem)}", highlight=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+        json_file.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
         console.print(f"{json_file} has all of it.", highlight=False)
     if html_file is not None:
         from plungepool_toolkit.report import write_report
@@ -222,14 +226,18 @@ def _rounds(
         if arrival == "recorded":
             if curve is None:
                 raise typer.BadParameter("a recorded curve is a file: give --curve FILE", param_hint="--arrival")
-            points = arrivals.read_curve(curve.read_text(errors="replace"))
-            return arrivals.recorded(points, max(service_ms, 1.0) / 1000, duration_s)
+            found = curves.read(curve)
+            if found.rate:
+                raise arrivals.CurveError(
+                    "it is a curve of rates; a storm takes concurrency, `plungepool simulate` both"
+                )
+            return arrivals.recorded(found.points, max(service_ms, 1.0) / 1000, duration_s)
         if arrival == "wave":
             return arrivals.wave(rate, duration_s or 20.0, seed)
         if arrival == "steady":
             return arrivals.steady(rate, duration_s or 20.0, seed)
-    except arrivals.CurveError as error:
-        raise typer.BadParameter(str(error)) from error
+    except (arrivals.CurveError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--curve" if curve else None) from None
     return arrivals.spike(environments, rounds, fresh=fresh)
 
 
@@ -274,7 +282,7 @@ def _on_lambda(
     try:
         account = on_lambda.Account()
         deployed = on_lambda.find_function(account.client, stack, function)
-        given = json.loads(event.read_text()) if event else {}
+        given = json.loads(event.read_text(encoding="utf-8")) if event else {}
         console.print(
             f"{plan.invocations} invocations of {deployed.name} in account {account.number}, {account.region}, at most "
             f"{plan.environments} at a time ({deployed.memory_mb} MB, time-out {deployed.timeout_s:g} s): "
@@ -287,7 +295,7 @@ def _on_lambda(
             raise on_lambda.DeployedError("nobody is here to agree to the costs: give --yes. Nothing was invoked")
         if not yes and console.input("Type [bold]yes[/] to go on: ").strip() != "yes":
             raise on_lambda.DeployedError("the answer was not yes. Nothing was invoked")
-    except (on_lambda.DeployedError, ValueError) as error:
+    except (on_lambda.DeployedError, OSError, ValueError) as error:
         console.print(f"[red]Refused[/]: {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from None
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

@@ -33,6 +33,7 @@ _KNOWN_COUNTS = 0.05
 # costs the client.
 _SHARES = (0.2, 0.3, 0.45, 0.7, 1.0)
 _CLIENT_S = 0.01
+_BEYOND_REASON = 1e9
 
 
 class StormError(ValueError):
@@ -84,16 +85,31 @@ def measured(document: Any) -> Measured:
             [one for one in document["strategies"] if one["name"] in STRATEGIES],
             [one["name"] for one in document["strategies"] if one["name"] not in STRATEGIES],
         )
+        _refuse_odd(conditions, service_ms=0.0, deadline_s=0.1, environments=1, rounds=1, limit=1, cores=0.01)
         expected = found.load.environments * found.load.rounds
         for one in found.strategies:
-            _numbers(one)
+            _refuse_odd(one, invocations=1, succeeded=0, connects=0, refused=0)
+            _refuse_odd(one["latency_ms"], p50=0.0)
+            if one.get("database_cpu_s") is not None:
+                _refuse_odd(one, database_cpu_s=0.0)
             if one["invocations"] != expected:
                 raise StormError(f"{one['name']} has {one['invocations']} invocations, and not {expected}")
-    except (KeyError, TypeError) as error:
+    except StormError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise StormError(f"it is no document of a storm: {error!r}") from None
     if not found.strategies:
         raise StormError("the model knows none of its strategies")
     return found
+
+
+def _refuse_odd(part: Mapping[str, Any], **least: float) -> None:
+    """Raise StormError where one of the numbers is none, or less than it can be."""
+    for name, smallest in least.items():
+        value = part[name]
+        is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_one or not smallest <= value <= _BEYOND_REASON or (isinstance(smallest, int) and value % 1):
+            raise StormError(f"{name} is {value!r}, and must be a number of {smallest:g} or more")
 
 
 def calibrate(storm: Measured, seeds: Sequence[int] = (1,)) -> Database:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from plungepool import fleet
+from plungepool_toolkit.storm import strategies as storm
 
 if TYPE_CHECKING:
     import random
@@ -74,24 +75,24 @@ class Strategy:
     ours: bool
 
 
-def _stock(name: str, title: str, keeping: Keeping, law: Law | None = None) -> Strategy:
-    return Strategy(name, title, keeping, law, ends_by_deadline=False, ours=False)
+def _stock(name: str, keeping: Keeping, law: Law | None = None) -> Strategy:
+    return Strategy(name, storm.STRATEGIES[name].title, keeping, law, ends_by_deadline=False, ours=False)
 
 
 def _ours(name: str, keeping: Keeping) -> Strategy:
-    return Strategy(name, f"Plungepool, {name}", keeping, of_the_fleet, ends_by_deadline=True, ours=True)
+    return Strategy(name, storm.STRATEGIES[name].title, keeping, of_the_fleet, ends_by_deadline=True, ours=True)
 
 
-# By the names that `plungepool storm` gives the same strategies.
+# By the names and the titles that `plungepool storm` gives the same strategies.
 STRATEGIES = {
     one.name: one
     for one in (
-        _stock("per-invocation", "an engine in each invocation", "leave"),
-        _stock("queue-pool", "SQLAlchemy's pool, 5 + 10", "keep"),
-        _stock("null-pool", "NullPool", "close"),
-        _stock("null-retry-fast", "NullPool, again in 0.02-1 s", "close", of_a_range(0.02, 1.0)),
-        _stock("null-retry-slow", "NullPool, again in 0.5-6 s", "close", of_a_range(0.5, 6.0)),
-        _stock("keep-one", "one kept, again in 0.5-6 s", "keep", of_a_range(0.5, 6.0)),
+        _stock("per-invocation", "leave"),
+        _stock("queue-pool", "keep"),
+        _stock("null-pool", "close"),
+        _stock("null-retry-fast", "close", of_a_range(0.02, 1.0)),
+        _stock("null-retry-slow", "close", of_a_range(0.5, 6.0)),
+        _stock("keep-one", "keep", of_a_range(0.5, 6.0)),
         _ours("tiny", "keep"),
         _ours("null", "close"),
         _ours("adaptive", "tickets"),

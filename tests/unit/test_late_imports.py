@@ -23,7 +23,7 @@ PATHS = {
     "iam._epoch": "connect",
     "secret._secret_reader": "connect, with a secret",
     "sqltypes._range_text": "writing a value",
-    "engine.build_engine": "init, behind a proxy",
+    "engine.build_engine": "init, behind a proxy or with what is asked for by a setting",
     "connect.Driver.__init__": "init, of an adaptive pool",
     "pool._policy": "init, of an adaptive pool",
     "lifecycle._watch_snapshots": "init, with SnapStart",

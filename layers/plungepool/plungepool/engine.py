@@ -139,6 +139,10 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
     ahead = connector.connect_ahead if settings.connect_on_restore else None
     lifecycle.follow(engine, forget, connector.prepare, ahead)
+    if settings.recorder == "on":
+        from . import recorder  # nobody else pays for it
+
+        recorder.start(os.environ, slow_s=1.0)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
 

@@ -47,8 +47,8 @@ class Tally:
 
     #: connections that were checked out, and the seconds that checkouts waited for one of the pool's to be free
     checkouts, checkout_wait_s = 0, 0.0
-    #: checkouts that found none free in time (PoolExhausted)
-    exhausted = 0
+    #: checkouts that ended without a connection, whatever the cause; and those that found none free in time
+    checkouts_failed, exhausted = 0, 0
     #: sessions that were opened, attempts that failed, and attempts that were made because of those
     connects, connects_failed, connect_retries = 0, 0, 0
     #: the seconds that attempts took from the name to the answer to the password, failed ones included
@@ -157,6 +157,14 @@ def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
     return stop
 
 
+def name_of(error: BaseException) -> str:
+    """
+    Return what an error is counted by: its SQLSTATE, else its class; a missed deadline is one, whoever noticed it first.
+    """
+    sqlstate = None if isinstance(error, DeadlineExceeded) else getattr(error, "sqlstate", None)
+    return sqlstate or type(error).__name__
+
+
 def is_ping(reply: Reply) -> bool:
     """Say whether a flight asked nothing but whether the server is there."""
     return tuple(reply.sent) == _PING
@@ -169,16 +177,21 @@ def texts(reply: Reply) -> Iterator[str]:
 
     A text of the simple protocol may hold several. No parameter is in them.
     """
-    for part in reply.sent:
-        at = 0
-        while at + 5 <= len(part):
-            code, length = part[at : at + 1], int.from_bytes(part[at + 1 : at + 5])
-            if code == b"Q":
-                yield part[at + 5 : at + length].decode("utf-8", "replace")
-            elif code == b"P":
-                # The name of the statement first, which is empty, and the types of its parameters behind it.
-                yield part[at + 6 : part.index(b"\0", at + 6)].decode("utf-8", "replace")
-            at += 1 + length
+    for message in reply.sent:
+        yield from texts_of(message)
+
+
+def texts_of(message: bytes) -> Iterator[str]:
+    """Yield the texts in one message of a flight, or in what was made one of several; what is cut off is left out."""
+    at = 0
+    while at + 5 <= len(message):
+        code, length = message[at : at + 1], int.from_bytes(message[at + 1 : at + 5])
+        # The name of the statement comes first in Parse, which is empty, and the types of its parameters behind.
+        start = {b"Q": at + 5, b"P": at + 6}.get(code)
+        if start is not None:
+            end = message.find(b"\0", start)
+            yield message[start : end if end >= 0 else None].decode("utf-8", "replace")
+        at += 1 + length
 
 
 class _Observer:
@@ -236,7 +249,7 @@ def _count_connect(tally: Tally, session: Session, took_s: float, error: BaseExc
 
 
 def _count_error(tally: Tally, reply: Reply | None, error: BaseException) -> None:
-    invocation.count_under("errors", getattr(error, "sqlstate", None) or type(error).__name__)
+    invocation.count_under("errors", name_of(error))
     if reply is None:
         return
     if is_ping(reply):

@@ -431,6 +431,7 @@ class BoundedPool(_Places):
                 self._learn_address(fairy)
             return fairy
         except BaseException:
+            invocation.count("checkouts_failed")
             # Nobody will ever get it. Its end comes last: whoever finds none does all of this again.
             if "end" not in checkout.fate:
                 _abandon(checkout)

@@ -26,6 +26,7 @@ _CHOICES = {
     "deadline": ("server", "client", "off"),
     "leaks": ("close", "raise"),
     "shutdown": ("extension", "signal", "off"),
+    "recorder": ("on", "off"),
 }
 _SWITCHES = ("connect_on_restore",)
 _TEXTS = ("host", "address", "database", "user", "password", "secret_arn", "region", "ca_file", "fleet")
@@ -109,6 +110,7 @@ class Settings:
     leaks: str = "close"
     require_settings: tuple[str, ...] = ()
     shutdown: str = "extension"
+    recorder: str = "off"
     connect_on_restore: bool = False
     prefix: str = ""
 

@@ -137,7 +137,7 @@ class _Transactions(Session):
     @property
     def backend_pid(self) -> int:
         """The server's process that serves this session; 0 where it did not say."""
-        return self._protocol.backend_pid
+        return self.process
 
     @property
     def used_password(self) -> bool:

@@ -198,6 +198,16 @@ class Session:
         return self._transport.sock is None
 
     @property
+    def process(self) -> int:
+        """The server's process that serves this session; 0 where it did not say."""
+        return self._protocol.backend_pid
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come so far."""
+        return self._transport.received
+
+    @property
     def address(self) -> Any:
         """Where it leads, as getaddrinfo writes addresses."""
         return self._transport.address

@@ -64,6 +64,8 @@ class Transport:
         self.deadline: float | None = None
         #: how often the server was waited for on the way to it, and by whoever authenticates there
         self.round_trips = 0
+        #: bytes that have come
+        self.received = 0
         #: None before it was dialled, and after it was closed
         self.sock: socket.socket | None = None
 
@@ -197,6 +199,7 @@ class Transport:
             except OSError as error:
                 raise lost(error) from None
             if chunk:
+                self.received += len(chunk)
                 return chunk
             raise EndOfStream
 

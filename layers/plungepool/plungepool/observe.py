@@ -159,7 +159,7 @@ def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
 
 def name_of(error: BaseException) -> str:
     """
-    Return what an error is counted by: its SQLSTATE, else its class; a missed deadline is one, whoever noticed it first.
+    Return what an error is counted by: its SQLSTATE, else its class; a missed deadline is one, whoever noticed it.
     """
     sqlstate = None if isinstance(error, DeadlineExceeded) else getattr(error, "sqlstate", None)
     return sqlstate or type(error).__name__

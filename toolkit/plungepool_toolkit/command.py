@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 # In the order in which --help lists them; the module and its function have the same name, with underscores.
-COMMANDS = ("budget", "demo", "doctor", "drain", "proxy", "sam-local", "simulate", "storm", "verify-aws")
+COMMANDS = ("budget", "demo", "doctor", "drain", "proxy", "sam-local", "simulate", "storm", "timeline", "verify-aws")
 
 
 class _Commands(TyperGroup):

@@ -203,8 +203,8 @@ ROWS = {
         also=after_warm_up,
     ),
     "wave": Row(
-        about="a wave up to 60 a second for 30 s, each 600 ms within its transaction: 36 in flight on 26 connections",
-        plan=Plan(rounds=arrivals.wave(60, 30, seed=1), arrival="wave", environments=300, service_ms=600),
+        about="a wave up to 60 a second for 30 s, each 600 ms after its transaction: 36 in flight on 26 connections",
+        plan=Plan(rounds=arrivals.wave(60, 30, seed=1), arrival="wave", environments=300, outside_ms=600),
         strategies=(*OURS, "tiny", "null-pool", "null-retry-slow", "keep-one", "psycopg-pool"),
     ),
     "proxy": Row(

@@ -398,9 +398,16 @@ def jitter() -> float:
 class Driver:
     """Makes one attempt by this package's driver, as `Connector` takes it."""
 
-    def __init__(self, settings: Settings, application_name: str) -> None:
-        """Take the settings of an engine, and the name that pg_stat_activity shows; no I/O yet."""
-        self._settings, self._application_name = settings, application_name
+    def __init__(
+        self, settings: Settings, application_name: str, used_at: Callable[[Any], float] = lambda _record: 0.0
+    ) -> None:
+        """
+        Take the settings of an engine, and the name that pg_stat_activity shows; no I/O yet.
+
+        Args: used_at(record): when the connection that the pool's record had before was given back, in seconds since
+            the epoch; 0: it had none.
+        """
+        self._settings, self._application_name, self._used_at = settings, application_name, used_at
         self._startup = {}
         self._told = False
         self._tickets: Any = None
@@ -420,7 +427,7 @@ class Driver:
         errors of the driver's; what a listener raises.
         """
         parameters = _Parameters(
-            **self._ticket(login),
+            **self._ticket(record, login),
             user=login.user,
             password=login.password,
             host=login.host,
@@ -459,10 +466,16 @@ class Driver:
             connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
         return connection
 
-    def _ticket(self, login: Login) -> dict[str, Any]:
-        """Return what asks for the right to keep the connection, where the pool keeps by that; drawn anew each time."""
+    def _ticket(self, record: Any, login: Login) -> dict[str, Any]:
+        """
+        Return what asks for the right to keep the connection, where the pool keeps by that; drawn anew each time.
+
+        Outside of a guarded invocation it is asked for at once: what is not kept then does not outlive its checkout.
+        """
         tickets = self._tickets
         if tickets is None:
+            return {}
+        if invocation.is_running() and not fleet.comes_back(time.time() - self._used_at(record)):
             return {}
         invocation.count("tickets_asked")
         return {

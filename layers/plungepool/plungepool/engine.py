@@ -12,7 +12,7 @@ from sqlalchemy import URL, create_engine, exc
 
 from . import connect, dialect, lifecycle
 from .errors import CredentialsError, DeadlineExceeded, SettingsError
-from .pool import PoolExhausted, build_pool
+from .pool import PoolExhausted, build_pool, used_at
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
         raise SettingsError([f"get_engine does not take the option {one}" for one in contradictions])
     if settings.tls != "disable":
         import_module("ssl")  # the first connect needs it, and a time-out that strikes there must not strike an import
-    driver = connect.Driver(settings, application_name(os.environ))
+    driver = connect.Driver(settings, application_name(os.environ), used_at)
     connector = connect.Connector(settings, driver)
     opens = lifecycle.remembered(connector.connect, says_goodbye=settings.shutdown != "off")
     proxy = settings.endpoint == "proxy"

@@ -75,6 +75,17 @@ PROBES = len(_LEASES_S)
 GRACE_S = 1.0
 
 
+def comes_back(idle_s: float) -> bool:
+    """
+    Say whether to ask for a ticket, by how long ago this environment had a connection before: whether it is one that
+    is used again within a lease.
+
+    One that connects for the first time may be one of hundreds that a spike has started, and frozen after it: tickets
+    for the first that come would be held by those who do not need them, while all others share what is left.
+    """
+    return 0 <= idle_s < _LEASES_S[0]
+
+
 def tickets(limit: int) -> int:
     """Return how many connections may be kept where so many may be open."""
     return max(0, limit) * round(SHARE * 100) // 100

@@ -66,7 +66,7 @@ _FRAMES_KEPT = 16
 _NEVER = float("inf")
 # A question has an answer of six bytes: who has not given it by then, after several retransmissions, is not there.
 _PING_AT_MOST_S = 2.0
-_NOTE = "plungepool_checkout"
+_NOTE, _USED_AT = "plungepool_checkout", "plungepool_used_at"
 # A shutdown or pg_terminate_backend, a crash, a start; a write that is refused.
 _ENDS_SEVERAL, _READ_ONLY = frozenset(("57P01", "57P02", "57P03")), "25006"
 # The session idled for longer than the server allows.
@@ -284,6 +284,28 @@ class _Host:
 _HAS_LEFT = Dead("the host's name leads to another address now", reason="moved")
 
 
+class _Shared:
+    """
+    Whether a connection that is not kept beyond the invocation is kept to its end, for the next checkout to have it.
+
+    That is where this invocation or the last one had several. Where nothing shows that there is another to come, others
+    want it: a handler that goes on for long without it would hold a place of which there are few. It is advice: a
+    checkout that is not counted costs a connect at most.
+    """
+
+    __slots__ = ("_had_several", "uses")
+
+    def __init__(self) -> None:
+        self.uses, self._had_several = 0, False
+
+    def is_expected(self) -> bool:
+        return invocation.is_running() and (self.uses > 1 or self._had_several)
+
+    def end(self) -> None:
+        if self.uses:
+            self.uses, self._had_several = 0, self.uses > 1
+
+
 class _Places(Pool):
     """Room for so many connections, and what SQLAlchemy's pools tell of themselves."""
 
@@ -358,17 +380,16 @@ class BoundedPool(_Places):
 
         Args: keep(connection): asked at each return; False closes it. to_the_end: not before the invocation ends, so
             that several checkouts in it share one. follows_host: drop what leads to an address that the host's name no
-            longer shows. examine(connection, opened_at): why a kept
-            connection may not be handed out again; None where it may. prefix: what the settings' variables begin with,
-            for errors.
+            longer shows. examine(connection, opened_at): why a kept connection may not be handed out again; None where
+            it may. prefix: what the settings' variables begin with, for errors.
         Units: seconds of wall clock.
         """
         super().__init__(creator, **arguments)
-        self._timeout_s, self._keep, self._examine = timeout_s, keep, examine
+        self._timeout_s, self._keep, self._examine, self._to_the_end = timeout_s, keep, examine, to_the_end
         self._margin_s, self.raise_leaks, self._prefix = margin_s, raise_leaks, prefix
         self._places = tuple(_Place() for _ in range(size))
         self._line: deque[_Checkout] = deque()
-        self._to_the_end, self._follows_host, self._host = to_the_end, follows_host, _Host(followed=follows_host)
+        self._shared, self._follows_host, self._host = _Shared(), follows_host, _Host(followed=follows_host)
         if to_the_end:
             invocation.at_each_end(self._end_invocation)
 
@@ -424,6 +445,7 @@ class BoundedPool(_Places):
             checkout.delivered = True
             invocation.count("checkouts")
             if invocation.is_running():
+                self._shared.uses += 1
                 invocation.note(_HandedOut(self, checkout))
             if checkout.replaced is not None:
                 _tell(*checkout.replaced)
@@ -600,18 +622,19 @@ class BoundedPool(_Places):
         checkout = _notes(record).pop(_NOTE, None)
         connection = record.dbapi_connection
         passes = connection is not None and not self._keep(connection)
-        if checkout is None or (passes and not (self._to_the_end and invocation.is_running())):
+        if checkout is None or (passes and not (self._to_the_end and self._shared.is_expected())):
             record.close()
         if checkout is None:
             return
         invocation.count("closed" if record.dbapi_connection is None else "kept")
-        checkout.returned_at = time.time()
+        checkout.returned_at = _notes(record)[_USED_AT] = time.time()
         self._park(checkout, record)
         if passes and self._to_the_end and not invocation.is_running():
             self._end_invocation()  # it ended meanwhile, and may have looked before this was there
 
     def _end_invocation(self) -> None:
         """Close what was kept for the invocation alone."""
+        self._shared.end()
         parked = (place.last().parked for place in self._places)
         if any(one is not None and one.dbapi_connection and not self._keep(one.dbapi_connection) for one in parked):
             dropped = self._drop(lambda connection, _opened_at: not self._keep(connection))
@@ -654,6 +677,11 @@ def build_pool(
         follows_host=settings.endpoint == "direct" and settings.access == "read-write" and settings.auth != "dsql",
         examine=examine or Examiner(settings, lease_s),
     )
+
+
+def used_at(record: Any) -> float:
+    """Return when a record's last connection was given back, in seconds since the epoch; 0: it has had none."""
+    return float(_notes(record).get(_USED_AT, 0.0))
 
 
 def caller() -> str:

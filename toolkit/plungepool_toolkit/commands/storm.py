@@ -66,6 +66,9 @@ _Curve = Annotated[
     typer.Option(help="CSV of time and concurrency, or CloudWatch's JSON of ConcurrentExecutions.", exists=True),
 ]
 _Service = Annotated[float, typer.Option(min=0, max=60000, help="What the handler does within its transaction.")]
+_Outside = Annotated[
+    float, typer.Option(min=0, max=60000, help="What the handler does after its transaction, without a connection.")
+]
 _Deadline = Annotated[float, typer.Option(min=1, max=60, help="The functions' time-out.")]
 _MaxConnections = Annotated[int, typer.Option(min=6, max=1000, help="The database's setting.")]
 _PoolerConnections = Annotated[
@@ -95,6 +98,7 @@ def storm(
     duration_s: _Duration = None,
     curve: _Curve = None,
     service_ms: _Service = 20.0,
+    outside_ms: _Outside = 0.0,
     deadline_s: _Deadline = 15.0,
     max_connections: _MaxConnections = 30,
     pooler_connections: _PoolerConnections = 10,
@@ -114,12 +118,13 @@ def storm(
     check_writable(json_file, "--json")
     check_writable(html_file, "--html")
     arrival = "recorded" if curve else arrival
-    all_rounds = _rounds(arrival, environments, rounds, fresh, rate, duration_s, curve, service_ms, seed)
+    all_rounds = _rounds(arrival, environments, rounds, fresh, rate, duration_s, curve, service_ms + outside_ms, seed)
     plan = Plan(
         rounds=all_rounds,
         arrival=arrival,
         environments=min(ENVIRONMENTS_AT_MOST, environments * (rounds if fresh and arrival == "spike" else 1)),
         service_ms=service_ms,
+        outside_ms=outside_ms,
         deadline_s=deadline_s,
         max_connections=max_connections,
         pooler_connections=pooler_connections,

@@ -22,6 +22,7 @@ _CONDITIONS = {
     "rounds": "Rounds",
     "arrival": "Arrivals",
     "service_ms": "Service time, ms",
+    "outside_ms": "After the transaction, ms",
     "deadline_s": "Time-out of a function, s",
     "max_connections": "max_connections",
     "limit": "Connections for the role",

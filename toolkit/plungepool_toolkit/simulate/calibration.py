@@ -79,7 +79,9 @@ def measured(document: Any) -> Measured:
         if conditions["arrival"] != "spike":
             raise StormError("only a storm of spikes can be compared: of the others it does not say what arrived when")
         found = Measured(
-            Function(service_s=conditions["service_ms"] / 1000, deadline_s=float(conditions["deadline_s"])),
+            _function(
+                conditions["service_ms"] / 1000, conditions.get("outside_ms", 0.0) / 1000, conditions["deadline_s"]
+            ),
             Load(environments=conditions["environments"], rounds=conditions["rounds"]),
             Database(limit=conditions["limit"], cores=float(conditions["cores"])),
             [one for one in document["strategies"] if one["name"] in STRATEGIES],
@@ -110,6 +112,12 @@ def _refuse_odd(part: Mapping[str, Any], **least: float) -> None:
         is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_one or not smallest <= value <= _BEYOND_REASON or (isinstance(smallest, int) and value % 1):
             raise StormError(f"{name} is {value!r}, and must be a number of {smallest:g} or more")
+
+
+def _function(service_s: float, outside_s: float, deadline_s: float) -> Function:
+    if service_s and outside_s:
+        raise StormError("the model's handler takes its time within its transaction or after it, and not both")
+    return Function(service_s=service_s or outside_s, in_transaction=not outside_s, deadline_s=float(deadline_s))
 
 
 def calibrate(storm: Measured, seeds: Sequence[int] = (1,)) -> Database:

@@ -35,7 +35,7 @@ class Connection:
 class Environment:
     """An environment, and what it has of connections."""
 
-    __slots__ = ("at_proxy", "gone", "idle_since", "kept", "left", "watched")
+    __slots__ = ("at_proxy", "gone", "idle_since", "kept", "left", "used_at", "watched")
 
     def __init__(self) -> None:
         self.kept: Connection | None = None
@@ -43,6 +43,8 @@ class Environment:
         self.at_proxy = self.gone = self.watched = False
         #: None: busy.
         self.idle_since: float | None = None
+        #: When it gave its last connection back.
+        self.used_at = -NEVER
 
 
 class _Endpoint:
@@ -97,12 +99,12 @@ class Direct(_Endpoint):
         if connection is not None and strategy.keeping == "leave":
             environment.left.append(connection)
             connection = None
-        asks = False
         if connection is None or not connection.is_open:
             connection, failure = yield from self._connect(until)
             if connection is None:
                 return failure
-            asks = strategy.keeping == "tickets"
+            if strategy.keeping == "tickets" and fleet.comes_back(self._clock.now - environment.used_at):
+                yield from self._ask_for_ticket(connection, until)
         connection.idle_since = None
         self._tally.note(self._clock.now, in_use=1)
         # Of a client that is gone the server hears when it has an answer for it.
@@ -111,7 +113,11 @@ class Direct(_Endpoint):
         if not in_time and left is not None:
             environment.gone = True
             return _OVER
-        early = in_time and strategy.keeping == "close" and not function.in_transaction
+        # The model's invocation has one checkout: what is not kept beyond it is closed when that is over.
+        passes = strategy.keeping == "close" or (strategy.keeping == "tickets" and connection.ticket is None)
+        early = in_time and passes and not function.in_transaction
+        if early:
+            environment.used_at = self._clock.now
         if early:
             self._lose(connection)
         if in_time and not (yield from self._handle(ends)):
@@ -119,8 +125,6 @@ class Direct(_Endpoint):
             if not early:
                 self._lose(connection)
             return _OVER
-        if in_time and asks:
-            yield from self._ask_for_ticket(connection, until)
         if not early:
             self._put_away(environment, connection)
         return None if in_time else _OVER
@@ -165,6 +169,7 @@ class Direct(_Endpoint):
     def _put_away(self, environment: Environment, connection: Connection) -> None:
         """Do with a connection at the end of an invocation what the strategy does."""
         keeping = self._strategy.keeping
+        environment.used_at = self._clock.now
         if keeping == "close" or (keeping == "tickets" and connection.ticket is None):
             self._lose(connection)
             return

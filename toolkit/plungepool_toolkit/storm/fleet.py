@@ -145,10 +145,11 @@ class Fleet:
                 await self._until_ready(one)
             said(len(self._idle))
 
-    async def invoke(self, service_s: float, *, fresh: bool = False) -> Outcome:
+    async def invoke(self, service_s: float, outside_s: float = 0.0, *, fresh: bool = False) -> Outcome:
         """
         Invoke an idle environment, or else a new one; `fresh`: one that has not been invoked.
 
+        Args: service_s, outside_s: the handler's own time within its transaction, and after it.
         Returns: what came of it. Where there is none and can be no other: TooManyRequestsException, as Lambda says.
         """
         begun = time.perf_counter()
@@ -160,7 +161,7 @@ class Fleet:
             await self._until_ready(one)
             self._idle.remove(one)
         self._numbers += 1
-        event = {"account": self._numbers % _ACCOUNTS, "service_s": service_s}
+        event = {"account": self._numbers % _ACCOUNTS, "service_s": service_s, "outside_s": outside_s}
         work = Work(f"storm-{self._numbers}", event, self._deadline_s)
         one.invoked = True
         one.ready.clear()

@@ -215,6 +215,7 @@ def conditions(plan: Plan, deployed: Deployed, command: str) -> results.Conditio
         versions={"runtime": deployed.runtime},
         deadline_s=deployed.timeout_s,
         service_ms=0.0,
+        outside_ms=0.0,
         max_connections=0,
         limit=0,
         text=text,

@@ -51,6 +51,8 @@ class Conditions:
     limit: int
     seed: int
     text: str
+    #: What the handler takes after its transaction, without a connection; `service_ms` is within it.
+    outside_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

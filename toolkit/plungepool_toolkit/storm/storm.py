@@ -56,6 +56,7 @@ class Plan:
     arrival: str
     environments: int = 100
     service_ms: float = 20.0
+    outside_ms: float = 0.0
     deadline_s: float = 15.0
     max_connections: int = 30
     pooler_connections: int = 10
@@ -82,10 +83,12 @@ class Plan:
                 versions[project] = version(project)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         rounds = f" in {len(self.rounds)} rounds" if len(self.rounds) > 1 else ""
+        outside = f", then {self.outside_ms:g} ms without a connection" if self.outside_ms else ""
         text = (
             f"{self.invocations} invocations ({self.arrival}){rounds} on {self.environments} environments, "
             f"max_connections={self.max_connections}, of which {self.limit} are the application's; one transaction of "
-            f"two statements and {self.service_ms:g} ms, deadline {self.deadline_s:g} s; {cores} cores for all of it"
+            f"two statements and {self.service_ms:g} ms{outside}, deadline {self.deadline_s:g} s; "
+            f"{cores} cores for all of it"
         )
         return results.Conditions(
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -96,6 +99,7 @@ class Plan:
             rounds=len(self.rounds),
             arrival=self.arrival,
             service_ms=self.service_ms,
+            outside_ms=self.outside_ms,
             deadline_s=self.deadline_s,
             max_connections=self.max_connections,
             limit=self.limit,
@@ -251,7 +255,7 @@ async def _let_loose(
         await fleet.grow(plan.environments, watcher.grown)
 
         async def invoke(fresh: bool) -> None:
-            outcome = await fleet.invoke(plan.service_ms / 1000, fresh=fresh)
+            outcome = await fleet.invoke(plan.service_ms / 1000, plan.outside_ms / 1000, fresh=fresh)
             rounds[-1].append(outcome)
             watcher.answered(outcome)
 

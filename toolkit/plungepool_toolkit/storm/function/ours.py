@@ -25,3 +25,4 @@ def handler(event: dict[str, Any], _context: Any) -> None:
         connection.execute(_WRITE, {"account": event["account"]})
 
     run_transaction(engine, work)
+    serve(event["outside_s"])

@@ -48,3 +48,4 @@ def handler(event: dict[str, Any], context: Any) -> None:
         connection.execute(_READ, (event["account"],)).fetchone()
         serve(event["service_s"])
         connection.execute(_WRITE, (event["account"],))
+    serve(event["outside_s"])

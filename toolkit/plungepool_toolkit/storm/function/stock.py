@@ -61,3 +61,4 @@ def handler(event: dict[str, Any], context: Any) -> None:
         _use(retried(engine.connect, *_PAUSES[STRATEGY], context), event)
     else:
         _use(engine.connect(), event)
+    serve(event["outside_s"])

@@ -1,7 +1,7 @@
 """
 What an invocation of a storm does with the database, and how it tells that it failed; the same for every strategy.
 
-The event holds the row that is changed and the seconds that the handler takes within its transaction.
+The event holds the row that is changed, and the seconds that the handler takes within its transaction and after it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def tls() -> ssl.SSLContext | None:
 
 
 def serve(seconds: float) -> None:
-    """Take the handler's time, within its transaction."""
-    time.sleep(seconds)
+    """Take the handler's time."""
+    if seconds:
+        time.sleep(seconds)
 
 
 def answering(handle: Callable[[dict[str, Any], Any], None]) -> Callable[[dict[str, Any], Any], dict[str, str | None]]:

@@ -57,6 +57,7 @@ async function handle(client, event) {
     throw error;
   }
   await client.clean();
+  await sleep(event.outside_s * 1000);
 }
 
 async function live(address) {

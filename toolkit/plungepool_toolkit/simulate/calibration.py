@@ -87,7 +87,16 @@ def measured(document: Any) -> Measured:
             [one for one in document["strategies"] if one["name"] in STRATEGIES],
             [one["name"] for one in document["strategies"] if one["name"] not in STRATEGIES],
         )
-        _refuse_odd(conditions, service_ms=0.0, deadline_s=0.1, environments=1, rounds=1, limit=1, cores=0.01)
+        _refuse_odd(
+            {"outside_ms": 0.0, **conditions},
+            outside_ms=0.0,
+            service_ms=0.0,
+            deadline_s=0.1,
+            environments=1,
+            rounds=1,
+            limit=1,
+            cores=0.01,
+        )
         expected = found.load.environments * found.load.rounds
         for one in found.strategies:
             _refuse_odd(one, invocations=1, succeeded=0, connects=0, refused=0)

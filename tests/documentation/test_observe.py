@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plungepool import guard_invocation, observe
+from plungepool.metrics import METRICS
 
 if TYPE_CHECKING:
     import pytest
@@ -21,6 +22,26 @@ def test_every_number_of_a_tally_is_explained() -> None:
     parts = {"name_s", "tcp_s", "tls_s", "authentication_s"}
     assert set(re.findall(r"`(\w+)`", first)) | parts == {*observe.FIELDS, "reconnects", "errors", "failure"}
     assert all(f"`{part}`" in table for part in parts)
+
+
+def test_every_metric_is_in_the_table() -> None:
+    """With its number and its unit, in the code's order."""
+    table = PAGE.partition("| metric | number | unit |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [f"| {name} | `{field}` | {unit.value} |" for field, (name, unit) in METRICS.items()]
+    assert set(METRICS) <= {*observe.FIELDS, "errors", "reconnects"}
+    assert f"{len(METRICS)} names at most" in PAGE
+
+
+def test_the_other_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them attaches something, or nothing where tracing is off, as outside Lambda."""
+    monkeypatch.setattr(observe, "_listeners", ())
+    monkeypatch.setattr(observe, "_flight_listeners", ())
+    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1:]:
+        exec(compile(example, "docs/observe.md", "exec"), {})
+    assert len(observe._listeners) == 1
+    assert len(observe._flight_listeners) == 1
+    monkeypatch.undo()
+    observe._attach()
 
 
 def test_the_first_example_prints_a_tally(capsys: pytest.CaptureFixture[str]) -> None:

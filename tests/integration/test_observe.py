@@ -6,12 +6,22 @@ import contextlib
 import json
 import logging
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aws_lambda_powertools import Metrics
+from aws_xray_sdk import global_sdk_config
+from aws_xray_sdk.core.context import Context as XRayContext
+from aws_xray_sdk.core.recorder import AWSXRayRecorder
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import exc, text
 
-from plungepool import PlungepoolError, guard_invocation, observe, recorder
+from plungepool import PlungepoolError, SettingsError, guard_invocation, observe, recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,3 +234,153 @@ def test_the_ring_is_bounded(make_engine: Callable[..., Engine], recorded: Calla
     (line,) = recorded()
     assert len(line["exchanges"]) == 64
     assert len(json.dumps(line)) < 40_000
+
+
+# ---- metrics, traces
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"_aws"')]
+
+
+def test_metrics_are_one_line_with_the_dimension_service(
+    make_engine: Callable[..., Engine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is 0 is left out, what has many values is metadata, and the function's own metrics are not touched."""
+    metrics = Metrics(namespace="Shop", service="orders")
+    metrics.add_metric("OrdersPlaced", "Count", 1)
+    stop = observe.to_metrics(metrics)
+    try:
+        engine = make_engine()
+        with pytest.raises(exc.DataError), guard_invocation(Context()), engine.begin() as connection:
+            connection.execute(text("SELECT CAST(:secret AS integer)"), {"secret": SECRET})
+        with guard_invocation(Context()):
+            pass
+    finally:
+        stop()
+    (line,) = _lines(capsys)
+    (described,) = line["_aws"]["CloudWatchMetrics"]
+    assert (described["Namespace"], described["Dimensions"], line["service"]) == ("Shop", [["service"]], "orders")
+    sent = {one["Name"]: line[one["Name"]][0] for one in described["Metrics"]}
+    times = {name for name in sent if name.endswith("Time")}
+    assert {name: sent[name] for name in sent if name not in times} == {
+        "DatabaseCheckouts": 1,
+        "DatabaseConnects": 1,
+        "DatabaseRoundTrips": 2,
+        "DatabaseErrors": 1,
+        "DatabaseConnectionsKept": 1,
+    }
+    assert times == {"DatabaseConnectTime", "DatabaseTime"}
+    assert all(0 < sent[name] < 5000 for name in times)
+    assert (line["database_errors"], line["database_failure"], line["request_id"]) == ({"22P02": 1}, "DataError", "1")
+    assert SECRET not in json.dumps(line)
+    metrics.flush_metrics()
+    assert [one["Name"] for one in _lines(capsys)[0]["_aws"]["CloudWatchMetrics"][0]["Metrics"]] == ["OrdersPlaced"]
+
+
+def test_the_setting_sends_metrics_once_and_needs_a_namespace(
+    make_engine: Callable[..., Engine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many engines there are, an invocation has one line; without a namespace the engine is refused."""
+    monkeypatch.delenv("POWERTOOLS_METRICS_NAMESPACE", raising=False)
+    with pytest.raises(SettingsError, match="PLUNGEPOOL_METRICS=on: metrics need a namespace"):
+        make_engine(metrics="on")
+    monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Shop")
+    monkeypatch.setattr(observe, "_by_setting", None)
+    engine, other = make_engine(metrics="on"), make_engine(metrics="on")
+    try:
+        with guard_invocation(Context()), engine.begin() as one, other.begin() as two:
+            assert one.execute(text("SELECT 1")).scalar() == two.execute(text("SELECT 1")).scalar()
+    finally:
+        assert observe._by_setting is not None
+        observe._by_setting()
+    (line,) = _lines(capsys)
+    assert line["DatabaseCheckouts"] == [2]
+
+
+class _Emitter:
+    """Stands for X-Ray's daemon."""
+
+    def __init__(self) -> None:
+        self.segments: list[dict[str, Any]] = []
+
+    def send_entity(self, entity: Any) -> None:
+        self.segments.append(json.loads(entity.serialize()))
+
+    def set_daemon_address(self, address: object) -> None:
+        pass
+
+
+def test_xray_has_a_subsegment_for_each_exchange(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own times, the statement's shape, and the SQLSTATE of what failed; below what is open by then."""
+    # A Tracer of Powertools' that is made outside Lambda turns the SDK off for the whole process.
+    monkeypatch.setattr(global_sdk_config, "sdk_enabled", lambda: True)
+    emitter, xray = _Emitter(), AWSXRayRecorder()
+    xray.emitter._socket.close()
+    xray.configure(service="orders", sampling=False, context=XRayContext(), emitter=emitter, plugins=())
+    tracer = SimpleNamespace(disabled=False, provider=xray)
+    stop = observe.to_tracer(tracer)
+    try:
+        xray.begin_segment("orders")
+        with make_engine().connect() as connection, pytest.raises(exc.DBAPIError):
+            connection.execute(text("SELECT CAST(:secret AS integer), 'and 4111-1111'"), {"secret": SECRET})
+        xray.end_segment()
+    finally:
+        stop()
+    (segment,) = emitter.segments
+    connect, select, rollback = segment["subsegments"]
+    assert {one["name"] for one in segment["subsegments"]} == {"postgres@127.0.0.1"}
+    assert [one["annotations"]["operation"] for one in segment["subsegments"]] == ["CONNECT", "SELECT", "ROLLBACK"]
+    assert set(connect["metadata"]["plungepool"]["parts_s"]) == {"name", "tcp", "authentication"}
+    assert select["sql"]["sanitized_query"] == "begin + select cast ( $1 as integer ) , ?".replace("$1", "?")
+    assert (select["annotations"]["error"], select["fault"], "fault" in rollback) == ("22P02", True, False)
+    assert connect["start_time"] <= connect["end_time"] <= select["start_time"] < select["end_time"]
+    assert SECRET not in json.dumps(segment)
+    assert observe.to_tracer(SimpleNamespace(disabled=True, provider=xray))() is None
+
+
+def test_opentelemetry_has_spans_and_the_stable_histogram(make_engine: Callable[..., Engine]) -> None:
+    """Names and attributes are the conventions' for PostgreSQL; the parent is the span that is open."""
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    traces = TracerProvider()
+    traces.add_span_processor(SimpleSpanProcessor(spans))
+    stop = observe.to_opentelemetry(traces, MeterProvider([reader]))
+    try:
+        with (
+            traces.get_tracer("test").start_as_current_span("handler") as parent,
+            make_engine().connect() as connection,
+        ):
+            with pytest.raises(exc.DBAPIError):
+                connection.execute(text("SELECT CAST(:secret AS integer)"), {"secret": SECRET})
+    finally:
+        stop()
+    connect, select, rollback, _ = spans.get_finished_spans()
+    assert [one.name for one in (connect, select, rollback)] == [
+        "CONNECT postgres",
+        "SELECT postgres",
+        "ROLLBACK postgres",
+    ]
+    assert select.attributes is not None
+    assert {name: select.attributes[name] for name in select.attributes if not name.startswith("server.")} == {
+        "db.system.name": "postgresql",
+        "db.namespace": "postgres",
+        "db.operation.name": "SELECT",
+        "db.query.text": "begin + select cast ( ? as integer )",
+        "db.response.status_code": "22P02",
+        "error.type": "22P02",
+    }
+    assert (select.kind.name, select.status.status_code.name) == ("CLIENT", "ERROR")
+    assert select.parent is not None
+    assert select.parent.span_id == parent.get_span_context().span_id
+    assert select.start_time is not None
+    assert select.end_time is not None
+    assert 0 < select.end_time - select.start_time < 5e9
+    data: Any = reader.get_metrics_data()
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    assert (metric.name, metric.unit) == ("db.client.operation.duration", "s")
+    points = {point.attributes["db.operation.name"]: point for point in metric.data.data_points}
+    assert {name: point.count for name, point in points.items()} == {"SELECT": 1, "ROLLBACK": 1}
+    assert points["SELECT"].explicit_bounds == (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+    assert SECRET not in str([one.to_json() for one in spans.get_finished_spans()])

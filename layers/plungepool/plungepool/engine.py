@@ -139,15 +139,26 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
     ahead = connector.connect_ahead if settings.connect_on_restore else None
     lifecycle.follow(engine, forget, connector.prepare, ahead)
-    if settings.recorder == "on":
-        from . import recorder  # nobody else pays for it
-
-        recorder.start(os.environ, slow_s=1.0)
+    if "on" in (settings.recorder, settings.metrics):
+        _observe(settings)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
 
         shutdown.listen(os.environ, register=settings.shutdown == "extension")
     return engine
+
+
+def _observe(settings: Settings) -> None:
+    """Attach what the settings ask for, once in a process; nobody else pays for it."""
+    from . import observe, recorder
+
+    if settings.recorder == "on":
+        recorder.start(os.environ, slow_s=1.0)
+    if settings.metrics == "on":
+        try:
+            observe.to_metrics_once()
+        except (ImportError, ValueError) as error:
+            raise SettingsError([f"{settings.variable('metrics')}=on: {error}"]) from error
 
 
 def _instead(option: str, settings: Settings) -> str:

@@ -20,12 +20,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from . import invocation
+from .flights import is_ping, name_of, texts
 from .wire import session as _session
 from .wire.errors import DeadlineExceeded, Error
 from .wire.protocol import SYNC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .wire.protocol import Reply
     from .wire.session import Session
@@ -33,9 +34,20 @@ if TYPE_CHECKING:
     #: session, reply (None: an attempt to open the session), when it began, the seconds it took, what it raises
     FlightListener = Callable[[Session, Reply | None, float, float, BaseException | None], object]
 
-_logger = logging.getLogger("plungepool")
+__all__ = [
+    "FIELDS",
+    "Tally",
+    "is_ping",
+    "listen",
+    "listen_to_flights",
+    "name_of",
+    "texts",
+    "to_metrics",
+    "to_opentelemetry",
+    "to_tracer",
+]
 
-_PING = (SYNC,)
+_logger = logging.getLogger("plungepool")
 
 
 class Tally:
@@ -157,41 +169,53 @@ def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
     return stop
 
 
-def name_of(error: BaseException) -> str:
+def to_metrics(metrics: Any = None) -> Callable[[], None]:
     """
-    Return what an error is counted by: its SQLSTATE, else its class; a missed deadline is one, whoever noticed it.
+    Send the numbers of each invocation to CloudWatch, by Powertools' Metrics: one line in Embedded Metric Format.
+
+    Args: metrics: the function's `Metrics`, whose namespace and service it takes; None: those of
+        POWERTOOLS_METRICS_NAMESPACE and POWERTOOLS_SERVICE_NAME. `metrics.METRICS` names what is sent; its one
+        dimension is `service`.
+    Returns: what ends it. Raises: ImportError without Powertools, ValueError without a namespace.
     """
-    sqlstate = None if isinstance(error, DeadlineExceeded) else getattr(error, "sqlstate", None)
-    return sqlstate or type(error).__name__
+    from .metrics import Emitter
+
+    return listen(Emitter(metrics))
 
 
-def is_ping(reply: Reply) -> bool:
-    """Say whether a flight asked nothing but whether the server is there."""
-    return tuple(reply.sent) == _PING
+def to_metrics_once() -> None:
+    """Do so for PLUNGEPOOL_METRICS=on, once in a process, however many engines there are."""
+    global _by_setting
+    if _by_setting is None:
+        _by_setting = to_metrics()
 
 
-def texts(reply: Reply) -> Iterator[str]:
+def to_tracer(tracer: Any) -> Callable[[], None]:
     """
-    Yield the texts of a flight's statements, with their literals, as they were sent: BEGIN and what travels with it
-    before the program's own.
+    Show each connect and each exchange as a subsegment of X-Ray.
 
-    A text of the simple protocol may hold several. No parameter is in them.
+    Args: tracer: Powertools' `Tracer`; one that is disabled, as outside Lambda, shows nothing.
+    Returns: what ends it.
     """
-    for message in reply.sent:
-        yield from texts_of(message)
+    from .tracing import XRay
+
+    return _nothing if tracer.disabled else listen_to_flights(XRay(tracer.provider))
 
 
-def texts_of(message: bytes) -> Iterator[str]:
-    """Yield the texts in one message of a flight, or in what was made one of several; what is cut off is left out."""
-    at = 0
-    while at + 5 <= len(message):
-        code, length = message[at : at + 1], int.from_bytes(message[at + 1 : at + 5])
-        # The name of the statement comes first in Parse, which is empty, and the types of its parameters behind.
-        start = {b"Q": at + 5, b"P": at + 6}.get(code)
-        if start is not None:
-            end = message.find(b"\0", start)
-            yield message[start : end if end >= 0 else None].decode("utf-8", "replace")
-        at += 1 + length
+def to_opentelemetry(tracer_provider: Any = None, meter_provider: Any = None) -> Callable[[], None]:
+    """
+    Show each connect and each exchange as a span of OpenTelemetry, and record `db.client.operation.duration`.
+
+    Args: the providers; None: the process's own, as `opentelemetry.trace.set_tracer_provider` has set it.
+    Returns: what ends it. Raises: ImportError without opentelemetry-api.
+    """
+    from .tracing import OpenTelemetry
+
+    return listen_to_flights(OpenTelemetry(tracer_provider, meter_provider))
+
+
+def _nothing() -> None:
+    """End what has not begun."""
 
 
 class _Observer:
@@ -280,3 +304,5 @@ def _tell(listener: object, failure: Exception) -> None:
 
 
 _observer = _Observer()
+# What ends the metrics that PLUNGEPOOL_METRICS=on asked for.
+_by_setting: Callable[[], None] | None = None

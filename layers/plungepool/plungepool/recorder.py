@@ -17,11 +17,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import invocation, observe, statements
+from . import flights, invocation, observe
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from .observe import Tally
     from .wire.protocol import Reply
@@ -35,12 +35,8 @@ FORMAT = "plungepool-timeline/1"
 _KEPT = 64
 # Of a message of a flight: as much of its text as a shape is made of.
 _TEXT_AT_MOST = 2100
-# The statements of a flight stand in its first messages; what comes behind are rows of an executemany.
-_MESSAGES_LOOKED_AT = 8
 # What a session has received so far, for so many sessions.
 _SESSIONS_AT_MOST = 64
-_PARSE, _QUERY = b"PQ"
-_OWN_SETTINGS = "select where pg_catalog . set_config"
 
 
 class _Exchange(NamedTuple):
@@ -74,7 +70,7 @@ class Recorder:
         """Keep what an exchange was; as `observe.listen_to_flights` has it."""
         tally = invocation.tally
         request_id = None if tally is None else tally.request_id
-        name = "" if error is None else observe.name_of(error)
+        name = "" if error is None else flights.name_of(error)
         process, received = session.process, session.received
         if reply is None:
             self._remember(process, received)
@@ -85,9 +81,7 @@ class Recorder:
         before = self._received.get(process, 0)
         self._remember(process, received)
         sent = reply.sent
-        texts = tuple(
-            [part[:_TEXT_AT_MOST] for part in sent[:_MESSAGES_LOOKED_AT] if part and part[0] in (_PARSE, _QUERY)]
-        )
+        texts = tuple([part[:_TEXT_AT_MOST] for part in flights.asking(sent)])
         rows = len(reply.rows) or max(reply.rowcount, 0)
         self._ring.append(
             _Exchange(
@@ -159,7 +153,7 @@ def _shown(one: _Exchange, tally: Tally) -> dict[str, Any]:
         "at_ms": _ms(one.began - tally.began_at),
         "took_ms": _ms(one.took_s),
         "process": one.process,
-        "what": "connect" if one.texts is None else what(one.texts),
+        "what": "connect" if one.texts is None else flights.what(one.texts),
     }
     if one.request_id != tally.request_id:
         shown["request_id"] = one.request_id
@@ -170,13 +164,6 @@ def _shown(one: _Exchange, tally: Tally) -> dict[str, Any]:
     if one.error:
         shown["error"] = one.error
     return shown
-
-
-def what(messages: Iterable[bytes]) -> str:
-    """Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none."""
-    shapes = [statements.shape(text) for message in messages for text in observe.texts_of(message)]
-    named = ["settings" if shape.startswith(_OWN_SETTINGS) else shape for shape in shapes]
-    return " + ".join(one for one in named if one) or "ping"
 
 
 _recorder: Recorder | None = None

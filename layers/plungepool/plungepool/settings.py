@@ -27,6 +27,7 @@ _CHOICES = {
     "leaks": ("close", "raise"),
     "shutdown": ("extension", "signal", "off"),
     "recorder": ("on", "off"),
+    "metrics": ("on", "off"),
 }
 _SWITCHES = ("connect_on_restore",)
 _TEXTS = ("host", "address", "database", "user", "password", "secret_arn", "region", "ca_file", "fleet")
@@ -111,6 +112,7 @@ class Settings:
     require_settings: tuple[str, ...] = ()
     shutdown: str = "extension"
     recorder: str = "off"
+    metrics: str = "off"
     connect_on_restore: bool = False
     prefix: str = ""
 

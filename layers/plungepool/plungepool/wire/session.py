@@ -142,7 +142,7 @@ class Session:
     ) -> None:
         """Open it; as `connect` says."""
         _refuse_misuse(secret, ssl_context, tls_negotiation, password_ahead, connect_timeout_s, dead_peer_timeout_s)
-        self.host, self.port, self.user = host, port, user
+        self.host, self.port, self.user, self.database = host, port, user, database or user
         # For errors and the repr: where the connection goes, and whom it should reach there.
         self._place = f"{address} (for {host}:{port})" if address else f"{host}:{port}"
         self._transport = Transport(

@@ -1,0 +1,70 @@
+"""What a flight has asked, without a value, and by which name an error is counted. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import statements
+from .wire.errors import DeadlineExceeded
+from .wire.protocol import SYNC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from .wire.protocol import Reply
+
+_PING = (SYNC,)
+# The statements of a flight stand in its first messages; what comes behind are rows of an executemany.
+_MESSAGES_LOOKED_AT = 8
+_PARSE, _QUERY = b"PQ"
+# How the statement begins that tells the server the deadline, and the settings of a transaction.
+_OWN_SETTINGS = "SELECT WHERE pg_catalog.set_config("
+
+
+def name_of(error: BaseException) -> str:
+    """
+    Return what an error is counted by: its SQLSTATE, else its class; a missed deadline is one, whoever noticed it.
+    """
+    sqlstate = None if isinstance(error, DeadlineExceeded) else getattr(error, "sqlstate", None)
+    return sqlstate or type(error).__name__
+
+
+def is_ping(reply: Reply) -> bool:
+    """Say whether a flight asked nothing but whether the server is there."""
+    return tuple(reply.sent) == _PING
+
+
+def texts(reply: Reply) -> Iterator[str]:
+    """
+    Yield the texts of a flight's statements, with their literals, as they were sent: BEGIN and what travels with it
+    before the program's own.
+
+    A text of the simple protocol may hold several. No parameter is in them.
+    """
+    for message in reply.sent:
+        yield from texts_of(message)
+
+
+def texts_of(message: bytes) -> Iterator[str]:
+    """Yield the texts in one message of a flight, or in what was made one of several; what is cut off is left out."""
+    at = 0
+    while at + 5 <= len(message):
+        code, length = message[at : at + 1], int.from_bytes(message[at + 1 : at + 5])
+        # The name of the statement comes first in Parse, which is empty, and the types of its parameters behind.
+        start = {b"Q": at + 5, b"P": at + 6}.get(code)
+        if start is not None:
+            end = message.find(b"\0", start)
+            yield message[start : end if end >= 0 else None].decode("utf-8", "replace")
+        at += 1 + length
+
+
+def asking(sent: Sequence[bytes]) -> list[bytes]:
+    """Return those messages of a flight in which its statements are."""
+    return [part for part in sent[:_MESSAGES_LOOKED_AT] if part and part[0] in (_PARSE, _QUERY)]
+
+
+def what(messages: Iterable[bytes], shape: Callable[[str], str] = statements.shape) -> str:
+    """Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none."""
+    texts = [text for message in messages for text in texts_of(message)]
+    named = ["settings" if text.startswith(_OWN_SETTINGS) else shape(text) for text in texts]
+    return " + ".join(one for one in named if one) or "ping"

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from plungepool import Settings, SettingsMissing, dispose_engine
-from plungepool.settings import LOCAL_SETTINGS
+from plungepool.names import LOCAL_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

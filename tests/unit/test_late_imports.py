@@ -35,7 +35,7 @@ PATHS = {
     "snapshot.watch": "init, with SnapStart",
     "settings.Settings._read": "init, and its only error",
     "settings._misplaced": "init, and its only error",
-    "settings.host_problem": "init",
+    "names.host_problem": "init",
     "settings._secret_problem": "init",
     "tls.is_loopback": "connect",
     "tls._make_context": "connect",

@@ -12,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plungepool import Settings, SettingsError
-from plungepool.settings import _SECONDS_AT_MOST, _SHORTEST_S, split_address, variable
+from plungepool.names import split_address
+from plungepool.settings import _SECONDS_AT_MOST, _SHORTEST_S, variable
 from plungepool.wire.transport import tune
 
 MINIMUM = {"PLUNGEPOOL_HOST": "db.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_PASSWORD": "hunter2-hunter2"}

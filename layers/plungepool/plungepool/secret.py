@@ -22,7 +22,7 @@ from .credentials import (
     without_frames,
 )
 from .errors import CredentialsError, SettingsError
-from .settings import host_problem
+from .names import host_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

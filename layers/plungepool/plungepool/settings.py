@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from .errors import SettingsError
+from .names import host_problem, local_setting_problem, split_address, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -401,57 +402,6 @@ def prefixes(environ: Mapping[str, str]) -> list[str]:
     return [prefix for prefix in names if not _prefix_problem(prefix) and not _NAMES_A_SERVER.isdisjoint(names[prefix])]
 
 
-def split_address(address: str, port: int) -> tuple[str, int]:
-    """
-    Return the host and the port of `host`, `host:port`, `[IPv6]:port` or an IPv6 address; `port` where it names none.
-
-    Raises: ValueError where it is none of these.
-    """
-    if address.startswith("["):
-        host, bracket, rest = address[1:].partition("]")
-    else:
-        at = address.index(":") if address.count(":") == 1 else len(address)
-        host, bracket, rest = address[:at], "]", address[at:]
-    number = rest[1:]
-    if not host or not bracket or (rest and (rest[0] != ":" or not number.isascii() or not number.isdigit())):
-        raise ValueError("no host, or a port that is none")
-    return host, _whole_number(number) if rest else port
-
-
-def host_problem(value: str, port: str) -> str | None:
-    """
-    Return why a text cannot be a host's name or address, never quoting it: a whole URL may stand there by mistake.
-
-    Args: port: the variable that a port belongs in.
-    """
-    if value.startswith("["):
-        return f"must be an IPv6 address without its brackets; a port has a setting of its own, {port}"
-    if value.count(":") == 1 and value.rpartition(":")[2].isdigit():
-        return f"must not hold a port: set {port} to it"
-    if any(character.isspace() or character in "/@,[]" for character in value):
-        return "must be one host name or address, without user, port, path or blanks"
-    if ":" in value:
-        import ipaddress
-
-        try:
-            ipaddress.IPv6Address(value)
-        except ValueError:
-            return "must be one host name or address; with colons it is no IPv6 address"
-        return None
-    try:
-        encoded = value.encode("idna")
-    except UnicodeError:
-        encoded = b""
-    # What getaddrinfo would answer with a raw UnicodeError.
-    labels = value.removesuffix(".").split(".")
-    if not encoded or not all(labels) or len(encoded) > 253:
-        return (
-            "cannot be a host name: each part between dots has 1 to 63 letters, digits or hyphens, all of it at "
-            "most 253"
-        )
-    return None
-
-
 def _prefix_problem(prefix: object) -> str | None:
     if prefix == "":
         return None
@@ -544,39 +494,6 @@ _SHAPES: dict[str, Callable[[str, str], str | None]] = {
 }
 
 
-# What of the server's own settings a transaction may have for itself. Left out is what changes how statements or
-# values are read (client_encoding, DateStyle, TimeZone), what has an option of its own (transaction_isolation), and who
-# logged in (session_authorization).
-LOCAL_SETTINGS = (
-    "application_name",
-    "idle_in_transaction_session_timeout",
-    "jit",
-    "lock_timeout",
-    "role",
-    "search_path",
-    "statement_timeout",
-    "synchronous_commit",
-    "transaction_timeout",
-    "work_mem",
-)
-
-
-def local_setting_problem(name: object) -> str | None:
-    """Return why a setting of this name is none that a transaction may have for itself; None where it may."""
-    if not isinstance(name, str):
-        return f"the name of a setting must be text, not {type(name).__name__}"
-    name = str.__str__(name)
-    parts = name.split(".")
-    if len(name) <= 200 and name.isascii() and all(part.isidentifier() for part in parts):
-        if len(parts) > 1 or name.lower() in LOCAL_SETTINGS:
-            return None
-        return (
-            f"a transaction may not have the setting {name} for itself: its name must hold a dot, as app.tenant_id, or "
-            f"be one of {', '.join(LOCAL_SETTINGS)}"
-        )
-    return f"{name[:50]!r} cannot be the name of a setting: words with a dot between them, as app.tenant_id"
-
-
 def _names(text: str) -> tuple[str, ...]:
     if _has_line_break(text):
         raise ValueError("names with commas between them")
@@ -601,13 +518,6 @@ def _shown(value: object) -> str:
     return repr(value) if not isinstance(value, int) or abs(value) < 1e20 else "that"
 
 
-def _whole_number(text: str) -> int:
-    # int() alone takes " 1_000 " and digits of every script.
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("a whole number")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     # float() alone takes " 1_0 " and digits of every script.
     if text.strip() != text or "_" in text or not text.isascii():
@@ -626,7 +536,7 @@ def _boolean(text: str) -> bool:
 
 
 def _reader(annotation: str) -> Callable[[str], object]:
-    return {"int": _whole_number, "float": _seconds, "bool": _boolean, "tuple[str, ...]": _names}.get(annotation, str)
+    return {"int": whole_number, "float": _seconds, "bool": _boolean, "tuple[str, ...]": _names}.get(annotation, str)
 
 
 _READERS: dict[str, Callable[[str], object]] = {

@@ -14,7 +14,7 @@ import math
 import time as clock
 from typing import TYPE_CHECKING
 
-from ..settings import local_setting_problem
+from ..names import local_setting_problem
 from .errors import ProgrammingError, SettingsMissing
 from .protocol import BIND_NOTHING, EXECUTE, FAILED, IDLE, bind, first_words, limit_transaction, parse
 

@@ -9,7 +9,7 @@ import os
 import time as clock
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..settings import split_address
+from ..names import split_address
 from .errors import (
     DatabaseError,
     DataError,

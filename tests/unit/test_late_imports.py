@@ -29,7 +29,7 @@ PATHS = {
     "observe.to_tracer": "init, with a tracer",
     "observe.to_opentelemetry": "init, with OpenTelemetry",
     "tracing.OpenTelemetry.__init__": "init, with OpenTelemetry",
-    "connect.Driver.__init__": "init, of an adaptive pool",
+    "connect.Driver.__init__": "init, of an adaptive pool or with comments",
     "pool._policy": "init, of an adaptive pool",
     "lifecycle._watch_snapshots": "init, with SnapStart",
     "snapshot.watch": "init, with SnapStart",

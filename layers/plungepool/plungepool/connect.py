@@ -415,6 +415,11 @@ class Driver:
             from . import tickets  # the others pay nothing for it
 
             self._tickets = tickets
+        self._comment: Callable[[], str] | None = None
+        if settings.sql_comment == "on":
+            from . import comments  # the others pay nothing for it
+
+            self._comment = comments.Comment(os.environ)
         if settings.statement_timeout_s:
             self._startup["statement_timeout"] = str(max(1, round(settings.statement_timeout_s * 1000)))
         #: the engine's, once it is made: its listeners for `do_connect` are asked first, as where SQLAlchemy makes the
@@ -459,6 +464,7 @@ class Driver:
             connection = wire.connect(**parameters.values)
             self._hold_ticket(connection)
         connection.deadline = invocation.deadline(self._settings.margin_s)
+        connection.comment = self._comment
         connection.tells_deadline = self._settings.deadline == "server"
         if self._settings.reads_only:
             connection.refuse_writes(self._settings.reads_only)

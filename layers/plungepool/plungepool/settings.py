@@ -29,6 +29,7 @@ _CHOICES = {
     "shutdown": ("extension", "signal", "off"),
     "recorder": ("on", "off"),
     "metrics": ("on", "off"),
+    "sql_comment": ("on", "off"),
 }
 _SWITCHES = ("connect_on_restore",)
 _TEXTS = ("host", "address", "database", "user", "password", "secret_arn", "region", "ca_file", "fleet")
@@ -114,6 +115,7 @@ class Settings:
     shutdown: str = "extension"
     recorder: str = "off"
     metrics: str = "off"
+    sql_comment: str = "off"
     connect_on_restore: bool = False
     prefix: str = ""
 

@@ -94,6 +94,7 @@ def connect(
     )
 
 
+_COMMENTED = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "COPY", "EXPLAIN", "CALL", "(")
 _COMMIT = parse("COMMIT") + BIND_NOTHING + EXECUTE
 
 
@@ -127,6 +128,8 @@ class _Transactions(Session):
         self._prepared = False
         #: gets the text and the parameters of each statement of a cursor's, before it is sent
         self.overhears: Callable[[str, Iterable[Any]], object] | None = None
+        #: gives what is to stand behind each statement of a cursor's that may read or write a row: a comment
+        self.comment: Callable[[], str] | None = None
         # How each checkout finds it: what it is set to before the first.
         self._at_the_start: tuple[bool, str | None, bool | None, bool | None] | None = None
         # Before the session is opened: a strike behind that would leave a connection without its BEGIN.
@@ -671,7 +674,7 @@ class Cursor:
             raises.
         """
         self._start(operation, args)
-        self._take(self.connection._execute(operation, args, stream, own=self.is_own))
+        self._take(self.connection._execute(self._commented(operation), args, stream, own=self.is_own))
         return self
 
     def declare(self, name: str, operation: str, args: Sequence[Any] = ()) -> None:
@@ -681,7 +684,7 @@ class Cursor:
         Raises: as `execute`.
         """
         self._start(operation, args)
-        reply = self.connection._declare(name, operation, args, own=self.is_own)
+        reply = self.connection._declare(name, self._commented(operation), args, own=self.is_own)
         self._take(reply)
         if args:  # an error of a later FETCH may show them
             self.connection._protocol.declared += reply.sent
@@ -695,7 +698,7 @@ class Cursor:
         sets = list(param_sets)
         self._start(operation, chain.from_iterable(sets))
         if sets:
-            self._take(self.connection._run(operation, sets, own=self.is_own))
+            self._take(self.connection._run(self._commented(operation), sets, own=self.is_own))
         else:
             self.rowcount = 0
         return self
@@ -712,6 +715,17 @@ class Cursor:
         if self.connection.overhears is not None:
             self.connection.overhears(operation, args)
         self.description, self.rowcount, self._rows = None, -1, None
+
+    def _commented(self, operation: str) -> str:
+        """
+        Return a statement with the comment behind it, if there is to be one.
+
+        Not behind what manages transactions or defines something, which is read for words, or kept with its text.
+        """
+        comment = self.connection.comment
+        if comment is None or self.is_own or not first_words(operation).startswith(_COMMENTED):
+            return operation
+        return operation + comment()
 
     def _take(self, reply: Reply) -> None:
         self.rowcount = reply.rowcount

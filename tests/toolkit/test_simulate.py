@@ -597,3 +597,15 @@ def test_what_would_take_hours_is_a_usage_error() -> None:
     """A stream of billions of invocations is refused before it is begun."""
     done = command("--arrival", "steady", "--rate", "100000", "--duration", "86400")
     assert (done.exit_code, "8,640,000,000 invocations" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_no_word_is_broken(columns: int) -> None:
+    """Where a terminal has no room for a table's words, each strategy has a paragraph of its own."""
+    arguments = ["simulate", "--environments", "8", "--strategy", "per-invocation", "--strategy", "adaptive"]
+    done = CliRunner().invoke(application, arguments, env={"COLUMNS": str(columns)})
+    words = done.stdout.replace(":", " ").split()
+    assert all(
+        words.count(word) for word in ("invocation", "Plungepool,", "adaptive", "Connects", "Database", "million")
+    )
+    assert done.exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from importlib import import_module
@@ -55,4 +56,9 @@ def main() -> None:
         # Not every terminal's encoding has the signs and frames that are printed: it shows others for them.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    application()
+    try:
+        application()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"The output cannot be written: {error.strerror}")

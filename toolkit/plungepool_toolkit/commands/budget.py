@@ -17,11 +17,9 @@ from plungepool_toolkit.budget import Budget, examine
 from plungepool_toolkit.budget.documents import as_document, as_sarif
 from plungepool_toolkit.budget.inputs import DATABASE_KEYS, FUNCTION_KEYS, InputError, Inputs, parse
 from plungepool_toolkit.budget.source import TemplateError
-from plungepool_toolkit.commands.console import fits, table, writing
+from plungepool_toolkit.commands.console import show, table, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from plungepool_toolkit.budget.rows import Row
     from plungepool_toolkit.budget.verdict import Verdict
 
@@ -157,7 +155,10 @@ def _print(console: Console, found: Budget) -> None:
 def _print_database(console: Console, verdict: Verdict) -> None:
     database = verdict.database
     title = f"{database.name} ({database.size})" if database.size else database.name
-    _print_rows(console, title, [_cells(row) for row in verdict.rows])
+    rows = table(title, *_COLUMNS, numbers=("environments", "open connections"))
+    for row in verdict.rows:
+        rows.add_row(*_cells(row))
+    show(rows, console)
     limit = f"; the role may have {database.role_limit[0]:,.0f}" if database.role_limit else ""
     console.print(
         f"Open: {verdict.direct}. Offered: {database.usable} of max_connections {database.max_connections}, "
@@ -183,18 +184,3 @@ def _cells(row: Row) -> tuple[str, ...]:
     name = use.function.name + (f" ({use.prefix.rstrip('_')})" if use.prefix else "")
     through = f" through {use.proxy}" if use.proxy else ""
     return name, f"{row.environments}{processes}", use.function.why, pool, f"{row.open}{through}"
-
-
-def _print_rows(console: Console, title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; where the terminal has no room for its longest words, a paragraph for each row."""
-    made = table(title, *_COLUMNS, numbers=("environments", "open connections"))
-    for row in rows:
-        made.add_row(*row)
-    if fits(made, console):
-        console.print(made)
-        return
-    console.print(title)
-    for row in rows:
-        console.print(row[0], style="bold")
-        for column, cell in zip(_COLUMNS[1:], row[1:], strict=True):
-            console.print(f"  {column}: {cell}")

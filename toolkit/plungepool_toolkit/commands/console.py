@@ -48,13 +48,27 @@ def table(title: str, *columns: str, numbers: tuple[str, ...] = (), lines: bool 
     return made
 
 
-def fits(made: Table, console: Console) -> bool:
-    """Return whether a table fits the terminal with no word broken, and keep it from breaking any."""
+def show(made: Table, console: Console) -> None:
+    """
+    Print a table that breaks no word; where the terminal is too narrow for that, a paragraph for each of its rows.
+
+    Its cells are plain text.
+    """
     for column in made.columns:
         words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
         column.min_width = max(map(cell_len, words), default=0)
-    # Its own width may not be more than the console's, which is what is asked here.
-    return Measurement.get(console, console.options.update_width(_WIDER_THAN_ANY), made).minimum <= console.width
+    # What it needs at least may be more than the console's width, which would hide it.
+    if Measurement.get(console, console.options.update_width(_WIDER_THAN_ANY), made).minimum <= console.width:
+        console.print(made)
+        return
+    if made.title:
+        console.print(made.title, markup=False)
+    for first, *cells in zip(*(column.cells for column in made.columns), strict=True):
+        console.print(first, style="bold", markup=False)
+        for column, cell in zip(made.columns[1:], cells, strict=True):
+            console.print(f"  {column.header}: {cell}", markup=False)
+    if made.caption:
+        console.print(made.caption, markup=False)
 
 
 @contextlib.contextmanager

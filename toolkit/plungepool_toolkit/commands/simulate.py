@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 
-from plungepool_toolkit.commands.console import check_writable, table
+from plungepool_toolkit.commands.console import check_writable, show, table
 from plungepool_toolkit.report import write_report
 from plungepool_toolkit.simulate import calibration, curves, prices, study
 from plungepool_toolkit.simulate.advice import advice
@@ -24,6 +24,8 @@ from plungepool_toolkit.simulate.strategies import DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
 
     from plungepool_toolkit.simulate.model import Endpoint
     from plungepool_toolkit.simulate.prices import Bill
@@ -146,10 +148,10 @@ def simulate(
     if story is not None:
         _tell(console, story)
     console.print(f"{sentence(outcomes[0], function, load, word)}.\n", style="dim")
-    console.print(_table(outcomes))
-    console.print(_costs(outcomes, bills))
+    show(_table(outcomes), console)
+    show(_costs(outcomes, bills), console)
     if knee:
-        console.print(_knees(asked, function, chosen, load.rounds))
+        show(_knees(asked, function, chosen, load.rounds), console)
     console.print(f"{prices.AS_OF}.\n", style="dim")
     console.print(advice(outcomes, function, load), style="bold")
 
@@ -286,7 +288,7 @@ def _tell(console: Console, story: Incident) -> None:
     console.print()
 
 
-def _table(outcomes: Sequence[Outcome]) -> Any:
+def _table(outcomes: Sequence[Outcome]) -> Table:
     numbers = ("Peak", "Answered", "p50 / p99, s", "Connects", "Refused")
     made = table("", "Strategy", *numbers, numbers=numbers)
     for one in outcomes:
@@ -303,7 +305,7 @@ def _table(outcomes: Sequence[Outcome]) -> Any:
     return made
 
 
-def _costs(outcomes: Sequence[Outcome], bills: Sequence[Bill]) -> Any:
+def _costs(outcomes: Sequence[Outcome], bills: Sequence[Bill]) -> Table:
     numbers = ("Limit", "CPU, s", "Database", "Proxy", "Billed, s", "A million")
     made = table("What it costs", "Strategy", *numbers, numbers=numbers)
     for one, bill in zip(outcomes, bills, strict=True):
@@ -333,7 +335,7 @@ def _answered(one: Outcome) -> str:
     return f"{low} %" if low == high else f"{low}-{high} %"
 
 
-def _knees(asked: Sequence[tuple[Strategy, Database]], function: Function, seeds: Sequence[int], rounds: int) -> Any:
+def _knees(asked: Sequence[tuple[Strategy, Database]], function: Function, seeds: Sequence[int], rounds: int) -> Table:
     numbers = ("Connections", "At most")
     made = table("Environments at once that are held", "Strategy", "Endpoint", *numbers, numbers=numbers)
     for strategy, database in asked:
@@ -371,7 +373,7 @@ def _compare(
             f"{100 * one.apart:.0f} %",
             style="red" if one in beyond else None,
         )
-    console.print(made)
+    show(made, console)
     if storm.unknown:
         console.print(f"Not in the model: {', '.join(storm.unknown)}.", style="dim")
     within = f"{len(differences) - len(beyond)} of {len(differences)} numbers are within {calibration.WITHIN:.0%}"

@@ -359,7 +359,7 @@ CASES = [
         "yes",
         {"Database": (30, 60)},
         ["pool"],
-        "Say how many its pool may open: --function Plain:pool-size=N.",
+        "State how many its pool may open: --function Plain:pool-size=N.",
     ),
     Case("not-ours", ["--function", "Plain:pool-size=15"], 1, "no", {"Database": (450, 900)}, ["connections", "cpu"]),
     Case(

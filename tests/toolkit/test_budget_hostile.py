@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plungepool import Settings, SettingsError
+from plungepool_toolkit import command
 from plungepool_toolkit.budget.databases import TAKES
 from plungepool_toolkit.command import application
 
@@ -459,3 +461,19 @@ def test_the_advice_for_adaptive_is_what_holds(tmp_path: Path) -> None:
         for number in (38, 39)
     ]
     assert ["cpu" in one for one in rules] == [False, True]
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where standard output has no room, the command says so, and any other error is not hidden by that."""
+
+    def fail(number: int) -> None:
+        def application() -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(command, "application", application)
+        command.main()
+
+    with pytest.raises(SystemExit, match="cannot be written: No space left"):
+        fail(errno.ENOSPC)
+    with pytest.raises(OSError, match="Input/output"):
+        fail(errno.EIO)

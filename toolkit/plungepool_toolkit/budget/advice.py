@@ -108,7 +108,7 @@ def _lower(rows: Sequence[Row], connections: float) -> Setting | None:
     now, target = _open(rows) / piece, math.floor(connections / piece)
     if function.knob is None or not max(row.use.function.least for row in rows) <= target < now:
         return None
-    was = "is not set" if function.at_once is None else f"now {now:,.0f}"
+    was = "not set" if function.at_once is None else f"now {now:,.0f}"
     name = function.knob.name
     return Setting((name,), target, f"{name} to {{value}} ({was})")
 
@@ -128,5 +128,5 @@ def _more(database: Database, connections: float) -> str:
     instance_class = database.size.partition(",")[0]
     larger = smallest_class_for(connections + database.reserved + database.others, instance_class)
     if larger and database.knob and larger != instance_class:
-        return f"Set {database.knob.name} to {larger}, or put an RDS Proxy before it (PLUNGEPOOL_ENDPOINT proxy)."
-    return "Put an RDS Proxy before it (PLUNGEPOOL_ENDPOINT proxy), or take a larger database."
+        return f"Set {database.knob.name} to {larger}, or use RDS Proxy (PLUNGEPOOL_ENDPOINT proxy)."
+    return "Use RDS Proxy (PLUNGEPOOL_ENDPOINT proxy), or a larger database."

@@ -17,17 +17,17 @@ _DOCUMENT = "docs/budget.md"
 RULES = {
     "connections": "More connections may be opened than the database has",
     "role-limit": "More connections may be opened than the role may have",
-    "cpu": "More connections are at work than the database's CPU bears",
+    "cpu": "More connections are at work than the CPU of the database sustains",
     "spike": "Connecting all environments at once takes longer than a function may run",
     "proxy": "A proxy does not fit the fleet behind it",
     "pinning": "Pinned clients use up a proxy's connections",
     "pause": "A proxy keeps a database from pausing",
-    "express": "The express configuration takes neither a proxy nor a password",
-    "dsql-connects": "More connects a second than Aurora DSQL takes",
+    "express": "The express configuration supports neither a proxy nor a password",
+    "dsql-connects": "More connects a second than Aurora DSQL accepts",
     "engine": "The database is no PostgreSQL",
     "settings": "Plungepool refuses a setting",
     "pool": "A function pools in a way that is not known here",
-    "missing": "Something must be said before the connections can be counted",
+    "missing": "Input is missing",
 }
 
 
@@ -109,7 +109,7 @@ def as_sarif(budget: Budget, base: Path) -> dict[str, Any]:
         for finding in verdict.findings
     ]
     for need in budget.needs:
-        text = f"Not counted: {need.option} is missing. {need.why}"
+        text = f"Missing input: {need.option}. {need.why}"
         results.append(_result("missing", "error", text, str(budget.template), 1, base))
     rules = [
         {"id": name, "shortDescription": {"text": text}, "help": {"text": f"See {_DOCUMENT} of Plungepool."}}

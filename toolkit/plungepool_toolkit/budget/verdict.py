@@ -130,13 +130,11 @@ def _kind(verdict: Verdict) -> None:
     for use in database.uses:
         for name in use.refused:
             variable, takes = f"{use.prefix}{PREFIX}{name}", TAKES[name]
-            text = (
-                f"{variable} of {use.function.name} has a value that Plungepool refuses: the function would not start"
-            )
+            text = f"{variable} of {use.function.name} has a value that Plungepool refuses: the function will not start"
             verdict.add("settings", "error", text, f"Set it to one of {takes}.", use.knob(name))
         if not use.ours and not use.said:
-            text = f"{use.function.name} does not pool by Plungepool, and counts with one connection an environment"
-            advice = f"Say how many its pool may open: --function {use.function.name}:pool-size=N."
+            text = f"{use.function.name} does not use Plungepool, and is counted with one connection per environment"
+            advice = f"State how many its pool may open: --function {use.function.name}:pool-size=N."
             verdict.add("pool", "note", text, advice, use.function.knob_of("Environment", "Variables"))
     endpoint = next((use.knob("ENDPOINT") for use in database.uses if use.proxy and use.ours), None)
     if database.kind.startswith("no PostgreSQL"):
@@ -147,26 +145,26 @@ def _kind(verdict: Verdict) -> None:
     for use in database.uses:
         if not use.ours or (use.auth == "dsql") == (database.kind == "dsql"):
             continue
-        text = f"{use.function.name} has PLUNGEPOOL_AUTH {use.auth}: Aurora DSQL, and nothing else, takes dsql"
+        text = f"{use.function.name} has PLUNGEPOOL_AUTH {use.auth}: Aurora DSQL needs dsql, and others refuse it"
         advice = f"Set PLUNGEPOOL_AUTH to {'dsql' if database.kind == 'dsql' else 'iam, secret or password'}."
         verdict.add("settings", "error", text, advice, use.knob("AUTH"))
     for use in database.uses:
         if use.auth == "dsql" and use.pool == "adaptive":
-            text = f"{use.function.name} has PLUNGEPOOL_POOL adaptive, for which Aurora DSQL lacks the advisory locks"
+            text = f"{use.function.name} has PLUNGEPOOL_POOL adaptive: Aurora DSQL has no advisory locks"
             verdict.add("settings", "error", text, *pool(use, "tiny."))
     if database.kind == "express":
         # AWS's agent toolkit, "Aurora PostgreSQL express configuration": IAM only, no RDS Proxy.
         if database.proxies:
-            text = "Aurora's express configuration takes no RDS Proxy"
+            text = "Aurora's express configuration does not support RDS Proxy"
             advice = "Set PLUNGEPOOL_ENDPOINT to direct, and PLUNGEPOOL_POOL to adaptive."
             verdict.add("express", "error", text, advice, endpoint)
         for use in database.uses:
             if use.ours and use.auth != "iam":
-                text = f"{use.function.name} signs in by {use.auth}; Aurora's express configuration knows IAM only"
+                text = f"{use.function.name} signs in with {use.auth}; Aurora's express configuration supports IAM only"
                 verdict.add("express", "error", text, "Set PLUNGEPOOL_AUTH to iam.", use.knob("AUTH"))
     elif database.pauses and database.proxies and database.kind != "dsql":
         # The same toolkit, RDS Proxy: auto-pause and a proxy exclude each other.
-        text = f"{database.name} may pause at 0 ACU, and an RDS Proxy before it never lets it"
+        text = f"{database.name} may pause at 0 ACU, and an RDS Proxy in front of it keeps it awake"
         verdict.add("pause", "warning", text, f"Set MinCapacity of {database.name} to 0.5, or do without the proxy.")
 
 
@@ -175,8 +173,8 @@ def _slots(verdict: Verdict) -> None:
     database, rows = verdict.database, verdict.of(None)
     taken = sum((proxy.connections or Range(0, 0)).low for proxy in database.proxies.values())
     offered = Range(max(database.usable.low - taken, 0), max(database.usable.high - taken, 0))
-    others = f", {database.others:g} of others" if database.others else ""
-    others += f", {taken:,.0f} of proxies" if taken else ""
+    others = f", {database.others:g} used by others" if database.others else ""
+    others += f", {taken:,.0f} for proxies" if taken else ""
     whence = f"{database.size}: max_connections {database.max_connections}, {database.reserved:g} reserved{others}"
     if not rows:
         return
@@ -187,7 +185,7 @@ def _slots(verdict: Verdict) -> None:
         percent = math.floor(100 * left / database.max_connections.low / len(database.proxies))
         leaves = f"so that {'the proxy leaves' if len(database.proxies) == 1 else 'each proxy leaves'} them the rest"
         instead = (f"Set {first.knob.name} to {max(percent, 1)} (now {first.percent:g}), {leaves}.", first.knob)
-    _compare(verdict, "connections", rows, offered, f"the database has {offered} for them ({whence})", instead)
+    _compare(verdict, "connections", rows, offered, f"the database has {offered} available ({whence})", instead)
 
 
 def _role_limit(verdict: Verdict) -> None:
@@ -202,7 +200,9 @@ def _role_limit(verdict: Verdict) -> None:
     asked, whose = together(rows), f"the role {role}" if role else "their role"
     room = database.usable.low >= asked.low and knob
     raised: Advice | None = (f"Set {knob.name} to {asked.low:,.0f} or more.", knob) if room and knob else None
-    _compare(verdict, "role-limit", rows, Range(limit, limit), f"{whose} may have {limit:,.0f} (its limit)", raised)
+    _compare(
+        verdict, "role-limit", rows, Range(limit, limit), f"the connection limit of {whose} is {limit:,.0f}", raised
+    )
 
 
 def _compare(
@@ -214,18 +214,18 @@ def _compare(
     instead: Advice | None = None,
 ) -> None:
     asked = together(rows)
-    text = f"{asked} connections may be open, and {offer}"
+    text = f"the functions may open {asked} connections, and {offer}"
     if asked.low > offered.high:
         verdict.add(rule, "error", text, *(instead or fit(verdict.database, rows, offered.low)))
     elif asked.low > offered.low:
-        text += ": that may not be enough"
+        text += ": this may not be enough"
         verdict.add(rule, "warning", text, *(instead or fit(verdict.database, rows, offered.low)))
     elif asked.high > offered.low:
         largest = max(rows, key=lambda each: each.open.high - each.open.low).use
-        text += ": enough on most days, not while frozen environments of the version before keep theirs"
+        text += ": enough in normal operation, but not while old environments hold theirs after a deployment"
         if largest.ours and largest.pool == "tiny":
-            advice, knob = pool(largest, "adaptive, by which the fleet gives back what it does not need")
-            verdict.add(rule, "warning", text, f"{advice}; or deploy when there is little to do.", knob)
+            advice, knob = pool(largest, "adaptive, so that the fleet returns connections that it does not need")
+            verdict.add(rule, "warning", text, f"{advice}, or deploy when traffic is low.", knob)
         else:
             verdict.add(rule, "warning", text, *fit(verdict.database, rows, offered.low / 2))
 
@@ -241,12 +241,12 @@ def _proxies(verdict: Verdict) -> None:
         pinned = verdict.load.get("pinned-percent", 0.0) / 100 * verdict.behind[name].high
         busy = at_work(rows)
         if pinned >= slots.high:
-            text = f"{pinned:,.0f} pinned clients keep all {slots} connections of {name}, and the others wait in vain"
+            text = f"{pinned:,.0f} pinned clients occupy all {slots} connections of {name}, and others wait in vain"
             what = "Find what pins (docs/rds-proxy.md), and set PLUNGEPOOL_PINNING to refuse."
             verdict.add("pinning", "error", text, what, proxy.knob)
         elif busy > _HEADROOM * (slots.low - pinned):
             left = f"{slots} connections of {name}" + (f", {pinned:,.0f} of them pinned" if pinned else "")
-            text = f"{busy:,.0f} invocations at once share {left}: more than 70 %, so that they may wait for one"
+            text = f"{busy:,.0f} invocations at once share {left}: this is more than 70 %, and some may have to wait"
             advice = fit(database, rows, math.floor(_HEADROOM * (slots.low - pinned)))
             by_role = database.role_limit[2] if database.role_limit else None
             if by_role and proxy.connections and slots.low < proxy.connections.low:
@@ -255,10 +255,10 @@ def _proxies(verdict: Verdict) -> None:
     total = sum(proxy.percent for proxy in database.proxies.values())
     if len(database.proxies) > 1 and total >= 100:
         # UG, "Planning for RDS Proxy": the percentages of several proxies together stay below 100.
-        text = f"the proxies before {database.name} may open {total:g} % of its connections together"
+        text = f"together, the proxies of {database.name} may open {total:g} % of its connections"
         first = next((proxy.knob for proxy in database.proxies.values() if proxy.knob), None)
         level = "error" if total > 100 else "warning"
-        verdict.add("proxy", level, text, "Let their MaxConnectionsPercent add up to less than 100.", first)
+        verdict.add("proxy", level, text, "Reduce MaxConnectionsPercent so that the sum is less than 100.", first)
 
 
 def _cpu(verdict: Verdict) -> None:
@@ -277,9 +277,9 @@ def _cpu(verdict: Verdict) -> None:
     if at_once <= bears:
         return
     text = (
-        f"{at_once * database.vcpus:,.0f} connections at work on {database.vcpus:g} vCPU ({database.size}) are "
-        f"{at_once:,.0f} on each, which bears {bears:,.1f}: an invocation takes {cost:.2g} ms of its CPU and "
-        f"{handler:g} ms elsewhere, and would take {_times(at_once / bears)} as long"
+        f"{at_once * database.vcpus:,.0f} connections at work on {database.vcpus:g} vCPUs ({database.size}) are "
+        f"{at_once:,.0f} per vCPU, and a vCPU sustains {bears:,.1f}: an invocation uses {cost:.2g} ms of database CPU "
+        f"and {handler:g} ms elsewhere, and would take {_times(at_once / bears)} as long"
     )
     level = "error" if at_once > _TOO_MANY * bears else "warning"
     verdict.add("cpu", level, text, *_less_at_work(verdict, _bearable(verdict, handler), cost))
@@ -310,14 +310,14 @@ def _less_at_work(verdict: Verdict, most: float, cost: float) -> Advice:
         if verdict.behind[name].high and proxy.connections and proxy.connections.high > most and proxy.knob:
             percent = max(1, math.floor(100 * most / max(database.max_connections.high, 1)))
             advice = f"Set {proxy.knob.name} to {percent} (now {proxy.percent:g}), so that the rest waits at the proxy"
-            advice += ", and reserve concurrency for what it can serve"
+            advice += ", and limit concurrency to what it can serve"
             # UG, "Planning for RDS Proxy": 20 at least, 30 on small instances.
             advised = f" AWS recommends {_PERCENT_AT_LEAST} or more." if percent < _PERCENT_AT_LEAST else ""
             return f"{advice}.{advised}", proxy.knob
     busy = [each for each in verdict.rows if each.busy]
     vcpus = math.ceil(at_work(busy) / most * (database.vcpus or 1))
     say = f"--database {database.name}:database-ms=…, handler-ms=… and rate=…"
-    return fit(database, busy, most, f"Take a database of {vcpus} vCPU, or say what an invocation takes: {say}.")
+    return fit(database, busy, most, f"Use a database with {vcpus} vCPUs, or state what an invocation uses: {say}.")
 
 
 def _spike(verdict: Verdict) -> None:
@@ -331,11 +331,11 @@ def _spike(verdict: Verdict) -> None:
     function = min((each.use.function for each in direct), key=lambda each: each.timeout_s)
     if took > function.timeout_s:
         text = (
-            f"{busy:,.0f} environments that connect at once take {took:,.1f} s of all {database.vcpus:g} vCPU, longer "
-            f"than {function.name} may run ({function.timeout_s} s)"
+            f"{busy:,.0f} environments connecting at once take {took:,.1f} s on {database.vcpus:g} vCPUs, longer than "
+            f"the time-out of {function.name} ({function.timeout_s} s)"
         )
         knob = function.knob_of("Timeout")
-        advice = f"Set {knob.name} to {math.ceil(took) + 1}, or let fewer run at once."
+        advice = f"Set {knob.name} to {math.ceil(took) + 1}, or limit concurrency."
         verdict.add("spike", "error", text, advice, knob)
 
 
@@ -349,15 +349,15 @@ def _dsql(verdict: Verdict) -> None:
     a_second = at_work(connecting) * 1000 / (handler + WITH_CONNECT_MS)
     a_second = min(a_second, verdict.load.get("rate", math.inf))
     if a_second > _DSQL_A_SECOND:
-        text = f"{a_second:,.0f} connects a second are more than the {_DSQL_A_SECOND} that Aurora DSQL takes"
+        text = f"{a_second:,.0f} connects a second are more than the {_DSQL_A_SECOND} that Aurora DSQL accepts"
         advice, knob = pool(max(connecting, key=lambda each: each.busy).use, "tiny.")
         verdict.add("dsql-connects", "error", text, advice, knob)
     if (busy := at_work(rows)) > _DSQL_BURST:
         took = (busy - _DSQL_BURST) / _DSQL_A_SECOND
         shortest = min(each.use.function.timeout_s for each in rows)
         text = (
-            f"{busy:,.0f} environments that connect at once take {took:,.0f} s: Aurora DSQL takes {_DSQL_BURST:,}, "
-            f"then {_DSQL_A_SECOND} a second"
+            f"{busy:,.0f} environments connecting at once take {took:,.0f} s: Aurora DSQL accepts {_DSQL_BURST:,} "
+            f"at once, then {_DSQL_A_SECOND} a second"
         )
         level = "error" if took > shortest else "warning"
         verdict.add("dsql-connects", level, text, *fit(verdict.database, rows, _DSQL_BURST))

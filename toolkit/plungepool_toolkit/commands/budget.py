@@ -28,7 +28,7 @@ _ANSWERS = {
     "yes": ("It holds.", "green"),
     "tight": ("It holds, but not at all times.", "yellow"),
     "no": ("It cannot hold.", "red"),
-    "unknown": ("Something must be said first.", "red"),
+    "unknown": ("More input is needed.", "red"),
 }
 _COLUMNS = ("function", "environments", "bounded by", "pool", "open connections")
 
@@ -66,7 +66,7 @@ def budget(
     """
     Say for each database who may open how many connections, and whether it holds.
 
-    Exits with 1 if it cannot hold, with 2 if something must be said first. Asks AWS nothing. See docs/budget.md.
+    Exits with 1 if it cannot hold, with 2 if input is missing. Sends no request to AWS. See docs/budget.md.
     """
     try:
         import samtranslator  # noqa: F401
@@ -142,11 +142,11 @@ def _print(console: Console, found: Budget) -> None:
         for name, why in found.not_counted.items():
             console.print(Text(f"  {name}: {why}"))
     if found.needs:
-        console.print("Please say:")
+        console.print("Missing input:")
         for need in found.needs:
             console.print(Text.assemble("  ", (need.option, "bold"), f"  {need.why}"))
     elif not found.verdicts:
-        console.print("No function here opens connections to a database that Plungepool knows of.")
+        console.print("No function in this template opens a connection to a PostgreSQL database.")
         return
     text, style = _ANSWERS[found.holds]
     console.print(Text(text, style))
@@ -159,17 +159,17 @@ def _print_database(console: Console, verdict: Verdict) -> None:
     for row in verdict.rows:
         rows.add_row(*_cells(row))
     show(rows, console)
-    limit = f"; the role may have {database.role_limit[0]:,.0f}" if database.role_limit else ""
+    limit = f"; limit of the role: {database.role_limit[0]:,.0f}" if database.role_limit else ""
     console.print(
-        f"Open: {verdict.direct}. Offered: {database.usable} of max_connections {database.max_connections}, "
-        f"{database.reserved:g} reserved{limit}."
+        f"Open: {verdict.direct}. Available: {database.usable} (max_connections {database.max_connections}, "
+        f"{database.reserved:g} reserved){limit}."
     )
     for name, proxy in database.proxies.items():
         slots = f", at most {proxy.connections}" if proxy.connections else ""
         console.print(Text(f"Through {name}: {verdict.behind[name]} clients{slots} connections ({proxy.percent:g} %)."))
     if verdict.per_vcpu is not None and verdict.bears_per_vcpu is not None:
         at_work, bears = f"{verdict.per_vcpu:,.1f}", f"{verdict.bears_per_vcpu:,.1f}"
-        console.print(f"At work on each of {database.vcpus:g} vCPU: {at_work}; it bears {bears}.")
+        console.print(f"At work per vCPU (of {database.vcpus:g}): {at_work}. Sustainable: {bears}.")
     for finding in verdict.findings:
         sign, style = _STYLES[finding.level]
         console.print(Text.assemble((f"{sign} ", style), finding.text))

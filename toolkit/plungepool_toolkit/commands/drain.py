@@ -23,17 +23,19 @@ _LINE_EVERY_S = 2.0
 
 def drain(
     *,
-    role: Annotated[str | None, typer.Option(help="Whose connections; else those of the role that connects.")] = None,
-    older_than: Annotated[float, typer.Option(help="Only those opened at least so many seconds ago.")] = 0.0,
-    min_idle: Annotated[float, typer.Option(help="Only those idle for at least so many seconds.")] = 0.3,
-    rate: Annotated[float, typer.Option(help="How many are ended in a second, at most.")] = 10.0,
-    limit: Annotated[float, typer.Option(help="Stop after so many seconds, and say what is left.")] = 300.0,
-    application: Annotated[
-        str | None, typer.Option(help="Only those of this application_name: a function's name, with any version.")
+    role: Annotated[
+        str | None, typer.Option(help="The role whose connections are replaced. Default: the role that connects.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is there, and end none.")] = False,
+    older_than: Annotated[float, typer.Option(help="Only connections opened at least this many seconds ago.")] = 0.0,
+    min_idle: Annotated[float, typer.Option(help="Only connections idle for at least this many seconds.")] = 0.3,
+    rate: Annotated[float, typer.Option(help="The maximum number to end in a second.")] = 10.0,
+    limit: Annotated[float, typer.Option(help="Stop after this many seconds, and report what is left.")] = 300.0,
+    application: Annotated[
+        str | None, typer.Option(help="Only connections with this application_name: a function, in any version.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would be replaced, and end nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
-    prefix: Annotated[str, typer.Option(help="What stands before PLUNGEPOOL_ in the variables, as REPORTS_.")] = "",
+    prefix: Annotated[str, typer.Option(help="The prefix of the PLUNGEPOOL_ variables, such as REPORTS_.")] = "",
 ) -> None:
     """
     Have the connections of a role in this database replaced, each at its next checkout, a few a second.
@@ -65,7 +67,7 @@ def drain(
             for progress in fleet.drain(engine, options):
                 report.take(progress)
     except KeyboardInterrupt:
-        report.end("interrupted; what was ended is ended, and nothing else is changed")
+        report.end("interrupted; the connections that were ended stay ended, and nothing else has changed")
         raise typer.Exit(130) from None
     except (fleet.DrainError, SettingsError, CredentialsError, DBAPIError) as error:
         report.end(str(getattr(error, "orig", None) or error))
@@ -106,7 +108,7 @@ def _left(progress: fleet.Progress) -> str:
     left = {
         "in a transaction": progress.in_transaction,
         "idle": progress.idle,
-        "of which the server says nothing": progress.unknown,
+        "in an unknown state": progress.unknown,
     }
     return ", ".join(f"{number} {what}" for what, number in left.items() if number) or "none left"
 
@@ -115,10 +117,10 @@ def _summary(progress: fleet.Progress) -> str:
     connections = "1 connection" if progress.found == 1 else f"{progress.found} connections"
     of = f"{progress.role} in {progress.database}: {connections}"
     if progress.dry_run:
-        return f"{of}, {_left(progress)}; none was ended (dry run)"
-    done = (
-        f"{of}, {progress.ended} ended, {progress.gone} gone by themselves, {_left(progress)}; {progress.took_s:.1f} s"
-    )
+        return f"{of}, {_left(progress)}; none ended (dry run)"
+    done = f"{of}, {progress.ended} ended, {progress.gone} closed otherwise, {_left(progress)}; {progress.took_s:.1f} s"
     if not progress.left:
         return f"✓ {done}"
-    return f"! {done}\n  → once more, later or with a longer --limit; a busy one is found idle by a smaller --min-idle"
+    return (
+        f"! {done}\n  → Run it again later or with a longer --limit; a smaller --min-idle also ends busy connections."
+    )

@@ -248,3 +248,27 @@ def test_versions_are_those_that_are_declared() -> None:
     }
     assert wanted == set(declared) - {"python-dateutil<3"}
     assert wanted <= set((layer / "requirements.in").read_text().splitlines())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_xrays_patch_of_pg8000_does_not_import_it(before: bool) -> None:
+    """In Lambda it waits for whoever imports pg8000, and then is what it would have been; elsewhere nothing is done."""
+    program = f"""
+import os, sys
+os.environ["AWS_LAMBDA_FUNCTION_NAME"] = "orders"
+before = {before}
+if before:
+    import plungepool
+    assert "aws_xray_sdk" not in sys.modules
+from aws_xray_sdk.core import patch
+patch(["pg8000"])
+imported = "pg8000" in sys.modules
+import plungepool
+import pg8000
+import wrapt
+from aws_xray_sdk.ext.pg8000 import unpatch
+assert type(sys.modules["aws_xray_sdk.ext.pg8000"]) is type(sys)
+print(imported, isinstance(pg8000.connect, wrapt.FunctionWrapper))
+"""
+    assert run(program).split() == [str(not before), "True"]
+    assert run("import plungepool, sys; print('aws_xray_sdk.ext.pg8000' in sys.modules)") == "False"

@@ -12,6 +12,9 @@ not by whatever breaks first.
 
 SQLAlchemy's tables of PostgreSQL's catalogue serve reflection alone: they are made when one of them is first asked for.
 
+X-Ray's patch of pg8000, which a `Tracer()` of Powertools' applies because the layer holds that, would import it for
+nothing, for half a second: in Lambda it waits until somebody else imports pg8000.
+
 The garbage collector rests meanwhile: it would walk the same new objects again and again, and none of them is garbage.
 
 Measured by `bench/cold_start.py`.
@@ -25,14 +28,16 @@ import gc
 import importlib
 import os
 import sys
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _CATALOGUE = "sqlalchemy.dialects.postgresql.pg_catalog"
+_PATCH = "aws_xray_sdk.ext.pg8000"
 _UNUSED = ("asyncio", "importlib.metadata", "sqlalchemy.dialects.postgresql.asyncpg")
 
 
@@ -68,6 +73,20 @@ class _Asyncio(_Later):
 
 class _NeverRaised(BaseException):
     """What asyncio's CancelledError is in a process without asyncio."""
+
+
+class _PatchLater(_Later):
+    """Stands for X-Ray's patch of pg8000, which begins with an import of that: it patches once that is imported."""
+
+    def patch(self) -> None:
+        """Be called by the X-Ray SDK's `patch_all`; `wrapt` is what that patches by."""
+        when_imported = importlib.import_module("wrapt").when_imported
+
+        @when_imported("pg8000")  # type: ignore[untyped-decorator]
+        def patch(_: ModuleType) -> None:
+            # As patch_all does: what cannot be patched is left as it is.
+            with suppress(Exception):
+                self.__getattr__("patch")()
 
 
 class _Call:
@@ -200,7 +219,14 @@ def _refuse_unless_made_for(name: str, version: str, folder: str) -> None:
         )
 
 
+def _put_off_patch(environ: Mapping[str, str]) -> None:
+    """In Lambda alone, since elsewhere nobody is traced."""
+    if "AWS_LAMBDA_FUNCTION_NAME" in environ:
+        sys.modules.setdefault(_PATCH, _PatchLater(_PATCH))
+
+
 _refuse_other_versions()
+_put_off_patch(os.environ)
 if "sqlalchemy" not in sys.modules:
     _import_sqlalchemy()
 # Where the metadata was left out of a package.

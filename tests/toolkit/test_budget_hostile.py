@@ -477,3 +477,14 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         fail(errno.ENOSPC)
     with pytest.raises(OSError, match="Input/output"):
         fail(errno.EIO)
+
+
+@pytest.mark.parametrize("columns", [58, 59, 60, 62, 66, 70])
+def test_nothing_of_a_table_is_cut_off(columns: int, tmp_path: Path) -> None:
+    """A table that is printed is no wider than the terminal, and has all of its words."""
+    result = run(tmp_path, template(RESERVED + "20"), columns=columns)
+    lines = [line for line in result.output.splitlines() if line[:1] in "┏┃┡│└"]
+    assert max((len(line) for line in lines), default=0) <= columns
+    assert result.output.count("20 to 40") >= 2
+    assert all(line[-1:] in "┓┃┩│┘" for line in lines)
+    assert all(word in result.output for word in ("environments", "reserved", "connections"))

@@ -58,7 +58,13 @@ def show(made: Table, console: Console) -> None:
         words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
         column.min_width = max(map(cell_len, words), default=0)
     # What it needs at least may be more than the console's width, which would hide it.
-    if Measurement.get(console, console.options.update_width(_WIDER_THAN_ANY), made).minimum <= console.width:
+    spare = console.width - Measurement.get(console, console.options.update_width(_WIDER_THAN_ANY), made).minimum
+    if spare >= 0:
+        # Rich would narrow the widest columns first, and cut off what has no room then.
+        for column in made.columns:
+            longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+            column.width = min(longest, (column.min_width or 0) + spare)
+            spare -= column.width - (column.min_width or 0)
         console.print(made)
         return
     if made.title:

@@ -6,12 +6,11 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
 from sqlalchemy import Connection, text
 
-from plungepool import OutcomeUnknown, Unavailable, get_engine, guard_invocation, run_transaction
+from plungepool import OutcomeUnknown, Unavailable, get_engine, guard_invocation, once, run_transaction
 
 engine = get_engine()
 logger, tracer, metrics = Logger(), Tracer(auto_patch=False), Metrics()  # Tracer() imports all it can patch: 0.5 s
 
-# One statement for both tables. A message that is delivered twice finds the order fulfilled, and inserts nothing.
 FULFIL = text("""
     WITH fulfilled AS (
         UPDATE shop.orders SET status = 'fulfilled', fulfilled_at = now()
@@ -26,6 +25,8 @@ OF_ONE_RECORD = {"40001", "40P01", "55P03", "57014"}
 
 def fulfil_order(connection: Connection, order_id: str) -> bool:
     """Fulfil a placed order; False where it was fulfilled before. Raises LookupError where there is no such order."""
+    if not once(connection, f"fulfil {order_id}"):  # recorded with the effect: both are committed, or neither is
+        return False
     if connection.execute(FULFIL, {"id": order_id}).first():
         return True
     if connection.execute(KNOWN, {"id": order_id}).first():

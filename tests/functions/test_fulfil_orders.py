@@ -57,6 +57,17 @@ def test_a_message_that_is_delivered_twice_changes_nothing(shop: Any, load: Any)
     assert shop.contents() == before
 
 
+def test_the_key_is_recorded_with_the_effect_and_with_nothing_else(shop: Any, load: Any) -> None:
+    """What failed leaves no key; a key says "done" by itself, whatever the order's own row says."""
+    function = load("fulfil_orders", shop.url())
+    assert failures(function.invoke(batch(1, 9999))) == ["message-1"]
+    assert shop.execute("SELECT key FROM plungepool.once_keys") == [[f"fulfil {order_id(1)}"]]
+    shop.execute("UPDATE shop.orders SET status = 'placed', fulfilled_at = NULL")
+    before = shop.contents()
+    assert failures(function.invoke(batch(1))) == []
+    assert shop.contents() == before
+
+
 def test_bad_messages_are_returned_alone(shop: Any, load: Any) -> None:
     """Unknown orders and broken bodies fail by themselves; what stands before, between and after them is fulfilled."""
     bad = [

@@ -187,12 +187,12 @@ def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
     """
     conditions = []
     for name in names:
-        # Written for a short way through the server's parser and planner: each transaction goes it.
+        # Written for a short way through the server's parser and planner, which each transaction goes: the operators'
+        # functions, and nothing set where nothing is to change. Not `longer AND set_config`, which may be asked in
+        # either order.
         now, limit = f"pg_catalog.current_setting('{name}')", f"'{milliseconds}ms'"
-        longer = f"{now} OPERATOR(pg_catalog.=) '0' OR {now}::pg_catalog.interval OPERATOR(pg_catalog.>) {limit}"
-        conditions.append(
-            f"pg_catalog.set_config('{name}', CASE WHEN {longer} THEN {limit} ELSE {now} END, true) IS NULL"
-        )
+        longer = f"pg_catalog.texteq({now}, '0') OR pg_catalog.interval_gt({now}::pg_catalog.interval, {limit})"
+        conditions.append(f"CASE WHEN {longer} THEN pg_catalog.set_config('{name}', {limit}, true) IS NULL END")
     return " OR ".join(conditions)
 
 

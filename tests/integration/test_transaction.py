@@ -240,6 +240,75 @@ def test_a_lost_answer_to_commit_is_never_run_again(
     assert prepared.execute("SELECT balance FROM account WHERE id = 1") == [[99 if arrives else 100]]
 
 
+@pytest.mark.parametrize("kind", ["connection", "session"])
+@pytest.mark.parametrize(
+    "commit",
+    ["COMMIT", "COMMIT AND CHAIN", "COMMIT; BEGIN", "UPDATE account SET balance = 99 WHERE id = 1; END"],
+)
+@pytest.mark.parametrize("trouble", ["lost", "conflict"])
+def test_what_a_text_of_the_functions_own_has_committed_is_not_done_again(
+    cut_engine: Engine, proxy: ChaosProxy, prepared: Database, kind: str, commit: str, trouble: str
+) -> None:
+    """SQLAlchemy does not see it, and what comes behind it may be undone as any: the server's word counts."""
+    source: Any = cut_engine if kind == "connection" else sessionmaker(cut_engine)
+    calls = []
+
+    def work(connection: Any) -> None:
+        calls.append(connection)
+        connection.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 1"))
+        connection.execute(text(commit))
+        if trouble == "lost":
+            proxy.reset()
+        connection.execute(text("SELECT 1" if trouble == "lost" else conflict))
+
+    conflict = "DO $$ BEGIN RAISE EXCEPTION 'a conflict' USING ERRCODE = '40001'; END $$"
+    with pytest.raises(exc.DBAPIError) as caught:
+        run_transaction(source, work)
+    assert "committed within the function" in "".join(caught.value.__notes__)
+    assert len(calls) == 1
+    assert prepared.execute("SELECT balance FROM account WHERE id = 1") == [[99]]
+
+
+@pytest.mark.parametrize("commit", ["COMMIT", "COMMIT AND CHAIN"])
+def test_a_lost_answer_to_a_commit_of_the_functions_own(
+    cut_engine: Engine, proxy: ChaosProxy, prepared: Database, commit: str
+) -> None:
+    """Nobody knows what became of it, as of any."""
+    calls = []
+
+    def work(connection: Connection) -> None:
+        calls.append(connection)
+        connection.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 1"))
+        proxy.cut_after(from_server=1)
+        connection.execute(text(commit))
+
+    with pytest.raises(OutcomeUnknown, match="was sent"):
+        run_transaction(cut_engine, work)
+    assert len(calls) == 1
+    assert prepared.execute("SELECT balance FROM account WHERE id = 1") == [[99]]
+
+
+def test_an_unknown_outcome_within_a_transaction_that_could_run_again(
+    engine: Engine, cut_engine: Engine, proxy: ChaosProxy, prepared: Database
+) -> None:
+    """A transaction within another one's function has an end of its own; where that is unknown, nothing runs again."""
+    calls = []
+
+    def inner(connection: Connection) -> None:
+        connection.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 1"))
+        proxy.cut_after(from_server=1)
+
+    def outer(connection: Connection) -> None:
+        calls.append(connection)
+        connection.execute(text("UPDATE account SET balance = balance - 1 WHERE id = 2"))
+        run_transaction(cut_engine, inner)
+
+    with pytest.raises(OutcomeUnknown):
+        run_transaction(engine, outer)
+    assert len(calls) == 1
+    assert prepared.execute("SELECT balance FROM account ORDER BY id") == [[99], [100]]
+
+
 def test_autocommit_is_refused(engine: Engine) -> None:
     """There is no transaction that could run again, and a key would outlive an effect that fails."""
     with pytest.raises(ValueError, match="AUTOCOMMIT"):
@@ -309,6 +378,29 @@ def test_once_is_true_once(engine: Engine, prepared: Database) -> None:
     ]
     assert run_transaction(sessionmaker(engine), lambda session: effect(session, "a")) is False
     assert prepared.execute("SELECT count(*) FROM effect") == [[1]]
+
+
+def test_two_keys_the_other_way_round_are_a_conflict_like_any(engine: Engine, prepared: Database) -> None:
+    """One of the two transactions waits for the other's second key and is undone; again, it finds both known."""
+    meeting, results = threading.Barrier(2, timeout=10), []
+
+    def fulfil(*keys: str) -> None:
+        first = [True]
+
+        def work(connection: Connection) -> list[bool]:
+            found = [once(connection, keys[0])]
+            if first.pop() if first else False:
+                meeting.wait()
+            return [*found, once(connection, keys[1])]
+
+        results.append(run_transaction(engine, work))
+
+    threads = [threading.Thread(target=fulfil, args=keys) for keys in (("a", "b"), ("b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(results) == [[False, False], [True, True]]
 
 
 def test_once_goes_with_the_transaction(engine: Engine) -> None:

@@ -89,7 +89,8 @@ def run_transaction(
     conflict.
 
     The function may run several times, so whatever it does besides the database must bear that. It neither commits nor
-    rolls back, and what it returns must not need the connection any more (rows, not a result that reads them later).
+    rolls back; where a text of its own has committed all the same, nothing runs again. What it returns must not need
+    the connection any more (rows, not a result that reads them later).
 
     Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets
         a Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this
@@ -112,11 +113,15 @@ def run_transaction(
             f"its own, and a new one for each attempt; not {type(source).__name__}"
         )
     for attempt in range(1, attempts + 1):
+        commits = _Commits()
         try:
-            return _attempt(source, function, isolation_level)
+            return _attempt(source, function, isolation_level, commits)
         except Exception as error:
             if getattr(getattr(error, "orig", None), "outcome_unknown", False):
                 raise OutcomeUnknown(str(getattr(error, "orig", error))) from error
+            if _was_undone(error) and commits.were_made():
+                error.add_note("run_transaction: a part was committed within the function, so it does not run again")
+                raise
             pause = jitter() * min(_PAUSE_AT_MOST_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
             if not _was_undone(error) or time.time() + pause >= (invocation.deadline() or float("inf")):
                 raise
@@ -158,8 +163,26 @@ def once(connection: Connection | Session, key: str, *, keep_s: float = _KEEP_S)
     return connection.execute(_ONCE, {"key": key, "keep_s": keep_s}).first() is not None
 
 
+class _Commits:
+    """Whether the server has kept anything of an attempt: also what a text of the function's own has committed."""
+
+    def __init__(self) -> None:
+        self._wire: Any = None
+        self._before = 0
+
+    def count_from_now(self, connection: Connection) -> None:
+        self._wire = connection.connection.dbapi_connection
+        self._before = getattr(self._wire, "commits", 0)
+
+    def were_made(self) -> bool:
+        return bool(getattr(self._wire, "commits", 0) != self._before)
+
+
 def _attempt(
-    source: Engine | Callable[[], Session], function: Callable[[Any], _Result], isolation_level: str | None
+    source: Engine | Callable[[], Session],
+    function: Callable[[Any], _Result],
+    isolation_level: str | None,
+    commits: _Commits,
 ) -> _Result:
     options = {} if isolation_level is None else {"isolation_level": isolation_level}
     if isinstance(source, Engine):
@@ -167,11 +190,13 @@ def _attempt(
             if options:
                 connection.execution_options(**options)
             _refuse_autocommit("run_transaction", connection)
+            commits.count_from_now(connection)
             with connection.begin():
                 return function(connection)
     with source() as session, session.begin():
         first = session.connection(execution_options=options)
         _refuse_autocommit("run_transaction", first)
+        commits.count_from_now(first)
         if not session.twophase:
 
             def refuse_another(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:

@@ -101,6 +101,8 @@ def _row_shape(sizes: tuple[int, ...]) -> tuple[Callable[[bytes, int], tuple[Any
 
 # How the statements begin that end a transaction and keep what it did, or part of it.
 _KEEP = ("COMMIT", "END", "PREPARE TRANSACTION")
+# What the server says where it has kept it; to COMMIT of a failed one it says ROLLBACK.
+_KEPT = frozenset((b"COMMIT", b"PREPARE TRANSACTION"))
 
 
 def _message(code: bytes, body: bytes) -> bytes:
@@ -439,6 +441,8 @@ class Protocol(_Input):
         super().__init__()
         #: IDLE, IN_TRANSACTION or FAILED
         self.status = IDLE
+        #: how often the server has said that it keeps what a transaction did
+        self.commits = 0
         self.parameter_statuses: dict[str, str] = {}
         self.notices: deque[dict[str, str]] = deque(maxlen=100)
         self.notifications: deque[tuple[int, str, str]] = deque(maxlen=100)
@@ -553,6 +557,8 @@ class Protocol(_Input):
             if code == COMMAND_COMPLETE:
                 executed += 1
                 reply.tag = body[:-1]
+                if reply.tag in _KEPT:
+                    self.commits += 1
                 if executed > before and reply.tag in _MAY_ASK:
                     reply.may_have_asked = True
                 word = body[body.rfind(b" ") + 1 : -1]

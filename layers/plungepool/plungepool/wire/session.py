@@ -203,6 +203,11 @@ class Session:
         return self._protocol.backend_pid
 
     @property
+    def commits(self) -> int:
+        """How often the server has said that it keeps what a transaction did."""
+        return self._protocol.commits
+
+    @property
     def received(self) -> int:
         """How many bytes have come so far."""
         return self._transport.received

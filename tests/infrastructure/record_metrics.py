@@ -10,24 +10,32 @@ invocations, throttles and durations at the functions, ages at a queue. A period
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 import plungepool
-from plungepool import Settings, Unavailable, build_engine
+from plungepool import Settings, Unavailable, build_engine, guard_invocation
+from plungepool_toolkit.lambda_context import LambdaContext
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.rds_proxy import RdsProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FILE = Path(__file__).with_name("recorded_metrics.json")
 PERIODS, SPIKE = 24, range(8, 15)
@@ -146,6 +154,47 @@ class Fleet:
                 self.see("AWS/SQS", "ApproximateNumberOfMessagesVisible", "DeadOrders", self.dead)
                 self.see("AWS/SQS", "ApproximateNumberOfMessagesVisible", "LostReports", 0)
 
+    def invoke_guarded(self, ended: threading.Event) -> None:
+        """
+        Invoke a function in an environment that is a process of its own, and read the metrics that it prints.
+
+        Only such a process has one invocation at a time, as Lambda has it, whose numbers are its own.
+        """
+        variables = self.proxy.variables("plungepool_app") | {
+            "PLUNGEPOOL_METRICS": "on",
+            "POWERTOOLS_METRICS_NAMESPACE": "Plungepool",
+            "POWERTOOLS_SERVICE_NAME": "shop",
+        }
+        command = [sys.executable, __file__, "--environment"]
+        with subprocess.Popen(
+            command, env=os.environ | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            reader = threading.Thread(target=self._read_metrics, args=(process.stdout,))
+            reader.start()
+            begins, told = time.time(), set[str]()
+            while not ended.wait(0.1):
+                asked = "SELECT count(*) FROM generate_series(1, 20000)"
+                for once, at in ONCE.items():
+                    if once not in told and time.time() - begins >= at:
+                        told.add(once)
+                        asked = once
+                process.stdin.write(f"{asked}\n")
+                process.stdin.flush()
+            process.stdin.close()
+            reader.join()
+
+    def _read_metrics(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            blob = json.loads(line)
+            for group in blob["_aws"]["CloudWatchMetrics"]:
+                assert (group["Namespace"], blob["service"]) == ("Plungepool", "shop")
+                for metric in group["Metrics"]:
+                    values = blob[metric["Name"]]
+                    for value in values if isinstance(values, list) else [values]:
+                        self.see("Plungepool", metric["Name"], "shop", value)
+
     def wait_for_connections(self, ended: threading.Event) -> None:
         """Ask through the proxy, over and over, and time what it takes, nearly all of it the wait for a connection."""
         engine = build_engine(self._settings)
@@ -166,6 +215,26 @@ def idle_s() -> tuple[float, float]:
     return time.time(), (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
 
 
+def environment() -> None:
+    """Be an environment: an invocation for each line of standard input, a statement; metrics go to standard output."""
+    engine, kept = build_engine(Settings.from_env(os.environ)), []
+
+    @guard_invocation
+    def handler(event: str, context: LambdaContext) -> None:
+        if event == LEAK:
+            kept.append(engine.connect())
+            return
+        with engine.begin() as connection:
+            connection.execute(text(event))
+
+    for line in sys.stdin:
+        with contextlib.suppress(Unavailable, DBAPIError):
+            handler(line.strip(), LambdaContext(timeout_s=1.5))
+
+
+LEAK = "a connection is kept"
+# What the environment does once, so many seconds after it began: it leaks, runs out of time, pins, and makes a mistake.
+ONCE = {LEAK: 4, "SELECT pg_sleep(3)": 10, "CREATE TEMPORARY TABLE kept (a int)": 16, "SELECT 1 / 0": 18}
 SESSIONS = """
 SELECT count(*)::int, count(*) FILTER (WHERE state <> 'idle')::int,
        count(*) FILTER (WHERE state = 'active' AND wait_event_type IS NOT NULL)::int
@@ -200,6 +269,12 @@ METRICS: list[tuple[str, str, str, tuple[str, ...]]] = [
     *(("AWS/RDS", one, "Instance", ("Average",)) for one in ("CPUUtilization", "FreeableMemory")),
     *(("AWS/RDS", one, "Proxy", ("Sum",)) for one in OF_PROXY),
     ("AWS/RDS", "DatabaseConnectionsBorrowLatency", "Proxy", ("Average", "Maximum")),
+    *(("Plungepool", one, "shop", ("p99",)) for one in ("DatabaseTime", "DatabaseConnectTime", "DatabaseCheckoutWait")),
+    ("Plungepool", "DatabaseRoundTrips", "shop", ("Average", "p99")),
+    *(("Plungepool", f"Database{one}", "shop", ("Sum",)) for one in (
+        "Connects", "ConnectsFailed", "Reconnects", "CheckoutsFailed", "Errors", "DeadlinesExceeded", "ConnectionsLost",
+        "Leaks", "PoolExhausted", "SlowQueries", "Pins", "ConnectionsKept", "ConnectionsClosed",
+    )),
 ]  # fmt: skip
 
 
@@ -217,7 +292,12 @@ def record() -> dict[str, Any]:
     ):
         server.execute(f"CREATE ROLE plungepool_app LOGIN CONNECTION LIMIT {LIMIT} PASSWORD '{PASSWORD}'")
         fleet, ended, arrivals = Fleet(server, proxy), threading.Event(), random.Random(1)
-        helpers = [fleet.sample, fleet.wait_for_connections, *[fleet.work] * RESERVED["FulfilOrdersFunction"]]
+        helpers = [
+            fleet.sample,
+            fleet.wait_for_connections,
+            fleet.invoke_guarded,
+            *[fleet.work] * RESERVED["FulfilOrdersFunction"],
+        ]
         with ThreadPoolExecutor(80) as pool:
             running = [pool.submit(helper, ended) for helper in helpers]
             for period in range(PERIODS):
@@ -243,5 +323,7 @@ def record() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] == ["--environment"]:
+    environment()
+elif __name__ == "__main__":
     FILE.write_text(json.dumps(record(), indent=1).replace("\n   ", " ").replace("\n  ]", "]") + "\n", encoding="utf-8")

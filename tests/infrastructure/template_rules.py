@@ -6,16 +6,25 @@ is template.yaml before it, `texts` are the files as they lie there. stack.py sa
 """
 
 import dataclasses
+import io
 import itertools
 import json
+import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aws_lambda_powertools import Logger
+from awslambdaric.lambda_runtime_log_utils import JsonFormatter
 from stack import ACCOUNT, ELSEWHERE, HOME, Place, Refused, Stack, refusal
 
 from plungepool import Settings
+from plungepool.metrics import METRICS as METRICS_OF_THE_LAYER
+from plungepool.observe import Tally
+from plungepool.recorder import Recorder
+from plungepool_toolkit.lambda_context import LambdaContext
 
 ROOT = Path(__file__).parents[2]
 SECRET = f"arn:aws:secretsmanager:{HOME.region}:{ACCOUNT}:secret:"
@@ -62,6 +71,16 @@ DEPLOYMENTS: dict[str, dict[str, str]] = {
         "AdminSecretArn": SECRET + "admin-Ab12Cd",
     },
     "existing, IAM proxy": {"Host": "px", "Endpoint": "proxy", "ResourceId": "prx-1", "SecurityGroupIds": "sg-1"}
+    | NETWORK,
+    "existing, watched": {
+        "Host": "px",
+        "Endpoint": "proxy",
+        "ResourceId": "prx-1",
+        "SecurityGroupIds": "sg-1",
+        "DatabaseInstance": "orders",
+        "DatabaseProxy": "shared",
+        "AlarmTopicArn": TOPIC,
+    }
     | NETWORK,
     "existing, express": {"Host": "db", "ResourceId": "cluster-1", "AdminUser": "postgres"},
     "existing, IAM beside a secret for the administrator": {
@@ -217,7 +236,7 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
     given = {
         "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password", "Password": "p",
         "Tls": "disable", "Endpoint": "proxy", "AdminUser": "owner", "AdminPassword": "q", "PoolSize": "3",
-        "Pool": "adaptive", "FleetLimit": "5", "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
+        "Pool": "adaptive", "FleetLimit": "5", "DatabaseMetrics": "off", "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
     }  # fmt: skip
     stack = templates.deploy_with(given)
     for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
@@ -227,6 +246,7 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
         found = (settings.host, settings.port, settings.database, settings.tls, settings.endpoint, settings.pool_size)
         assert found == ("db.example", 6432, "orders", "disable", "proxy", 3), logical_id
         assert (settings.pool, settings.fleet_limit) == ("adaptive", 5), logical_id
+        assert (settings.metrics, settings.recorder) == ("off", "on"), logical_id
         variables = function["Environment"]["Variables"]
         assert variables["POWERTOOLS_SERVICE_NAME"] == stack.values["AWS::StackName"], logical_id
         assert variables["POWERTOOLS_METRICS_NAMESPACE"] == "Plungepool", logical_id
@@ -861,6 +881,9 @@ METRICS: dict[tuple[str, str], tuple[str, str, float, float]] = {
     ("AWS/ApiGateway", "5xx"): ("ApiId", "Sum", 1, 100),
     ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): ("QueueName", "Maximum", 1, 1),
     ("AWS/SQS", "ApproximateAgeOfOldestMessage"): ("QueueName", "Maximum", 300, 86400),
+    ("Plungepool", "DatabaseCheckoutsFailed"): ("service", "Sum", 1, 20),
+    ("Plungepool", "DatabaseDeadlinesExceeded"): ("service", "Sum", 1, 20),
+    ("Plungepool", "DatabaseLeaks"): ("service", "Sum", 1, 1),
     ("AWS/RDS", "DatabaseConnections"): ("DB", "Maximum", 50, 95),  # per cent of ConnectionLimit
     ("AWS/RDS", "DBLoadRelativeToNumVCPUs"): ("DBInstanceIdentifier", "Average", 1, 2),  # tight, cannot hold
     ("AWS/RDS", "FreeStorageSpace"): ("DB", "Minimum", 1e9, 4e9),  # bytes
@@ -880,7 +903,7 @@ def alarms_of(stack: Stack, topic: str) -> Iterator[tuple[str, str, str]]:
         [dimension] = metric["Dimensions"]
         kind, statistic, least, most = METRICS[metric["Namespace"], metric["MetricName"]]
         if kind == "DB":
-            kind = "DBClusterIdentifier" if stack.values["Mode"] == "aurora" else "DBInstanceIdentifier"
+            kind = "DBClusterIdentifier" if stack.values.get("Mode") == "aurora" else "DBInstanceIdentifier"
         assert (dimension["Name"], metric["Statistic"]) == (kind, statistic), name
         assert least <= alarm["Threshold"] <= most, name
         assert metric["Period"] in (60, 300), name
@@ -923,6 +946,12 @@ def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
     expected = {("Lambda", metric, function) for metric in ("Errors", "Throttles") for function in functions}
     expected |= {("SQS", "ApproximateNumberOfMessagesVisible", queue) for queue in ("DeadOrders", "LostReports")}
     expected |= {("SQS", "ApproximateAgeOfOldestMessage", "Orders"), ("ApiGateway", "5xx", "Api")}
+    ours = ("DatabaseCheckoutsFailed", "DatabaseDeadlinesExceeded", "DatabaseLeaks")
+    expected |= {("Plungepool", metric, stack.values["AWS::StackName"]) for metric in ours}
+    if "DatabaseInstance" in DEPLOYMENTS[name]:
+        expected |= {("RDS", metric, "orders") for metric in ("DatabaseConnections", "DBLoadRelativeToNumVCPUs")}
+        watched = ("MaxDatabaseConnectionsAllowed", "DatabaseConnectionsBorrowLatency")
+        expected |= {("RDS", metric, "shared") for metric in (*watched, "DatabaseConnectionsCurrentlySessionPinned")}
     assert sorted(alarms_of(stack, topic)) == sorted(expected), name
     for nested in stack.nested.values():
         of_database = "Cluster" if stack.values["DatabaseMode"] == "aurora" else "Instance"
@@ -955,8 +984,11 @@ def every_alarm_says_what_to_do(name: str, stack: Stack) -> None:
             assert len(of["AlarmDescription"]) + 400 <= 1024, f"{name}: {alarm}"  # with the longest RunbookUrl
 
 
-# Ours, by the statistics that say something; filled where the code has them.
-OUR_METRICS: dict[str, tuple[str, ...]] = {}
+# Ours, as the code names them, by the statistics that say something of a count and of milliseconds.
+OUR_METRICS = {
+    name: ("Average", "Maximum", "p99") if unit.value == "Milliseconds" else ("Sum", "Average", "p99")
+    for name, unit in METRICS_OF_THE_LAYER.values()
+}
 AWS_METRICS = json.loads((Path(__file__).with_name("aws_metrics.json")).read_text(encoding="utf-8"))["metrics"]
 # What a dimension's value names.
 OF_DIMENSION = {
@@ -989,7 +1021,14 @@ def metrics_exist(templates: Templates) -> None:
 def look_up(where: str, namespace: str, metric: str, dimensions: dict, statistic: str, stacks: list[Stack]) -> None:
     """See that a metric is one of AWS's, or of ours as the code makes them, and of what."""
     if namespace == "Plungepool":
-        assert dimensions == {"service": "shop"}, where
+        # As every function that sends them has it.
+        services = [
+            (environment["POWERTOOLS_METRICS_NAMESPACE"], environment["POWERTOOLS_SERVICE_NAME"])
+            for function in stacks[0].of_type("AWS::Lambda::Function").values()
+            if (environment := function["Environment"]["Variables"])["PLUNGEPOOL_METRICS"] == "on"
+        ]
+        assert {(namespace, service) for service in dimensions.values()} == set(services), where
+        assert dimensions.keys() == {"service"}, where
         assert metric in OUR_METRICS, f"{where}: {metric}"
         assert statistic in OUR_METRICS[metric], f"{where}: {metric}: {statistic}"
         return
@@ -1035,6 +1074,14 @@ SHOWN_OF_PROXY = {
 }  # fmt: skip
 
 
+OURS_SHOWN = {
+    "DatabaseTime", "DatabaseConnectTime", "DatabaseCheckoutWait", "DatabaseConnects", "DatabaseConnectsFailed",
+    "DatabaseReconnects", "DatabaseCheckoutsFailed", "DatabaseErrors", "DatabaseDeadlinesExceeded", "DatabaseConnectionsLost",
+    "DatabaseLeaks", "DatabasePoolExhausted", "DatabaseRoundTrips", "DatabaseSlowQueries", "DatabasePins",
+    "DatabaseConnectionsKept", "DatabaseConnectionsClosed",
+}  # fmt: skip
+
+
 def dashboard_shows_what_matters(templates: Templates) -> None:
     """
     In each deployment the dashboard is JSON as CloudWatch takes it, and shows the database, the proxy, each function,
@@ -1052,6 +1099,7 @@ def dashboard_shows_what_matters(templates: Templates) -> None:
             shown.setdefault(next(iter(dimensions)), set()).add(metric)
         assert shown.get("DBInstanceIdentifier", set()) == (SHOWN_OF_INSTANCE if database else set()), name
         assert shown.get("ProxyName", set()) == (SHOWN_OF_PROXY if proxy else set()), name
+        assert shown["service"] == OURS_SHOWN, name
         assert shown["FunctionName"] == {"Errors", "Throttles", "Duration", "ConcurrentExecutions"}, name
         read = [(metric, *dimensions.values()) for _, (_, metric, dimensions, _) in metrics_of(body)]
         for metric in ("Errors", "Throttles", "Duration", "ConcurrentExecutions"):
@@ -1075,6 +1123,11 @@ def dashboard_shows_what_matters(templates: Templates) -> None:
         assert sorted(listed) == sorted(alarms), name
         assert f"{stack.values['AWS::StackName']}" in body["widgets"][0]["properties"]["markdown"], name
     assert dashboards_of(templates.deploy_with(DEPLOYMENTS["aurora"] | {"MakeDashboard": "false"})) == []
+    silent = templates.deploy_with(DEPLOYMENTS["aurora"] | {"DatabaseMetrics": "off"})
+    [body] = dashboards_of(silent)
+    widgets_are_as_cloudwatch_takes_them("without metrics", body)
+    assert "Plungepool" not in {namespace for _, (namespace, *_) in metrics_of(body)}
+    assert not {"CheckoutsAlarm", "DeadlinesAlarm", "LeaksAlarm"} & silent.resources.keys()
 
 
 def properties_of(body: dict) -> list[dict]:
@@ -1110,6 +1163,99 @@ def widgets_are_as_cloudwatch_takes_them(name: str, body: dict) -> None:
         assert row <= 24, name
         row %= 24
     assert row == 0, name
+
+
+def log_lines(recorder: Recorder) -> Iterator[dict]:
+    """Yield what the functions' logs hold: a line of Powertools, one of Lambda's formatter, and Lambda's own."""
+    written = io.StringIO()
+    logger = Logger(service="shop", stream=written, logger_handler=logging.StreamHandler(written))
+    context = LambdaContext(function_name="handle_orders")
+    keys = {"function_name": context.function_name, "function_request_id": context.aws_request_id}
+    # As the sample functions log it, and what inject_lambda_context adds.
+    logger.error("the database is unavailable", sqlstate="53300", reason="full", **keys)
+    try:
+        raise RuntimeError("of a test")
+    except RuntimeError:
+        logger.exception("a message is wrong", message_id="1", **keys)
+        raised = sys.exc_info()
+    yield from map(json.loads, written.getvalue().splitlines())
+    tally = Tally(context.aws_request_id)
+    tally.failure, tally.duration_s = "OperationalError", 0.25
+    line = json.dumps(recorder.document(tally, "failed"), separators=(",", ":"))
+    # As slow.py writes it; test_dashboard.py has a real one.
+    slow = {
+        "plungepool": "plungepool-slow-query/1",
+        "fingerprint": "0a1b",
+        "shape": 'select "a" from t',
+        "duration_ms": 1500.5,
+    }
+    slow |= {
+        "round_trips": 1,
+        "rows": 3,
+        "request_id": None,
+        "function": "f",
+        "version": "7",
+        "caller": "app.py:7 in f",
+    }
+    slow_line = json.dumps(slow, separators=(",", ":"))
+    for text, exception in ((line, None), (slow_line, None), ("Unhandled", raised)):
+        record = logging.LogRecord("plungepool", logging.WARNING, "", 0, "%s", (text,), exception)
+        record.aws_request_id = context.aws_request_id  # by the runtime's own filter
+        yield json.loads(JsonFormatter().format(record))
+    # Lambda Developer Guide, "Lambda system log event types"; a time-out is a report of that status.
+    yield {"time": "", "type": "platform.report", "record": {"requestId": "1", "status": "timeout", "metrics": {}}}
+
+
+# What stands in a query of Logs Insights and is no field (CloudWatch Logs User Guide, "Logs Insights QL commands").
+COMMANDS = {"fields", "filter", "parse", "sort", "limit", "stats"}
+WORDS = {"coalesce", "count", "sum", "max", "avg", "latest", "as", "by", "in", "or", "like", "desc"}
+
+
+def parsed_by(asked: str, message: str) -> dict[str, str]:
+    """Return what the `parse` commands of a query make of a message; each must find something."""
+    parsed: dict[str, str] = {}
+    for glob, made in re.findall(r"parse message '([^']+)' as ([\w, ]+)", asked):
+        found = re.search(re.escape(glob).replace(r"\*", "(.*?)"), message)
+        assert found is not None, glob
+        parsed |= dict(zip(made.strip().split(", "), found.groups(), strict=True))
+    return parsed
+
+
+def saved_queries_find_what_is_logged(templates: Templates) -> None:
+    """
+    A saved query is of this stack and its functions' logs; it asks for fields that a line of a log has, and takes the
+    lines of the flight recorder and of slow statements apart as they are written.
+    """
+    stack = templates.deploy("aurora, proxy")
+    recorder = Recorder({"AWS_LAMBDA_FUNCTION_NAME": "handle_orders", "AWS_LAMBDA_FUNCTION_VERSION": "7"}, 1.0)
+    lines = [*log_lines(recorder)]
+    known = {"@timestamp", "@log"} | {key for line in lines for key in line}
+    known |= {f"record.{key}" for line in lines for key in line.get("record", {})}
+    used = {function["LoggingConfig"]["LogGroup"] for function in stack.of_type("AWS::Lambda::Function").values()}
+    queries = {of["Name"]: of for of in stack.of_type("AWS::Logs::QueryDefinition").values()}
+    assert queries.keys() == {"shop/errors", "shop/failed-invocations", "shop/slow-queries"}
+    told = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert {f"shop/{name}" for name in re.findall(r"saved query \*([a-z-]+)\*", told)} == queries.keys()
+    parsed = {}
+    for name, of in queries.items():
+        assert set(of["LogGroupNames"]) <= used, name
+        asked = of["QueryString"]
+        assert {part.split()[0] for part in asked.split("|")} <= COMMANDS, name
+        made = {one for names in re.findall(r" as (\w+(?:, \w+)*)", asked) for one in names.split(", ")}
+        names = set(re.findall(r"[@\w.]+", re.sub(r"'[^']*'|\"[^\"]*\"", "", asked)))
+        assert {one for one in names if not one.isdigit()} - made - WORDS - COMMANDS - known == set(), name
+        if filtered := re.findall(r'filter message like "([^"]+)"', asked):
+            [line] = [line["message"] for line in lines if filtered[0] in str(line.get("message"))]
+            parsed[name] = parsed_by(asked, line)
+    failed, slow = parsed["shop/failed-invocations"], parsed["shop/slow-queries"]
+    assert (failed["why"], failed["function"], failed["failure"]) == ("failed", "handle_orders", "OperationalError")
+    assert float(failed["duration_ms"]) == 250
+    assert (slow["fingerprint"], slow["shape"], slow["caller"]) == ("0a1b", r"select \"a\" from t", "app.py:7 in f")
+    assert (float(slow["duration_ms"]), int(slow["rows"])) == (1500.5, 3)
+    # What ends an invocation without a word of its own is found, too.
+    [levels] = re.findall(r"level in \[([^\]]+)\]", queries["shop/errors"]["QueryString"])
+    assert {line["level"] for line in lines if "level" in line} <= set(re.findall(r"\w+", levels))
+    assert '"timeout"' in queries["shop/errors"]["QueryString"]
 
 
 def new_version_is_tried_first(templates: Templates) -> None:
@@ -1264,6 +1410,7 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "OrdersDeployment": (["AllAtOnce", "Canary10Percent5Minutes"], ["", "Canary"]),
     "AlarmTopicArn": TOPIC_BOUNDS,
     "MakeDashboard": FLAG_BOUNDS,
+    "DatabaseMetrics": (["on", "off"], ["", "true"]),
     "DatabaseInstance": (["", "orders-1"], ["1orders", "orders.example", "a" * 64]),
     "DatabaseProxy": (["", "orders-proxy"], ["-orders", "orders/proxy", "a" * 64]),
     "RunbookUrl": (["docs/runbook.md", "https://wiki.example.com/run?page=1"], ["", "a b", "a#b", "<a>", "a" * 401]),
@@ -1609,6 +1756,7 @@ RULES: list[Callable[[Templates], None]] = [
     every_alarm_says_what_to_do,
     metrics_exist,
     dashboard_shows_what_matters,
+    saved_queries_find_what_is_logged,
     new_version_is_tried_first,
     outputs_say_where_things_are,
     two_stacks_fit_into_one_account,

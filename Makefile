@@ -70,16 +70,21 @@ postgresql-18: .debian/postgresql-18/.ready ## Get PostgreSQL 18 with TLS from D
 services: postgresql-18
 	@toolkit/set-up apt postgresql pgbouncer iproute2 chromium-headless-shell
 
-# The tests in parts that share nothing, so that two of them can run at a time.
+# The tests in parts that share nothing, so that several of them can run at a time.
 CORE := tests/unit tests/integration
 WIRE := tests/wire
-TOOLKIT := tests/functions tests/environment tests/toolkit tests/documentation
-APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
+TOOLKIT := tests/toolkit
+FUNCTIONS := tests/functions tests/environment tests/documentation
+CHAOS := tests/chaos
+APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
+# Most tests wait for something (a time-out, a server, a network that is cut): four parts keep two cores busy.
+JOBS := 4
 
 .PHONY: test
 test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
-	@echo "Running the tests in five parts, two at a time, in about 20 minutes; each shows what it did when it is over."
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-core test-application test-toolkit test-oldest-python test-wire
+	@echo "Running the tests in seven parts, $(JOBS) at a time, in about 20 minutes on two cores (JOBS=2 loads a machine less)."
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=line test-application test-core test-oldest-python test-toolkit \
+		test-functions test-wire test-chaos
 
 # What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
 # the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
@@ -103,8 +108,16 @@ test-core: .venv/.ready services ## Run the tests of the package
 	@$(PYTHON) -m pytest $(CORE)
 
 .PHONY: test-toolkit
-test-toolkit: .venv/.ready services ## Run the tests of the functions, the toolkit and the documents
+test-toolkit: .venv/.ready services ## Run the tests of the toolkit and its commands
 	@$(PYTHON) -m pytest $(TOOLKIT)
+
+.PHONY: test-functions
+test-functions: .venv/.ready services ## Run the tests of the functions, their environments and the documents
+	@$(PYTHON) -m pytest $(FUNCTIONS)
+
+.PHONY: test-chaos
+test-chaos: .venv/.ready services ## Run the stories of failures, and the randomised run
+	@$(PYTHON) -m pytest $(CHAOS)
 
 .PHONY: test-wire
 test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers, dead networks, SQLAlchemy's own suite

@@ -4,7 +4,7 @@ What a fleet does to a database, strategy by strategy: spikes, waves, frozen hol
 Each row is run on its own storm (`plungepool storm` runs the same code), several times; what was measured is kept in
 `build/fleet`, one file a run, so that a bench that was interrupted goes on where it was: `--anew` measures again.
 
-    .venv/bin/python bench/fleet.py --write                 all rows that are not measured yet, and the page
+    .venv/bin/python bench/fleet.py --write                 all rows that are not measured yet, the page, its picture
     .venv/bin/python bench/fleet.py --only spike holders    two of them
     .venv/bin/python bench/fleet.py --list                  which there are, and how long each takes
 """
@@ -28,6 +28,7 @@ from measure import ROOT, machine
 
 from plungepool import Settings, build_engine
 from plungepool import drain as package_drain
+from plungepool_toolkit.report import draw_answered, outcome
 from plungepool_toolkit.storm import arrivals, results
 from plungepool_toolkit.storm.endpoints import EndpointError
 from plungepool_toolkit.storm.storm import DATABASE, USER, Plan, Storm, StrategyError
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from plungepool_toolkit.postgres import Postgres
 
 PAGE = ROOT / "docs" / "fleet.md"
+PICTURE = ROOT / "docs" / "fleet-answered.svg"
+# Who is in the picture, which README shows: of the spike.
+SHOWN = ("per-invocation", "queue-pool", "null-pool", "psycopg-pool", "serverless-postgres", "tiny", "null", "adaptive")
 KEPT = ROOT / "build" / "fleet"
 BUSY_PROCESSES = 8
 LITTLE_CPU = 0.3
@@ -306,11 +310,12 @@ def read(name: str, strategy: str, endpoint: str) -> list[tuple[dict[str, Any], 
 def lines_of(name: str) -> list[str]:
     """Return the part of the page on one row; nothing where it was not measured."""
     row = ROWS[name]
-    lines, texts = [], set()
+    lines, texts, runs = [], set(), set()
     for endpoint in row.endpoints:
         for strategy in row.strategies:
             kept = read(name, strategy, endpoint)
             if kept:
+                runs.add(len(kept))
                 texts.add(
                     f"{kept[0][0]['text']}; {kept[0][0]['date']}, PostgreSQL {kept[0][0]['versions']['postgresql']}"
                 )
@@ -319,7 +324,9 @@ def lines_of(name: str) -> list[str]:
         return []
     title = row.about[0].upper() + row.about[1:]
     head = "| strategy | endpoint | answered | p50, p99 ms | peak | connects / refused | a second | CPU, s | |"
-    return [f"## {title}", "", head, "|---|---|---|---|---|---|---|---|---|", *lines, "", *sorted(texts), ""]
+    count = "one run" if runs == {1} else f"{min(runs)} runs" if len(runs) == 1 else f"{min(runs)} to {max(runs)} runs"
+    said = [f"{text}; {count} each." for text in sorted(texts)]
+    return [f"## {title}", "", head, "|---|---|---|---|---|---|---|---|---|", *lines, "", *said, ""]
 
 
 def line_of(row: Row, runs: Sequence[results.Strategy]) -> str:
@@ -350,18 +357,29 @@ def line_of(row: Row, runs: Sequence[results.Strategy]) -> str:
 INTRODUCTION = (
     "# A fleet against a database: strategies side by side\n\n"
     "Real environments (Lambda's runtime client, frozen between invocations) against a real PostgreSQL, all on one "
-    "machine; [storm.md](storm.md) says how, and what is measured. Each strategy is used as its makers recommend. "
+    "machine; [storm.md](storm.md) explains how, and what is measured. Each strategy is used as its makers recommend. "
     "*answered* is the worst of the runs, *peak* the highest, everything else the median. Latencies are of all "
-    "invocations, failed ones included. Clients, server and poolers share the machine's cores: compare within a table."
+    "invocations, including those that failed. Clients, server and poolers share the machine's cores: compare figures "
+    "within a table only."
 )
 
 
-def page(runs: int) -> str:
+def page() -> str:
     """Return docs/fleet.md, with every row that was measured."""
-    parts = [INTRODUCTION, "", f"{runs} runs each, on {machine()}; measured again by `{COMMAND}`.", ""]
+    parts = [INTRODUCTION, "", f"Measured on {machine()}; measured again by `{COMMAND}`.", ""]
+    parts += [f"![Invocations that were answered in the first of these storms, by strategy]({PICTURE.name})", ""]
     for name in ROWS:
         parts += lines_of(name)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def picture() -> str:
+    """Return what became of the spike's invocations, a bar for each strategy: of each its worst run, as on the page."""
+    worst = []
+    for strategy in SHOWN:
+        runs = [json.loads(file.read_text()) for file in (KEPT / "spike").glob(f"{strategy}-direct-*.json")]
+        worst += sorted((run["strategies"][0] for run in runs), key=lambda one: one["succeeded"])[:1]
+    return draw_answered(outcome.strategies({"strategies": worst}), alone=True)
 
 
 def main() -> None:
@@ -379,10 +397,11 @@ def main() -> None:
         return
     for name in options.only:
         measure(name, options.runs, anew=options.anew)
-    text = page(options.runs)
+    text = page()
     print(text)
     if options.write:
         PAGE.write_text(text, encoding="utf-8")
+        PICTURE.write_text(picture() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

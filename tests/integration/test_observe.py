@@ -151,7 +151,7 @@ held: list[Connection] = []
         (_be_ended, "failed", "OperationalError", {"lost": 1}, {"57P01": 1}),
         (_exhaust, "failed", "PoolExhausted", {"exhausted": 1, "checkouts_failed": 1}, {}),
         (_leak, "failed", "ConnectionLeak", {"leaks": 1}, {}),
-        (_wait, "slow", "", {"slow_queries": 0}, {}),
+        (_wait, "slow", "", {"slow_queries": 1}, {}),
     ],
 )
 def test_each_failure_leaves_its_numbers_and_one_line(
@@ -201,7 +201,7 @@ def test_exchanges_are_written_by_their_shapes(
     connect, select, rollback = recorded()[0]["exchanges"]
     assert connect["what"] == "connect"
     assert set(connect["parts_ms"]) == {"name", "tcp", "authentication"}
-    assert select["what"] == "begin + settings + select ? | | ?"
+    assert select["what"] == "begin + settings + select ? || ?"
     assert (select["rows"], rollback["what"]) == (1, "rollback")
     assert select["sent"] > 100
     assert select["received"] > 50

@@ -60,6 +60,8 @@ class Verdict:
     """What the planner said of a statement: its full scans, or why it was not asked."""
 
     shape: str
+    #: the same as in the line that production writes of it when it is slow
+    fingerprint: str = ""
     scans: list[FullScan] = field(default_factory=list)
     unknown: str = ""
 
@@ -92,7 +94,7 @@ class PlanGuard:
         verdict = self._verdicts.get(key)
         if verdict is not None and not verdict.unknown:
             return verdict
-        verdict = Verdict(shape)
+        verdict = Verdict(shape, statements.fingerprint(text))
         if run is None:
             verdict.unknown = "there is no session to ask in: give through() the fixture `postgres` or `database`"
         elif within is None:

@@ -228,7 +228,7 @@ def _tell(verdict: Verdict, place: str, large: list[str]) -> str:
     return "\n".join(
         [
             f"plan guard: no index can serve a filter on a large table, for the statement of {place}:",
-            f"  {verdict.shape}",
+            f"  {verdict.shape} ({verdict.fingerprint})",
             *(f"  {one.node} of all of {one.schema}.{one.table}, filter {one.filter}" for one in scans),
         ]
     )

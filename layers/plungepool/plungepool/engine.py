@@ -139,7 +139,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
     ahead = connector.connect_ahead if settings.connect_on_restore else None
     lifecycle.follow(engine, forget, connector.prepare, ahead)
-    if "on" in (settings.recorder, settings.metrics):
+    if settings.slow_query_s or "on" in (settings.recorder, settings.metrics):
         _observe(settings)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
@@ -150,10 +150,16 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
 
 def _observe(settings: Settings) -> None:
     """Attach what the settings ask for, once in a process; nobody else pays for it."""
-    from . import observe, recorder
+    from . import observe
 
+    if settings.slow_query_s:
+        from . import slow
+
+        slow.start(os.environ, settings.slow_query_s)
     if settings.recorder == "on":
-        recorder.start(os.environ, slow_s=1.0)
+        from . import recorder
+
+        recorder.start(os.environ, settings.slow_query_s)
     if settings.metrics == "on":
         try:
             observe.to_metrics_once()

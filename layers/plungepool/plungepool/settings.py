@@ -47,6 +47,7 @@ _SECONDS_AT_MOST = {
     "deadline_margin_s": 900.0,
     "max_age_s": 1e6,
     "ping_after_idle_s": 1e6,
+    "slow_query_s": 1e6,
     "statement_timeout_s": 1e6,
 }
 _BOUNDS = {
@@ -55,7 +56,7 @@ _BOUNDS = {
     # PostgreSQL's max_connections has no more.
     "fleet_limit": (0, 262143),
 }
-_ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "statement_timeout_s")
+_ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "slow_query_s", "statement_timeout_s")
 
 
 def variable(name: str, prefix: str = "") -> str:
@@ -113,6 +114,7 @@ class Settings:
     leaks: str = "close"
     require_settings: tuple[str, ...] = ()
     shutdown: str = "extension"
+    slow_query_s: float = 1.0
     recorder: str = "off"
     metrics: str = "off"
     sql_comment: str = "off"

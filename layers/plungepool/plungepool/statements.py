@@ -11,6 +11,7 @@ Source: PostgreSQL manual, "Lexical Structure".
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _LITERALS = {"'": "?", "0": "?"}
 _SHAPE_OF = 2000
 _LONGEST_SHAPE = 200
+_FINGERPRINT_OF = 20000
+# Signs that the tokens of an operator come apart into.
+_OPERATORS = ("<>", "<=", ">=", "!=", "::", "||", "->", "@>", "<@")
 
 # Letters are all that is no other ASCII character: PostgreSQL takes every character above for a letter. Written the
 # other way round, with a range up to U+10FFFF, compiling takes ten times as long.
@@ -29,7 +33,22 @@ LETTER = r"[^\x00-@\[-^`{-\x7f]"
 def shape(text: str) -> str:
     """Return a text of SQL without literals and comments, on one line, and cut if it is long: fit for a log."""
     whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:_SHAPE_OF]))
+    for operator in _OPERATORS:
+        whole = whole.replace(f" {operator[0]} {operator[1]} ", f" {operator} ")
     return whole if len(whole) <= _LONGEST_SHAPE else whole[: _LONGEST_SHAPE - 1] + "…"
+
+
+def fingerprint(text: str) -> str:
+    """
+    Return twelve hexadecimal digits that are the same for the same statement with other values, and with more or fewer
+    of them in a list or in rows to insert.
+
+    Of a text longer than 20,000 characters the beginning counts.
+    """
+    whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:_FINGERPRINT_OF]))
+    whole = re.sub(r"\? (?:, \? )+", "? ", f"{whole} ")
+    whole = re.sub(r"(\([^()]* \)) (?:, \1 )+", r"\1 ", whole)
+    return hashlib.blake2s(whole.encode(), digest_size=6).hexdigest()
 
 
 def split(text: str) -> Iterator[str]:

@@ -192,7 +192,7 @@ def test_a_project_fails_where_an_index_lacks(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             "plan guard: no index can serve a filter on a large table, *of test_*.py:7 in test_not_served:",
-            "  select * from orders where note = ?",
+            "  select * from orders where note = ? (*)",
             "  Seq Scan of all of public.orders, filter ( orders . note = ? )",
             "plan guard: 3 statements explained",
         ]
@@ -241,7 +241,7 @@ def test_psycopg_is_guarded_through_a_proxy(project: pytest.Pytester) -> None:
         [
             "*and the budget is 0*",
             "plan guard: no index *test_*.py:8 in test_it:",
-            "  select * from orders where note = ?",
+            "  select * from orders where note = ? (*)",
         ]
     )
 

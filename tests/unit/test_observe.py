@@ -121,3 +121,29 @@ def test_texts_of_a_flight_are_its_statements() -> None:
     assert list(observe.texts(Reply((SYNC,)))) == []
     assert observe.is_ping(Reply((SYNC,)))
     assert not observe.is_ping(extended)
+
+
+def test_a_strike_leaves_nothing_to_the_next_invocation(tallies: list[Tally]) -> None:
+    """An exception that ends a guard before its observer leaves a tally behind, which the next begin replaces."""
+    observer = invocation.observer
+    assert observer is not None
+    observer.begin("struck")
+    invocation.count("checkouts", 7)
+    with guard_invocation(None):
+        invocation.count("checkouts")
+    assert [tally.checkouts for tally in tallies] == [1]
+
+
+def test_what_is_no_exception_of_a_listeners_goes_on(tallies: list[Tally]) -> None:
+    """Ctrl-C and an exit are not swallowed, wherever they strike."""
+
+    def struck(tally: Tally) -> None:
+        raise KeyboardInterrupt
+
+    stop = observe.listen(struck)
+    try:
+        with pytest.raises(KeyboardInterrupt), guard_invocation(None):
+            pass
+    finally:
+        stop()
+    assert invocation.tally is None

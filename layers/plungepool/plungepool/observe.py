@@ -10,7 +10,8 @@ and only while somebody listens. Nothing of this changes what an invocation does
 once, and goes no further. A tally belongs to one invocation and is made anew at the next one's begin, so that what an
 exception cut short leaves nothing behind.
 
-Units: seconds of wall clock.        Threads: safe; the threads of one invocation count in one tally.
+Units: seconds of wall clock.        Threads: safe; the threads of one invocation count in one
+tally, which may lose a count where two of them come to it in the same moment.
 """
 
 from __future__ import annotations

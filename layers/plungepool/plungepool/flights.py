@@ -17,8 +17,8 @@ _PING = (SYNC,)
 # The statements of a flight stand in its first messages; what comes behind are rows of an executemany.
 _MESSAGES_LOOKED_AT = 8
 _PARSE, _QUERY = b"PQ"
-# How the statement begins that tells the server the deadline, and the settings of a transaction.
-_OWN_SETTINGS = "SELECT WHERE pg_catalog.set_config("
+# Of the statement that tells the server the deadline, and the settings of a transaction: how it begins, what it holds.
+_OWN, _SETTINGS = "SELECT WHERE ", "pg_catalog.set_config("
 
 
 def name_of(error: BaseException) -> str:
@@ -66,5 +66,5 @@ def asking(sent: Sequence[bytes]) -> list[bytes]:
 def what(messages: Iterable[bytes], shape: Callable[[str], str] = statements.shape) -> str:
     """Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none."""
     texts = [text for message in messages for text in texts_of(message)]
-    named = ["settings" if text.startswith(_OWN_SETTINGS) else shape(text) for text in texts]
+    named = ["settings" if text.startswith(_OWN) and _SETTINGS in text else shape(text) for text in texts]
     return " + ".join(one for one in named if one) or "ping"

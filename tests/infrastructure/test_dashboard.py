@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import template_rules as rules
 from browser import Browser
 from draw_dashboard import key_of, page
+from sqlalchemy import text
 from test_templates import FILES, as_templates, source
+
+from plungepool import Settings, build_engine
+
+if TYPE_CHECKING:
+    from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads(Path(__file__).with_name("recorded_metrics.json").read_text(encoding="utf-8"))
@@ -49,6 +58,31 @@ def test_recording_is_of_what_is_shown(templates: rules.Templates) -> None:
     assert max(RECORDED["series"]["AWS/RDS|DatabaseConnections|Instance|Maximum"]) > 3
     assert max(RECORDED["series"]["AWS/RDS|DatabaseConnectionsBorrowLatency|Proxy|Maximum"]) > 1000  # microseconds
     assert sum(RECORDED["series"]["AWS/Lambda|Throttles|HandleOrdersFunction|Sum"]) > 0
+
+
+def test_a_slow_statement_is_found_by_the_saved_query(
+    templates: rules.Templates, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line that a slow statement leaves is what the saved query filters, and takes apart."""
+    variables = {
+        "PLUNGEPOOL_URL": postgres.url(),
+        "PLUNGEPOOL_PASSWORD": postgres.password,
+        "PLUNGEPOOL_TLS": "disable",
+    }
+    engine = build_engine(Settings.from_env(variables | {"PLUNGEPOOL_SLOW_QUERY_S": "0.01"}))
+    with caplog.at_level(logging.WARNING, "plungepool"), engine.begin() as connection:
+        connection.execute(text('SELECT pg_sleep(0.02) AS "a name"'))
+    engine.dispose()
+    queries = templates.deploy("aurora, proxy").of_type("AWS::Logs::QueryDefinition").values()
+    [asked] = [of["QueryString"] for of in queries if of["Name"].endswith("/slow-queries")]
+    [mark] = re.findall(r'filter message like "([^"]+)"', asked)
+    [line] = [one.getMessage() for one in caplog.records if mark in one.getMessage()]
+    parsed, meant = rules.parsed_by(asked, line), json.loads(line)
+    assert parsed["fingerprint"] == meant["fingerprint"]
+    assert json.loads(f'"{parsed["shape"]}"') == meant["shape"]
+    assert float(parsed["duration_ms"]) == meant["duration_ms"] >= 20
+    assert (int(parsed["rows"]), parsed["caller"]) == (1, meant["caller"])
+    assert Path(__file__).name in parsed["caller"]
 
 
 _CHARTS = """[...document.querySelectorAll("svg")].map(one => [one.getBoundingClientRect(), one]).map(([box, one]) => ({

@@ -194,7 +194,7 @@ FAULTS = [
     Fault("alarm by another dimension", rules.what_needs_somebody_wakes_somebody, "Dimensions: [{Name: service, Value: !Ref AWS::StackName}]", "Dimensions: [{Name: Service, Value: !Ref AWS::StackName}]"),
     Fault("query for a field that no line has", rules.saved_queries_find_what_is_logged, "function_request_id, requestId", "request_id, requestId"),
     Fault("query that takes the recorder's line apart wrongly", rules.saved_queries_find_what_is_logged, "parse message '\"duration_ms\":*,'", "parse message '\"duration\":*,'"),
-    Fault("query that overlooks the place of a slow statement", rules.saved_queries_find_what_is_logged, "parse message '\"caller\":\"*\"'", "parse message '\"line\":\"*\"'"),
+    Fault("query that overlooks the place of a slow statement", rules.saved_queries_find_what_is_logged, "parse message '\"where\":\"*\"'", "parse message '\"line\":\"*\"'"),
     Fault("query of the API's log", rules.saved_queries_find_what_is_logged, "LogGroupNames: [!Ref HandleOrdersLogGroup,", "LogGroupNames: [!Ref ApiLogGroup,"),
     Fault("query that overlooks time-outs", rules.saved_queries_find_what_is_logged, 'in ["timeout", "error", "failure"]', 'in ["error", "failure"]'),
     Fault("own database without an alarm", rules.what_needs_somebody_wakes_somebody, "ShowsOwnInstance: !Not [!Equals [!Ref DatabaseInstance, '']]", "ShowsOwnInstance: !Not [!Equals [!Ref DatabaseInstance, !Ref DatabaseInstance]]"),

@@ -1183,20 +1183,8 @@ def log_lines(recorder: Recorder) -> Iterator[dict]:
     tally.failure, tally.duration_s = "OperationalError", 0.25
     line = json.dumps(recorder.document(tally, "failed"), separators=(",", ":"))
     # As slow.py writes it; test_dashboard.py has a real one.
-    slow = {
-        "plungepool": "plungepool-slow-query/1",
-        "fingerprint": "0a1b",
-        "shape": 'select "a" from t',
-        "duration_ms": 1500.5,
-    }
-    slow |= {
-        "round_trips": 1,
-        "rows": 3,
-        "request_id": None,
-        "function": "f",
-        "version": "7",
-        "caller": "app.py:7 in f",
-    }
+    slow = {"plungepool": "plungepool-slow-query/1", "fingerprint": "0a1b", "statement": 'select "a" from t'}
+    slow |= {"took_ms": 1500.5, "rows": 3, "round_trips": 1, "request_id": None, "where": "app.py:7 in f"}
     slow_line = json.dumps(slow, separators=(",", ":"))
     for text, exception in ((line, None), (slow_line, None), ("Unhandled", raised)):
         record = logging.LogRecord("plungepool", logging.WARNING, "", 0, "%s", (text,), exception)
@@ -1250,8 +1238,8 @@ def saved_queries_find_what_is_logged(templates: Templates) -> None:
     failed, slow = parsed["shop/failed-invocations"], parsed["shop/slow-queries"]
     assert (failed["why"], failed["function"], failed["failure"]) == ("failed", "handle_orders", "OperationalError")
     assert float(failed["duration_ms"]) == 250
-    assert (slow["fingerprint"], slow["shape"], slow["caller"]) == ("0a1b", r"select \"a\" from t", "app.py:7 in f")
-    assert (float(slow["duration_ms"]), int(slow["rows"])) == (1500.5, 3)
+    assert (slow["fingerprint"], slow["statement"], slow["place"]) == ("0a1b", r"select \"a\" from t", "app.py:7 in f")
+    assert (float(slow["took_ms"]), int(slow["rows"])) == (1500.5, 3)
     # What ends an invocation without a word of its own is found, too.
     [levels] = re.findall(r"level in \[([^\]]+)\]", queries["shop/errors"]["QueryString"])
     assert {line["level"] for line in lines if "level" in line} <= set(re.findall(r"\w+", levels))

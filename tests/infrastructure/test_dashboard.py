@@ -79,10 +79,10 @@ def test_a_slow_statement_is_found_by_the_saved_query(
     [line] = [one.getMessage() for one in caplog.records if mark in one.getMessage()]
     parsed, meant = rules.parsed_by(asked, line), json.loads(line)
     assert parsed["fingerprint"] == meant["fingerprint"]
-    assert json.loads(f'"{parsed["shape"]}"') == meant["shape"]
-    assert float(parsed["duration_ms"]) == meant["duration_ms"] >= 20
-    assert (int(parsed["rows"]), parsed["caller"]) == (1, meant["caller"])
-    assert Path(__file__).name in parsed["caller"]
+    assert json.loads(f'"{parsed["statement"]}"') == meant["statement"]
+    assert float(parsed["took_ms"]) == meant["took_ms"] >= 20
+    assert (int(parsed["rows"]), parsed["place"]) == (1, meant["where"])
+    assert Path(__file__).name in parsed["place"]
 
 
 _CHARTS = """[...document.querySelectorAll("svg")].map(one => [one.getBoundingClientRect(), one]).map(([box, one]) => ({

@@ -69,18 +69,19 @@ def test_a_slow_statement_is_found_by_the_saved_query(
         "PLUNGEPOOL_PASSWORD": postgres.password,
         "PLUNGEPOOL_TLS": "disable",
     }
-    engine = build_engine(Settings.from_env(variables | {"PLUNGEPOOL_SLOW_QUERY_S": "0.01"}))
+    engine = build_engine(Settings.from_env(variables | {"PLUNGEPOOL_SLOW_QUERY_S": "0.1"}))
     with caplog.at_level(logging.WARNING, "plungepool"), engine.begin() as connection:
-        connection.execute(text('SELECT pg_sleep(0.02) AS "a name"'))
+        connection.execute(text('SELECT pg_sleep(0.15) AS "a name"'))
     engine.dispose()
     queries = templates.deploy("aurora, proxy").of_type("AWS::Logs::QueryDefinition").values()
     [asked] = [of["QueryString"] for of in queries if of["Name"].endswith("/slow-queries")]
     [mark] = re.findall(r'filter message like "([^"]+)"', asked)
-    [line] = [one.getMessage() for one in caplog.records if mark in one.getMessage()]
+    # On a busy machine the COMMIT behind it may be slow, too.
+    line, *_ = [one.getMessage() for one in caplog.records if mark in one.getMessage()]
     parsed, meant = rules.parsed_by(asked, line), json.loads(line)
     assert parsed["fingerprint"] == meant["fingerprint"]
     assert json.loads(f'"{parsed["statement"]}"') == meant["statement"]
-    assert float(parsed["took_ms"]) == meant["took_ms"] >= 20
+    assert float(parsed["took_ms"]) == meant["took_ms"] >= 150
     assert (int(parsed["rows"]), parsed["place"]) == (1, meant["where"])
     assert Path(__file__).name in parsed["place"]
 

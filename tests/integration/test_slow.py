@@ -94,7 +94,6 @@ def test_a_slow_statement_is_one_line(
         "fingerprint": statements.fingerprint(sql.replace(":b", "$1")),
         "statement": "select pg_sleep ( ? ) , ? as a , cast ( ? as text ) as b from generate_series ( ? , ? )",
         "rows": 1,
-        "round_trips": 1,
         "database": "postgres",
         "function": "report_sales",
         "version": "7",
@@ -102,6 +101,38 @@ def test_a_slow_statement_is_one_line(
     }
     assert SECRET not in json.dumps(lines())
     assert [one.slow_queries for one in tallies] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sql", "fingerprint"),
+    [
+        ({"access": "read-only"}, "SELECT pg_sleep(0.03)", "SELECT pg_sleep(1)"),
+        ({}, "SELECT pg_sleep(0.03); SELECT 1", "SELECT pg_sleep(1); SELECT 2"),
+        ({}, "SELECT pg_sleep(0.03)", "SELECT pg_sleep(1)"),
+    ],
+    ids=["read-only", "script", "plain"],
+)
+@pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])
+def test_what_goes_with_it_is_no_part_of_it(
+    make: Callable[..., Engine],
+    lines: Callable[[], list[dict[str, Any]]],
+    options: dict[str, Any],
+    sql: str,
+    fingerprint: str,
+    isolation: str,
+) -> None:
+    """BEGIN, the deadline, COMMIT: the fingerprint is the statement's, however it was sent."""
+    engine = make(slow_query_s=0.02, **options)
+
+    @guard_invocation
+    def handler(_event: object, _context: Context) -> None:
+        with engine.connect().execution_options(isolation_level=isolation) as connection:
+            connection.exec_driver_sql(sql)
+
+    handler({}, Context())
+    (line,) = lines()
+    assert line["fingerprint"] == statements.fingerprint(fingerprint)
+    assert line["statement"] == statements.shape(fingerprint)
 
 
 def test_one_that_fails_says_by_what(make: Callable[..., Engine], lines: Callable[[], list[dict[str, Any]]]) -> None:

@@ -58,6 +58,29 @@ def texts_of(message: bytes) -> Iterator[str]:
         at += 1 + length
 
 
+def program_text(reply: Reply) -> str:
+    """
+    Return the text of the statement that the program has asked for, without what goes before it (BEGIN, the deadline,
+    the settings of the transaction) and behind it (COMMIT of a read-only engine in AUTOCOMMIT).
+
+    Where nothing else is in the flight, as at a commit, it is the first text.
+    """
+    asked = [*texts(reply)]
+    own = [one for one in map(_without_own, asked) if one]
+    return own[0] if own else asked[0] if asked else ""
+
+
+def _without_own(text: str) -> str:
+    # By the simple protocol, which several statements need, all is in one text.
+    while _is_own(text) and ";" in text:
+        text = text.partition(";")[2]
+    return "" if _is_own(text) else text
+
+
+def _is_own(text: str) -> bool:
+    return text.startswith("BEGIN") or (text.startswith(_OWN) and _SETTINGS in text)
+
+
 def asking(sent: Sequence[bytes]) -> list[bytes]:
     """Return those messages of a flight in which its statements are."""
     return [part for part in sent[:_MESSAGES_LOOKED_AT] if part and part[0] in (_PARSE, _QUERY)]

@@ -49,8 +49,7 @@ class Watch:
 
     def document(self, session: Session, reply: Reply, took_s: float, error: BaseException | None) -> dict[str, Any]:
         """Return what is written of a flight."""
-        # What travels before it is BEGIN and the transaction's own settings.
-        *_, text = ("", *flights.texts(reply))
+        text = flights.program_text(reply)
         tally = invocation.tally
         found: dict[str, Any] = {
             "plungepool": FORMAT,
@@ -58,7 +57,6 @@ class Watch:
             "statement": statements.shape(text),
             "took_ms": round(took_s * 1000, 1),
             "rows": len(reply.rows) or max(reply.rowcount, 0),
-            "round_trips": 1,
             "database": session.database,
             "function": self._function,
             "version": self._version,

@@ -189,5 +189,5 @@ def test_no_text_names_a_variable_by_hand() -> None:
         if "PLUNGEPOOL_" in text
     ]
     assert found == [found[0]]
-    assert found[0].startswith("settings.py:")
+    assert found[0].startswith("names.py:")
     assert found[0].endswith(": PLUNGEPOOL_")

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 PUBLIC = (
     "plungepool",
     "plungepool.checks",
+    "plungepool.drain",
+    "plungepool.idempotency",
+    "plungepool.observe",
     "plungepool.wire",
+    "plungepool_toolkit.budget",
     "plungepool_toolkit.environment",
+    "plungepool_toolkit.lambda_context",
     "plungepool_toolkit.network",
     "plungepool_toolkit.postgres",
     "plungepool_toolkit.rds_proxy",
+    "plungepool_toolkit.report",
 )
 # What these do is written down by others: PostgreSQL, PEP 249, AWS.
 FOLLOW_OTHERS = (

@@ -50,7 +50,11 @@ class LambdaContext:
         print(message)
 
     def again(self, *, timeout_s: float | None = None) -> LambdaContext:
-        """Return the next invocation's: of the same function, with a request of its own and all of its time."""
+        """
+        Return the next invocation's: of the same function, with a request of its own and all of its time.
+
+        Args: timeout_s: its time-out in seconds; None: as this one's was.
+        """
         return LambdaContext(
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             function_name=self.function_name,

@@ -26,8 +26,8 @@ from sqlalchemy.exc import DBAPIError
 from . import connect, credentials, tls
 from .engine import build_engine
 from .errors import CredentialsError, SettingsError
-from .names import split_address
-from .settings import PREFIX, Settings, prefixes
+from .names import PREFIX, split_address
+from .settings import Settings, prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

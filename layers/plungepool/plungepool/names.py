@@ -1,10 +1,12 @@
 """
-Names, as they are written: a host with its port, and a setting that a transaction may have for itself. Pure.
+Names, as they are written: of a variable, a host with its port, a setting that a transaction may have for itself. Pure.
 
-Settings and driver read them alike, and neither has to know the other for it.
+Settings, TLS and driver write them alike, and none has to know another for it.
 """
 
 from __future__ import annotations
+
+PREFIX = "PLUNGEPOOL_"
 
 # What of the server's own settings a transaction may have for itself. Left out is what changes how statements or
 # values are read (client_encoding, DateStyle, TimeZone), what has an option of its own (transaction_isolation), and who
@@ -21,6 +23,13 @@ LOCAL_SETTINGS = (
     "transaction_timeout",
     "work_mem",
 )
+
+
+def variable(name: str, prefix: str = "") -> str:
+    """
+    Return the environment variable of a setting: `pool_size` is PLUNGEPOOL_POOL_SIZE, or REPORTS_PLUNGEPOOL_POOL_SIZE.
+    """
+    return f"{prefix}{PREFIX}{name.upper()}"
 
 
 def local_setting_problem(name: object) -> str | None:

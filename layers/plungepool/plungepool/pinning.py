@@ -24,8 +24,8 @@ from sqlalchemy import event
 from . import invocation, statements
 from .dialect import SETTINGS
 from .errors import PinningRefused
+from .names import variable
 from .pool import caller
-from .settings import variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -41,7 +41,7 @@ from sqlalchemy.pool import base as _sqlalchemys
 
 from . import fleet, invocation
 from .errors import PlungepoolError
-from .settings import Settings, variable
+from .names import variable
 from .wire.errors import DeadlineExceeded, Error
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+    from .settings import Settings
     from .wire import Connection
 
     # Whether another kept connection is dead, by itself and by when its connect began.

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from .errors import SettingsError
-from .names import host_problem, local_setting_problem, split_address, whole_number
+from .names import PREFIX, host_problem, local_setting_problem, split_address, variable, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-PREFIX = "PLUNGEPOOL_"
 
 _CHOICES = {
     "endpoint": ("direct", "proxy"),
@@ -57,13 +55,6 @@ _BOUNDS = {
     "fleet_limit": (0, 262143),
 }
 _ZERO_MEANS_SOMETHING = ("deadline_margin_s", "ping_after_idle_s", "slow_query_s", "statement_timeout_s")
-
-
-def variable(name: str, prefix: str = "") -> str:
-    """
-    Return the environment variable of a setting: `pool_size` is PLUNGEPOOL_POOL_SIZE, or REPORTS_PLUNGEPOOL_POOL_SIZE.
-    """
-    return f"{prefix}{PREFIX}{name.upper()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

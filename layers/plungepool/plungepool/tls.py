@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .errors import SettingsError
-from .settings import variable
+from .names import variable
 
 if TYPE_CHECKING:
     import ssl

@@ -53,6 +53,8 @@ class Function:
 
     `at_once`: invocations, or processes of Managed Instances that may work at the same time; `environments`: active or
     frozen, of one version; `why`: whence the bound; `occasional`: by hand or while the stack is deployed only.
+
+    Units: `timeout_s` in seconds.
     """
 
     stack: Stack

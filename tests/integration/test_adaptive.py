@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
+from poolers import pgbouncer
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from strikes import KINDS, Injector
@@ -169,6 +170,19 @@ def test_where_there_is_one_checkout_it_is_closed_at_its_end(make: Callable[...,
         assert first != others[0] == others[1]
         assert sessions(server) == 1
     assert len(set(invoke(engine, 2))) == 1
+
+
+def test_behind_a_pooler_that_nobody_named_nothing_is_kept(
+    server: Postgres, make: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sessions serve many, and each environment would hold a ticket at once: seen at the first, and said."""
+    with pgbouncer(server, users={"app": PASSWORD}, default_pool_size=1) as port:
+        engine = make(port=port)
+        assert [engine.pool.checkedin() for _ in range(4) if invoke(engine)] == [0] * 4  # type: ignore[attr-defined]
+        assert len(held(server)) == 1
+        (said,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+        assert "PLUNGEPOOL_ENDPOINT=proxy" in said
+        engine.dispose()
 
 
 # ---- who asks

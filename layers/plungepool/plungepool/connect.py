@@ -410,6 +410,8 @@ class Driver:
         self._settings, self._application_name, self._used_at = settings, application_name, used_at
         self._startup = {}
         self._told = False
+        # A pooler answers in the server's place: a ticket would be the lock of a session that others use as well.
+        self._pooled = False
         self._tickets: Any = None
         if settings.policy == "adaptive":
             from . import tickets  # the others pay nothing for it
@@ -479,7 +481,7 @@ class Driver:
         Outside of a guarded invocation it is asked for at once: what is not kept then does not outlive its checkout.
         """
         tickets = self._tickets
-        if tickets is None:
+        if tickets is None or self._pooled:
             return {}
         if invocation.is_running() and not fleet.comes_back(time.time() - self._used_at(record)):
             return {}
@@ -499,7 +501,17 @@ class Driver:
         if first is None or self._tickets is None:
             return
         failure, grant = first.error, self._tickets.grant(first.rows)
-        if grant.lease_s:
+        if grant.backend_pid not in (0, connection.backend_pid):
+            self._pooled = True
+            _logger.warning(
+                "%s=adaptive keeps no connection after the invocation: a pooler stands before the server (process %d "
+                "logged in, process %d answered), and one lock of a shared session is left behind. Set %s=proxy.",
+                self._settings.variable("pool"),
+                connection.backend_pid,
+                grant.backend_pid,
+                self._settings.variable("endpoint"),
+            )
+        elif grant.lease_s:
             invocation.count("tickets_held")
             connection.overhears = self._tickets.Ticket(grant.lease_s)
         elif not self._told and (failure is not None or grant.tickets is None):

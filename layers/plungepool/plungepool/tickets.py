@@ -34,10 +34,14 @@ _VOIDS = rf"\b(?:discard|reset)\b(?:\s|/\*.*?\*/|--[^\n]*\n)*all\b|advisory_unlo
 
 
 class Grant(NamedTuple):
-    """What a database has answered: how many tickets there are, None where it knows no leases; and the lease."""
+    """
+    What a database has answered: how many tickets there are, None where it knows no leases; the lease; and which
+    process of the server has answered, 0 where none did.
+    """
 
     tickets: int | None
     lease_s: float
+    backend_pid: int = 0
 
 
 class Ticket:
@@ -82,7 +86,8 @@ def statement(lock_class: int, limit: int, chances: Sequence[float]) -> str | No
 
     Args: limit: how many connections the fleet may have; 0: as many as role, database and server allow, which the
         statement looks up. chances: three random numbers from 0 up to 1, in steps of 2**-32.
-    Shape: lease (int, milliseconds, or NULL), tickets (int, or NULL where the server has no leases); one row.
+    Shape: lease (int, milliseconds, or NULL), tickets (int, or NULL where the server has no leases), the process that
+        serves; one row.
     """
     if limit:
         tickets = fleet.tickets(limit)
@@ -103,7 +108,7 @@ SELECT CASE WHEN lease IS NULL THEN NULL
     WHEN known OPERATOR(pg_catalog.<>) '0' AND known::pg_catalog.interval OPERATOR(pg_catalog.<)
         (lease::pg_catalog.text OPERATOR(pg_catalog.||) 'ms')::pg_catalog.interval THEN lease
     WHEN pg_catalog.set_config('{_LEASE}', lease::pg_catalog.text, false) IS NOT NULL THEN lease
-    END, CASE WHEN known IS NOT NULL THEN k END
+    END, CASE WHEN known IS NOT NULL THEN k END, pg_catalog.pg_backend_pid()
 FROM (SELECT k, known, CASE WHEN known IS NULL THEN NULL {ways} END AS lease FROM (
     SELECT *, pg_catalog.current_setting('{_LEASE}', true) AS known FROM ({source}) AS n(k, a, b, c)) AS s) AS t
 """  # noqa: S608 - numbers of ours
@@ -148,8 +153,8 @@ FROM (SELECT k, a, b, {shifted("c", "least(a, b)")} AS d
 
 def grant(rows: Sequence[Sequence[Any]]) -> Grant:
     """Return what the statement's rows say; nothing, where it failed."""
-    for lease_ms, tickets in rows:
-        return Grant(tickets, (lease_ms or 0) / 1000)
+    for lease_ms, tickets, backend_pid in rows:
+        return Grant(tickets, (lease_ms or 0) / 1000, backend_pid)
     return Grant(None, 0.0)
 
 

@@ -118,7 +118,7 @@ def test_older_than_its_age_is_neither_looked_at_nor_asked(clock: Clock) -> None
     clock.now = driver.answered_at = BEGUN + 1000
     assert examine(driver, BEGUN) is None
     clock.now += 0.1
-    assert examine(driver, BEGUN) == Dead("it was older than PLUNGEPOOL_MAX_AGE_S")
+    assert examine(driver, BEGUN) == Dead("it was older than PLUNGEPOOL_MAX_AGE_S", reason="age")
     assert driver.looks == 1
 
 
@@ -126,7 +126,7 @@ def test_clock_that_was_set_back_makes_nothing_young(clock: Clock) -> None:
     """What was opened in the future is too old, and what answered in the future is asked: for ever young is nothing."""
     driver, examine = Driver(clock), Examiner(settings())
     clock.now -= 0.5
-    assert examine(driver, BEGUN) == Dead("it was older than PLUNGEPOOL_MAX_AGE_S")
+    assert examine(driver, BEGUN) == Dead("it was older than PLUNGEPOOL_MAX_AGE_S", reason="age")
     assert examine(driver, BEGUN - 10) is None
     assert len(driver.deadlines) == 1
     assert examine(driver, BEGUN - 10) is None

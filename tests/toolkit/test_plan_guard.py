@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import plungepool
-from plungepool_toolkit.plan_guard import FullScan, PlanGuard
+from plungepool.plans import FullScan
+from plungepool_toolkit.plan_guard import PlanGuard
 from plungepool_toolkit.round_trips.client import Statement
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def test_a_project_fails_where_an_index_lacks(project: pytest.Pytester) -> None:
             "plan guard: no index can serve a filter on a large table, *of test_*.py:7 in test_not_served:",
             "  select * from orders where note = ? (*)",
             "  Seq Scan of all of public.orders, filter ( orders . note = ? )",
+            "  CREATE INDEX CONCURRENTLY ON public.orders (note)",
             "plan guard: 3 statements explained",
         ]
     )

@@ -51,6 +51,11 @@ def fingerprint(text: str) -> str:
     return hashlib.blake2s(whole.encode(), digest_size=6).hexdigest()
 
 
+def without_cursor(text: str) -> str:
+    """Return the statement within a DECLARE CURSOR; another as it is."""
+    return _patterns().cursor.sub("", text, count=1)
+
+
 def split(text: str) -> Iterator[str]:
     """Yield each statement of a text: its tokens, with a blank before, between and after them."""
     statement: list[str] = []
@@ -129,6 +134,9 @@ class _Patterns:
         )
         self.comment = re.compile(r"/\*|\*/")
         self.plain = re.compile(r"[a-z_][a-z0-9_]*+")
+        self.cursor = re.compile(
+            r"\s*DECLARE\s+\S+\s+(?:NO\s+SCROLL\s+)?CURSOR\s+(?:WITH(?:OUT)?\s+HOLD\s+)?FOR\s", re.IGNORECASE
+        )
 
 
 @functools.lru_cache(maxsize=1)

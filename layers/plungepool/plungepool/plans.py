@@ -1,0 +1,349 @@
+"""
+Why a statement is slow, as far as the planner knows: its plan's shape, the tables it reads whole, the index that would
+serve. Nothing is executed.
+
+The plan is the generic one, of the statement prepared with the types that the driver sends, and no values; so it is on
+every server from PostgreSQL 12 on. (EXPLAIN's GENERIC_PLAN, from 16 on, takes no types: that a driver's numeric keeps
+an index on integers from being used, it does not show.) No literal of a statement leaves this module.
+
+Source: PostgreSQL manual, "PREPARE" (plan_cache_mode), "Planner Method Configuration" and "Multicolumn Indexes".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    #: executes one statement of SQL, and returns its rows
+    Run = Callable[[str], Sequence[Sequence[Any]]]
+
+_SCANS = frozenset(("Seq Scan", "Index Scan", "Index Only Scan"))
+_NAME = "plungepool_plan"
+#: from how many rows, or blocks of 8 kB, a table is large
+LARGE_ROWS, LARGE_PAGES = 10_000, 1000
+# An index of more columns is rarely what was meant.
+_COLUMNS_AT_MOST = 4
+_SHAPE_AT_MOST = 500
+
+_QUOTED = r'"(?:[^"]|"")+"'
+_WORD = rf"(?:{_QUOTED}|[^\W\d][\w$]*)"
+_COMPARED = re.compile(
+    rf"(?P<open>\()?(?P<alias>{_WORD})\.(?P<column>{_WORD})(?(open)\)(?:::(?P<cast>[\w ]+(?:\(\d+\))?))?)"
+    r" (?P<sign>=|<=|>=|<|>|IS NULL)(?: (?P<other>.*))?",
+    re.DOTALL,
+)
+_TURNED = re.compile(
+    rf"(?P<other>\$\d+|'(?:[^']|'')*'::[\w ]+|\d+) (?P<sign>=|<=|>=|<|>) (?P<alias>{_WORD})\.(?P<column>{_WORD})"
+)
+_KEY = re.compile(rf"(?P<alias>{_WORD})\.(?P<column>{_WORD})(?P<order>(?: DESC)?(?: NULLS (?:FIRST|LAST))?)")
+_LITERAL = re.compile("'(?:[^']|'')*'")
+# A column of varchar is compared as text, by an index on the column.
+_SAME = frozenset((None, "text"))
+
+
+@dataclass(frozen=True, slots=True)
+class FullScan:
+    """A table that is read to its end, and the filter that no index serves; without literals."""
+
+    schema: str
+    table: str
+    node: str
+    filter: str
+    #: the sentence that makes an index for it; empty where none is known that would serve
+    index: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The table, with its schema, quoted where SQL wants it so."""
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
+
+    def is_of(self, patterns: Sequence[str]) -> bool:
+        """Say whether the table is named, with or without its schema, by one of these patterns, as of file names."""
+        names = (self.table, f"{self.schema}.{self.table}")
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def explain(text: str, types: Sequence[int], run: Run, *, within: bool, discourage: bool = True) -> dict[str, Any]:
+    """
+    Return the generic plan of one statement, by EXPLAIN's JSON; nothing is left of it in the session.
+
+    Args: types: the oids of its parameters, as far as they were declared. within: a transaction is open, which goes on.
+        discourage: sequential scans, so that one in the plan says that no index can serve. A test's database holds a
+        handful of rows, on which a scan of the whole table is the best plan.
+    Raises: what the server refuses.
+    """
+    settings = {"plan_cache_mode": "force_generic_plan", "lock_timeout": "1s"}
+    if discourage:
+        settings["enable_seqscan"] = "off"
+    if not within:
+        settings["statement_timeout"] = "1s"
+    end = [f"ROLLBACK TO SAVEPOINT {_NAME}", f"RELEASE SAVEPOINT {_NAME}"] if within else ["ROLLBACK"]
+    with contextlib.ExitStack() as stack:
+        run(f"SAVEPOINT {_NAME}" if within else "BEGIN READ ONLY")
+        for sql in reversed(end):
+            stack.callback(run, sql)
+        calls = ", ".join(f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings.items())
+        run(f"SELECT {calls}")
+        names = ""
+        if types:
+            oids = ",".join(map(str, types))
+            ((names,),) = run(
+                "SELECT '(' || pg_catalog.string_agg(CASE WHEN t = 0 THEN 'unknown' "  # noqa: S608 - numbers
+                "ELSE pg_catalog.format_type(t, NULL) END, ', ' ORDER BY n) || ')' "
+                f"FROM pg_catalog.unnest('{{{oids}}}'::oid[]) WITH ORDINALITY AS o (t, n)"
+            )
+        run(f"PREPARE {_NAME} {names} AS {text}")
+        # A prepared statement outlives the transaction, and goes when that can be asked for again.
+        ending = stack.pop_all()
+        stack.callback(run, f"DEALLOCATE {_NAME}")
+        stack.push(ending)
+        ((count,),) = run(
+            "SELECT pg_catalog.cardinality(parameter_types) FROM pg_catalog.pg_prepared_statements "  # noqa: S608
+            f"WHERE name = '{_NAME}'"
+        )
+        values = f" ({', '.join(['NULL'] * count)})" if count else ""
+        ((plan,),) = run(f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE {_NAME}{values}")
+    whole = json.loads(plan) if isinstance(plan, str) else plan
+    top: dict[str, Any] = whole[0]["Plan"]
+    return top
+
+
+def full_scans(node: dict[str, Any], keys: Sequence[str] = (), *, unfiltered: bool = False) -> Iterator[FullScan]:
+    """
+    Yield the tables that a plan reads to their end for a filter; each with the index that would serve it.
+
+    Args: keys: by what the rows are sorted above the node. unfiltered: also those that are read without a filter.
+    """
+    kind, condition = str(node.get("Node Type")), str(node.get("Filter", ""))
+    if kind in _SCANS and "Index Cond" not in node and (condition or (unfiltered and kind == "Seq Scan")):
+        schema, table = str(node.get("Schema", "")), str(node.get("Relation Name"))
+        columns = index_columns(condition, str(node.get("Alias", table)), keys)
+        index = f"CREATE INDEX CONCURRENTLY ON {quoted(schema)}.{quoted(table)} ({', '.join(columns)})"
+        yield FullScan(schema, table, kind, statements.shape(condition), index if columns else "")
+    if kind == "Sort":
+        keys = node.get("Sort Key", ())
+    elif kind not in ("Limit", "Gather", "Gather Merge", "Result"):
+        keys = ()
+    for child in node.get("Plans", ()):
+        yield from full_scans(child, keys, unfiltered=unfiltered)
+
+
+def index_columns(condition: str, alias: str, keys: Sequence[str] = ()) -> list[str]:
+    """
+    Return the columns of an index that serves a filter, as EXPLAIN (VERBOSE) writes it: those that are compared for
+    equality, then one that a range is taken of, else those that are sorted by. Empty where a filter names none. Pure.
+    """
+    equal: list[str] = []
+    ranges: list[str] = []
+    for part in _conjunction(condition):
+        found = _COMPARED.fullmatch(part) or _TURNED.fullmatch(part)
+        if found is None or _bare(found["alias"]) != alias:
+            continue
+        groups = found.groupdict()
+        other = _LITERAL.sub("", groups.get("other") or "")
+        if groups.get("cast") not in _SAME or f"{found['alias']}." in other:
+            continue
+        chosen = equal if found["sign"] in ("=", "IS NULL") else ranges
+        if found["column"] not in equal + ranges:
+            chosen.append(found["column"])
+    columns = equal + ranges[:1]
+    if columns and not ranges:
+        columns += _sorted_by(keys, alias, equal)
+    return columns[:_COLUMNS_AT_MOST]
+
+
+def _sorted_by(keys: Sequence[str], alias: str, equal: Sequence[str]) -> list[str]:
+    found = [_KEY.fullmatch(key) for key in keys]
+    known = [one for one in found if one is not None and _bare(one["alias"]) == alias]
+    if len(known) != len(keys):
+        return []
+    known = [one for one in known if one["column"] not in equal]
+    # An index is read backwards as well.
+    if len({one["order"] for one in known}) == 1 and known[0]["order"] in ("", " DESC"):
+        return [one["column"] for one in known]
+    return [one["column"] + one["order"] for one in known]
+
+
+def _conjunction(condition: str) -> Iterator[str]:
+    """Yield the parts that AND joins, without the brackets around them."""
+    while condition.startswith("(") and _closes(condition) == len(condition) - 1:
+        condition = condition[1:-1]
+    parts, depth, start, at = [], 0, 0, 0
+    while at < len(condition):
+        sign = condition[at]
+        if sign in "'\"":
+            at = condition.find(sign, at + 1)
+            if at < 0:
+                return
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0 and condition.startswith(" AND ", at):
+            parts.append(condition[start:at])
+            start = at = at + 5
+            continue
+        if depth == 0 and condition.startswith(" OR ", at):
+            return
+        at += 1
+    if not parts:
+        yield condition
+        return
+    for part in (*parts, condition[start:]):
+        yield from _conjunction(part)
+
+
+def _closes(condition: str) -> int:
+    """Return where the bracket closes that the text begins with; -1: nowhere."""
+    depth = at = 0
+    while at < len(condition):
+        sign = condition[at]
+        if sign in "'\"":
+            at = condition.find(sign, at + 1)
+            if at < 0:
+                return -1
+        depth += (sign == "(") - (sign == ")")
+        if not depth:
+            return at
+        at += 1
+    return -1
+
+
+def shape(node: dict[str, Any]) -> str:
+    """Return a plan on one line, without conditions: `Sort(Seq Scan on shop.orders)`."""
+    whole = _shape(node)
+    return whole if len(whole) <= _SHAPE_AT_MOST else whole[: _SHAPE_AT_MOST - 1] + "…"
+
+
+def _shape(node: dict[str, Any]) -> str:
+    what = str(node.get("Node Type"))
+    if "Relation Name" in node:
+        what += f" on {node.get('Schema', '')}.{node['Relation Name']}"
+    if "Index Name" in node:
+        what += f" by {node['Index Name']}"
+    inner = ", ".join(_shape(child) for child in node.get("Plans", ()))
+    return f"{what}({inner})" if inner else what
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """What the planner says of a slow statement; without literals."""
+
+    plan: str
+    estimated_rows: int
+    #: the large tables that it reads whole, with the rows that they are thought to hold
+    scans: list[tuple[FullScan, int]]
+
+    @property
+    def indexes(self) -> list[str]:
+        """The sentences that make the indexes that would serve."""
+        return list(dict.fromkeys(scan.index for scan, _ in self.scans if scan.index))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {
+            "plan": self.plan,
+            "estimated_rows": self.estimated_rows,
+            "full_scans": [
+                {"table": scan.name, "table_rows": rows, "filter": scan.filter} for scan, rows in self.scans
+            ],
+            "indexes": self.indexes,
+        }
+
+
+def why(text: str, types: Sequence[int], run: Run) -> Why:
+    """
+    Ask the planner for the plan of a statement that reads, in a transaction of its own: about eight round trips, twice
+    that where it reads a large table whole. An index is advised only where none serves already.
+
+    Raises: what the server refuses; ValueError for a statement that does not only read.
+    """
+    text = statements.without_cursor(text)
+    if not only_reads(text):
+        raise ValueError("only a statement that reads is explained")
+    top = explain(text, types, run, within=False, discourage=False)
+    scans = [
+        (scan, rows)
+        for scan, (rows, pages) in _sizes(list(full_scans(top, unfiltered=True)), run)
+        if rows >= LARGE_ROWS or pages >= LARGE_PAGES
+    ]
+    if any(scan.filter for scan, _ in scans):
+        unserved = set(full_scans(explain(text, types, run, within=False)))
+        # The planner knows an index, and finds it dearer than the whole table: another one like it is no help.
+        scans = [(scan if scan in unserved else _without_index(scan), rows) for scan, rows in scans]
+    return Why(shape(top), int(top.get("Plan Rows", 0)), scans)
+
+
+def only_reads(text: str) -> bool:
+    """Say whether a text is one SELECT that reads a table, and neither writes nor locks. Pure."""
+    found = list(statements.split(text))
+    if len(found) != 1:
+        return False
+    words = found[0]
+    return words.split()[0] in ("select", "with") and " from " in words and not _WRITES.search(words)
+
+
+# A word that is quoted, and so a name, stands in its quotes.
+_WRITES = re.compile(r" (?:insert|update|delete|merge|into|for (?:no|key|share)) ")
+
+
+def _without_index(scan: FullScan) -> FullScan:
+    return FullScan(scan.schema, scan.table, scan.node, scan.filter)
+
+
+def _sizes(scans: list[FullScan], run: Run) -> Iterator[tuple[FullScan, tuple[int, int]]]:
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+    for scan in scans:
+        place = scan.schema, scan.table
+        if place not in known:
+            rows = run(
+                "SELECT reltuples::pg_catalog.int8, relpages::pg_catalog.int8 FROM pg_catalog.pg_class c "  # noqa: S608
+                "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
+                f"WHERE relname OPERATOR(pg_catalog.=) {_literal(scan.table)} "
+                f"AND nspname OPERATOR(pg_catalog.=) {_literal(scan.schema)}"
+            )
+            known[place] = (max(0, int(rows[0][0])), int(rows[0][1])) if rows else (0, 0)
+        yield scan, known[place]
+
+
+def quoted(name: str) -> str:
+    """Return an identifier as SQL takes it, in quotes where it is no plain name."""
+    if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED:
+        return name
+    return '"' + name.replace('"', '""') + '"'
+
+
+# PostgreSQL manual, "SQL Key Words": those that are no table's name without quotes.
+_WORDS = (
+    "all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation "
+    "column concurrently constraint create cross current_catalog current_date current_role current_schema current_time "
+    "current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze "
+    "from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like "
+    "limit localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary "
+    "references returning right select session_user similar some symmetric system_user table tablesample then to "
+    "trailing true union unique user using variadic verbose when where window with"
+)
+_RESERVED = frozenset(_WORDS.split())
+
+
+def _bare(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _literal(text: str) -> str:
+    # Right whatever standard_conforming_strings says.
+    return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return an error's SQLSTATE, of whichever driver; its class where it has none."""
+    state = getattr(error, "sqlstate", None)
+    if state is None and error.args and isinstance(error.args[0], dict):  # pg8000's
+        state = error.args[0].get("C")
+    return str(state or type(error).__name__)

@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 # In the order in which --help lists them; the module and its function have the same name, with underscores.
-COMMANDS = ("budget", "demo", "doctor", "drain", "proxy", "sam-local", "simulate", "storm", "timeline", "verify-aws")
+COMMANDS = (
+    "budget",
+    "demo",
+    "doctor",
+    "drain",
+    "proxy",
+    "sam-local",
+    "simulate",
+    "slow",
+    "storm",
+    "timeline",
+    "verify-aws",
+)
 
 
 class _Commands(TyperGroup):

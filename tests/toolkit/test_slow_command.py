@@ -201,6 +201,27 @@ def test_the_documentations_commands_run(slow: Callable[..., Result]) -> None:
         assert slow(*arguments).exit_code == 0, arguments
 
 
+def test_behind_a_proxy_it_lists_and_explains_nothing(
+    server: Postgres, slow: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prepared statement would pin a session, or be left in one."""
+    sent = "SELECT count(*) FROM orders WHERE note = 'x'"
+    server.execute(sent)
+    monkeypatch.setenv("PLUNGEPOOL_ENDPOINT", "proxy")
+    one = listed(slow("--json", "--limit", "100"))[statements.fingerprint(sent)]
+    assert one["why"] is None
+    assert one["not_explained"].endswith("connect to the database itself")
+
+
+def test_an_extension_of_an_older_server_is_told(server: Postgres, slow: Callable[..., Result]) -> None:
+    """After an upgrade the extension stays what it was, until it is asked."""
+    server.execute("CREATE DATABASE older")
+    server.execute("CREATE EXTENSION pg_stat_statements VERSION '1.8'", database="older")
+    result = slow(database="older")
+    assert result.exit_code == 1
+    assert "execute ALTER EXTENSION pg_stat_statements UPDATE" in result.stderr
+
+
 def test_nothing_is_left_on_the_server(server: Postgres, slow: Callable[..., Result]) -> None:
     """It explains, and executes none of the statements again."""
     sent = "SELECT count(*) FROM orders WHERE note = 'x'"

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 APP = """
-import os, time
+import os, sys, time
 
 from plungepool import get_engine, guard_invocation
+from plungepool.pool import _trace
 from sqlalchemy import text
 
 engine, SELECT = get_engine(), text("SELECT 1")
@@ -47,6 +48,12 @@ def select(event, context):
 
 plain = {"nothing": nothing, "select": select}
 guarded = {name: guard_invocation(handler) for name, handler in plain.items()}
+
+def line(event, context):
+    _trace(sys._getframe(1))
+    return 1
+
+plain["line"], guarded["line"] = nothing, line
 cold = guarded["select"] if os.environ.get("BENCH_GUARDED") else select
 
 def flights(handler, context):
@@ -87,6 +94,7 @@ CASES: dict[str, tuple[str, dict[str, str], int, int, int]] = {
         500,
     ),
     "the same with the deadline told to the server": ("select", {}, 50, 250, 500),
+    "of each checkout, with a guard or without: which line has taken it": ("line", {}, 200, 1200, 4000),
 }
 BEGIN, END = "<!-- figures: guard -->", "<!-- end -->"
 

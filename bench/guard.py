@@ -13,12 +13,15 @@ row, the two in turns. Needs Debian's package valgrind.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +31,7 @@ from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 APP = """
 import os, sys, time
@@ -131,12 +134,35 @@ def warm(environment: Environment, case: str, pairs: int) -> tuple[float, float,
     )
 
 
-def cold(environ: Mapping[str, str], rounds: int) -> tuple[int, int, float, list[float]]:
+class _Registers(BaseHTTPRequestHandler):
+    """The Runtime API, as far as an extension registers."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Lambda-Extension-Identifier", "bench")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def registering() -> Iterator[str]:
+    """Give the address of a Runtime API that registers extensions."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Registers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def cold(environ: Mapping[str, str], added: Mapping[str, str], rounds: int) -> tuple[int, int, float, list[float]]:
     """
-    Return instructions and CPU milliseconds of a cold start without the guard, and what the guard adds to each: of the
-    milliseconds the quartiles.
+    Return instructions and CPU milliseconds of a cold start, and what more variables add to each: of the milliseconds
+    the quartiles.
     """
-    both = [{**environ}, {**environ, "BENCH_GUARDED": "1"}]
+    both = [{**environ}, {**environ, **added}]
     counts, pairs = [], []
     for each in both:
         run(COLD, each)
@@ -178,13 +204,21 @@ def main() -> None:
                 without_us, adds_us, trips = warm(environment, case, pairs)
             lines.append(f"| {name} | {added:,} | {adds_us:.1f} | {without_us:.1f} | {trips} |")
             print(lines[-1], file=sys.stderr)
-        count, count_adds, cpu_ms, (low_ms, cpu_adds_ms, high_ms) = cold(environ, options.rounds)
+        count, count_adds, cpu_ms, (low_ms, cpu_adds_ms, high_ms) = cold(
+            environ, {"BENCH_GUARDED": "1"}, options.rounds
+        )
+        with registering() as api:
+            lambda_ = {"AWS_LAMBDA_RUNTIME_API": api, "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13"}
+            _, asks_adds, _, (asks_low_ms, asks_ms, asks_high_ms) = cold(
+                environ | lambda_ | {"PLUNGEPOOL_SHUTDOWN": "off"}, {"PLUNGEPOOL_SHUTDOWN": "extension"}, options.rounds
+            )
     lines += [
         "",
         "| cold | instructions, millions | CPU, ms |",
         "|---|---:|---:|",
         f"| process to first row, without the guard | {count / 1e6:.1f} | {cpu_ms:.0f} |",
         f"| the guard adds | {count_adds / 1e6:.2f} | {cpu_adds_ms:.1f} ({low_ms:.1f} to {high_ms:.1f}) |",
+        f"| asking for SIGTERM adds | {asks_adds / 1e6:.2f} | {asks_ms:.1f} ({asks_low_ms:.1f} to {asks_high_ms:.1f}) |",
         "",
         f"{conditions('sqlalchemy', 'awslambdaric', server=server_version)};",
         "medians of pairs in turns, in brackets their quartiles; measured again by",

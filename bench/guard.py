@@ -209,7 +209,7 @@ def main() -> None:
         )
         with registering() as api:
             lambda_ = {"AWS_LAMBDA_RUNTIME_API": api, "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13"}
-            _, asks_adds, _, (asks_low_ms, asks_ms, asks_high_ms) = cold(
+            _, asks_adds, _, (low_asks, asks_ms, high_asks) = cold(
                 environ | lambda_ | {"PLUNGEPOOL_SHUTDOWN": "off"}, {"PLUNGEPOOL_SHUTDOWN": "extension"}, options.rounds
             )
     lines += [
@@ -218,7 +218,7 @@ def main() -> None:
         "|---|---:|---:|",
         f"| process to first row, without the guard | {count / 1e6:.1f} | {cpu_ms:.0f} |",
         f"| the guard adds | {count_adds / 1e6:.2f} | {cpu_adds_ms:.1f} ({low_ms:.1f} to {high_ms:.1f}) |",
-        f"| asking for SIGTERM adds | {asks_adds / 1e6:.2f} | {asks_ms:.1f} ({asks_low_ms:.1f} to {asks_high_ms:.1f}) |",
+        f"| asking for SIGTERM adds | {asks_adds / 1e6:.2f} | {asks_ms:.1f} ({low_asks:.1f} to {high_asks:.1f}) |",
         "",
         f"{conditions('sqlalchemy', 'awslambdaric', server=server_version)};",
         "medians of pairs in turns, in brackets their quartiles; measured again by",

@@ -72,19 +72,23 @@ services: postgresql-18
 
 # The tests in parts that share nothing, so that several of them can run at a time.
 CORE := tests/unit tests/integration
+# In halves that take about as long; the last test looks for secrets in what the others have written.
+CORE_A := tests/unit $(wildcard tests/integration/test_[a-l]*.py)
+CORE_B := $(wildcard tests/integration/test_[m-z]*.py) tests/integration/test_credentials_output.py
 WIRE := tests/wire
 TOOLKIT := tests/toolkit
 FUNCTIONS := tests/functions tests/environment tests/documentation
 CHAOS := tests/chaos
 APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
-# Most tests wait for something (a time-out, a server, a network that is cut): four parts keep two cores busy.
-JOBS := 4
+# Most tests wait for something (a time-out, a server, a network that is cut): six parts keep two cores busy.
+JOBS := 6
 
 .PHONY: test
 test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
-	@echo "Running the tests in seven parts, $(JOBS) at a time, in about 20 minutes on two cores (JOBS=2 loads a machine less)."
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=line test-application test-core test-oldest-python test-toolkit \
-		test-functions test-wire test-chaos
+	@$(MAKE) --no-print-directory test-oldest-python OF=
+	@echo "Running the tests in nine parts, $(JOBS) at a time, in about 20 minutes on two cores (JOBS=2 loads a machine less)."
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=line test-application test-toolkit test-core-a test-core-b \
+		test-oldest-a test-oldest-b test-wire test-functions test-chaos
 
 # What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
 # the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
@@ -106,6 +110,19 @@ mutants: .venv/.ready services ## Change the code place by place, to find what n
 .PHONY: test-core
 test-core: .venv/.ready services ## Run the tests of the package
 	@$(PYTHON) -m pytest $(CORE)
+
+.PHONY: test-core-a test-core-b test-oldest-a test-oldest-b
+test-core-a: .venv/.ready services
+	@$(PYTHON) -m pytest $(CORE_A)
+
+test-core-b: .venv/.ready services
+	@$(PYTHON) -m pytest $(CORE_B)
+
+test-oldest-a:
+	@$(MAKE) --no-print-directory test-oldest-python OF="$(CORE_A)"
+
+test-oldest-b:
+	@$(MAKE) --no-print-directory test-oldest-python OF="$(CORE_B)"
 
 .PHONY: test-toolkit
 test-toolkit: .venv/.ready services ## Run the tests of the toolkit and its commands
@@ -129,19 +146,22 @@ test-application: .venv/.ready $(TOOLS) services ## Run the tests of the templat
 
 # `make test` takes the oldest; what works there and on the newest works between.
 .PHONY: test-oldest-python
+test-oldest-python: OF := $(CORE)
 test-oldest-python: .venv/.ready services ## Run the unit and integration tests on the oldest supported Python installed here
-	@$(MAKE) --no-print-directory test-pythons HOW_MANY="head -n 1"
+	@$(MAKE) --no-print-directory test-pythons HOW_MANY="head -n 1" OF="$(OF)"
 
 .PHONY: test-pythons
 test-pythons: HOW_MANY := cat
+test-pythons: OF := $(CORE)
 test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python installed here
 	@main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	toolkit/set-up pythons | sort -V | while read -r version path; do \
 		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) ;; *) echo "$$version";; esac; \
 	done | $(HOW_MANY) | while read -r version; do \
-		echo "Unit and integration tests on Python $$version"; \
 		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
-		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider tests/unit tests/integration </dev/null || exit 1; \
+		[ -n "$(strip $(OF))" ] || continue; \
+		echo "Unit and integration tests on Python $$version"; \
+		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider $(OF) </dev/null || exit 1; \
 	done
 
 # What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.

@@ -704,6 +704,7 @@ def test_strike_at_each_line_costs_a_connection_at_most(
 VOIDS = [
     "discard all",
     "DISCARD/* what else */ALL",
+    "DISCARD --\rALL",
     "SELECT 1; DISCARD -- all of it\n ALL",
     "RESET\n\tALL",
     "select pg_advisory_unlock(1)",

@@ -198,7 +198,7 @@ def test_guard_is_imported_behind_a_proxy_only(endpoint: str, imported: list[str
 import sys
 from plungepool import Settings, build_engine
 assert not {{"plungepool.pinning", "plungepool.statements"}} & set(sys.modules)
-build_engine(Settings(host="h", user="u", password="p", endpoint={endpoint!r}))
+build_engine(Settings(host="h", user="u", password="p", endpoint={endpoint!r}, slow_query_s=0))
 print([name for name in ("pinning", "statements") if f"plungepool.{{name}}" in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

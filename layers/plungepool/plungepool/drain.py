@@ -18,7 +18,6 @@ nothing was committed.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from .engine import session_name
 from .errors import PlungepoolError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Options:
         for name, least, most in _BOUNDS:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not least <= value <= most:
+            if not number or not least <= value <= most:
                 problems.append(f"{name} must be a number from {least:g} to {most:g}")
         for name in ("role", "application"):
             value = getattr(self, name)
@@ -266,10 +266,12 @@ class _Drain:
     def look(self) -> Progress:
         """Look at what is left of what was there at the first look."""
         rows = self._ask(_LOOK, role=self._role, now=self._now, older_than_s=self._options.older_than_s)
-        rows = [row for row in rows if self._is_meant(row.application_name)]
         there = {(row.pid, row.backend_start): row for row in rows}
         if self._found is None:
-            self._found = set(there)
+            # By the name that it has now: what calls itself otherwise meanwhile is one of them all the same.
+            self._found = {
+                key for key, row in there.items() if _is_meant(row.application_name, self._options.application)
+            }
         left = {key: row for key, row in there.items() if key in self._found}
         # What was asked to end and is there still is asked again when it has had some time.
         ripe = [
@@ -301,10 +303,6 @@ class _Drain:
         if any(row[0] for row in rows):
             self._asked[pid, backend_start] = time.time()
 
-    def _is_meant(self, name: str | None) -> bool:
-        wanted = self._options.application
-        return wanted is None or name == wanted or (name or "").startswith(f"{wanted}:")
-
     def _ask(self, statement: Any, **parameters: Any) -> list[Any]:
         while True:
             try:
@@ -315,3 +313,13 @@ class _Drain:
                 self._lost += 1
                 if not error.connection_invalidated or self._lost > _LOST_AT_MOST:
                     raise
+
+
+def _is_meant(name: str | None, wanted: str | None) -> bool:
+    """Say whether a session of this name is one of a function, of any version or of the one behind a colon. Pure."""
+    if wanted is None:
+        return True
+    function, colon, version = wanted.partition(":")
+    # A long name is shown as it was cut: by the length of the version that stands behind it.
+    any_version = "" if colon else (name or "").partition(":")[2]
+    return name in (wanted, session_name(function, version or any_version))

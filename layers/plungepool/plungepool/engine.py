@@ -191,8 +191,11 @@ def application_name(environ: dict[str, str] | os._Environ[str]) -> str:
     At most 63 bytes, which PostgreSQL would cut off; the end of a long function name goes, the version stays.
     """
     function, version = environ.get("AWS_LAMBDA_FUNCTION_NAME"), environ.get("AWS_LAMBDA_FUNCTION_VERSION")
-    if not function:
-        return "plungepool"
+    return session_name(function, version or "") if function else "plungepool"
+
+
+def session_name(function: str, version: str) -> str:
+    """Return the name by which pg_stat_activity shows the sessions of a function's version. Pure."""
     ending = f":{version}" if version else ""
     return function[: 63 - len(ending)] + ending
 

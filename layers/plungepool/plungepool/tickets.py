@@ -30,7 +30,7 @@ _LEASE = "idle_session_timeout"
 _CHANCES = 2**32
 # What a text holds that may make a ticket void, in lower case; and what it holds then for certain.
 _WORDS = ("discard", "reset", "advisory_unlock", _LEASE)
-_VOIDS = rf"\b(?:discard|reset)\b(?:\s|/\*.*?\*/|--[^\n]*\n)*all\b|advisory_unlock|{_LEASE}"
+_VOIDS = rf"\b(?:discard|reset)\b(?:\s|/\*.*?\*/|--[^\n\r]*[\n\r])*all\b|advisory_unlock|{_LEASE}"
 
 
 class Grant(NamedTuple):
@@ -98,9 +98,10 @@ def statement(lock_class: int, limit: int, chances: Sequence[float]) -> str | No
         source = f"SELECT {', '.join([str(tickets), *tried, *missing])}"
     else:
         source = _drawn(chances)
+    # In quotes: without them the least of all numbers would be minus one that is too large.
+    taken = f"pg_catalog.pg_try_advisory_lock('{lock_class}'::pg_catalog.int4"
     ways = " ".join(
-        f"WHEN pg_catalog.pg_try_advisory_lock({lock_class}, {column}) THEN {round(fleet.lease_s(probe) * 1000)}"
-        for probe, column in enumerate("abc")
+        f"WHEN {taken}, {column}) THEN {round(fleet.lease_s(probe) * 1000)}" for probe, column in enumerate("abc")
     )
     # Nothing is asked for where there is no lease, and a shorter one of the role's own stays.
     return f"""
@@ -153,8 +154,10 @@ FROM (SELECT k, a, b, {shifted("c", "least(a, b)")} AS d
 
 def grant(rows: Sequence[Sequence[Any]]) -> Grant:
     """Return what the statement's rows say; nothing, where it failed."""
-    for lease_ms, tickets, backend_pid in rows:
-        return Grant(tickets, (lease_ms or 0) / 1000, backend_pid)
+    for row in rows:
+        if len(row) == 3:  # what else it may be is no answer of a server's to this question
+            lease_ms, tickets, backend_pid = row
+            return Grant(tickets, (lease_ms or 0) / 1000, backend_pid)
     return Grant(None, 0.0)
 
 

@@ -61,7 +61,9 @@ def drain(
         if settings.auth == "dsql":
             raise fleet.DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")
         # What is asked here touches no row of a tenant's.
-        engine = build_engine(replace(settings, require_settings=()))
+        # One connection, and it stays: the fleet's own policy would open one for each look.
+        own = replace(settings, require_settings=(), pool="tiny", fleet="", fleet_limit=0, connect_on_restore=False)
+        engine = build_engine(own)
         with ExitStack() as stack:
             stack.callback(engine.dispose)
             for progress in fleet.drain(engine, options):

@@ -41,7 +41,7 @@ PRICES: dict[Mode, tuple[Price, ...]] = {
 _PRICES_OF_NETWORKS = (
     Price("Interface endpoint of Secrets Manager in two zones, unless there is one", (0.00, 0.02), "0.01 a zone-hour"),
 )
-_ALARMS: dict[Mode, int] = {"aurora": 16, "instance": 16, "express": 10}
+_ALARMS: dict[Mode, int] = {"aurora": 18, "instance": 18, "express": 10}
 _PRICES_OF_ALL = (
     Price("Lambda, HTTP API, SQS, logs, metrics, two secrets, one bucket", (0.01, 0.05), "a few hundred invocations"),
 )

@@ -42,7 +42,7 @@ def run_sam(pythons: dict[str, str]) -> Callable[..., subprocess.CompletedProces
     def run(program: str, *arguments: str | Path, standard_input: str = "") -> subprocess.CompletedProcess[str]:
         command = [SAM / program, *arguments]
         return subprocess.run(
-            command, cwd=ROOT, env=environment, input=standard_input, capture_output=True, text=True, timeout=240
+            command, cwd=ROOT, env=environment, input=standard_input, capture_output=True, text=True, timeout=800
         )
 
     return run

@@ -27,7 +27,7 @@ from template_rules import (
 )
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)  # a build or a deployment is in the set-up of a test
+pytestmark = pytest.mark.timeout(900)  # a build or a deployment is in the set-up of a test
 FILES = (APPLICATION, DATABASE, LAYER, PROJECT_FILE)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Examine = Callable[[dict[str, str], set[str]], dict]
@@ -264,7 +264,7 @@ def test_another_evaluator_refuses_the_same(templates: Templates) -> None:
         subprocess.run(command, check=True)
     asked = json.dumps({"templates": by_name, "cases": cases}, default=str)
     script = Path(__file__).with_name("judge_parameters.py")
-    result = subprocess.run([python, script], input=asked, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([python, script], input=asked, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     ours = [why_refused(Stack, by_name[name], parameters) for name, parameters in cases]
     both = zip(cases, ours, json.loads(result.stdout), strict=True)

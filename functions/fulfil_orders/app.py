@@ -45,8 +45,7 @@ def handler(event: dict, context: object) -> dict:
             order_id = str(UUID(record.json_body["order_id"]))
             fulfilled += run_transaction(engine, lambda connection: fulfil_order(connection, order_id))  # noqa: B023
         except (*Unavailable, OutcomeUnknown) as error:
-            cause = getattr(error, "orig", None) or error
-            sqlstate = getattr(cause, "sqlstate", None)
+            sqlstate = getattr(cause := getattr(error, "orig", None) or error, "sqlstate", None)
             logger.error("an order cannot be fulfilled now", sqlstate=sqlstate, reason=str(cause))
             if sqlstate not in OF_ONE_RECORD:  # the database is unavailable: the rest would only wait in turn
                 failed += [left.message_id for left in records[position:]]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 import plungepool
 from plungepool import DeadlineExceeded, PlungepoolError, Unavailable, invocation, wire
+from plungepool_toolkit.network import ChaosProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,3 +132,25 @@ def test_other_errors_keep_their_class(engine: Engine) -> None:
         connection.execute(text("SELECT 1 / 0"))
     assert type(caught.value) is exc.DataError
     assert plungepool.DeadlineExceeded is DeadlineExceeded
+
+
+@pytest.mark.parametrize("how", ["silent", "ended"])
+def test_a_streamed_result_ends_with_its_connection(
+    make_engine: Callable[..., Engine], postgres: Postgres, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """To close it is for the server, which is gone: SQLAlchemy has no traceback to log, and the next checkout works."""
+    with ChaosProxy(postgres.host, postgres.port) as proxy:
+        engine = make_engine(host=proxy.host, port=proxy.port)
+        with engine.connect().execution_options(stream_results=True, max_row_buffer=2) as connection:
+            result = connection.execute(text("SELECT pg_backend_pid() FROM generate_series(1, 99)"))
+            process = result.scalars().fetchmany(1)[0]
+            if how == "silent":
+                proxy.partition()
+                connection.connection.dbapi_connection.deadline = time.time() + 0.2  # type: ignore[union-attr]
+            else:
+                postgres.execute("SELECT pg_terminate_backend($1::int, 5000)", process)
+            caplog.clear()
+            result.close()
+        assert [one.getMessage() for one in caplog.records if one.name.startswith("sqlalchemy")] == []
+        proxy.heal()
+        by_short_statement(engine)

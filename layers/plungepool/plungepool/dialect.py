@@ -223,7 +223,12 @@ class _ServerSideCursor:
         # the connection may be in somebody else's.
         own = connection.in_transaction and connection.transaction_number == self._transaction
         if self._open and own and not connection.closed and not connection.in_failed_transaction:
-            self._cursor.execute(f"CLOSE {self._name}")
+            try:
+                self._cursor.execute(f"CLOSE {self._name}")
+            except wire.Error:
+                if not connection.closed:
+                    raise
+                # It went with the session: what comes next on this connection says so, and nothing is left to close.
         self._open = False
         self._cursor.close()
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import conditions
+from measure import conditions, write_figures
 
 from plungepool import Settings, build_engine, drain, run_transaction
 from plungepool_toolkit.postgres import Postgres
@@ -39,7 +37,6 @@ CASES: list[tuple[str, str, float | None]] = [
     ("`plungepool drain --min-idle 0`", "run_transaction", 0.0),
     ("all at once, by hand", "engine.begin()", None),
 ]
-BEGIN, END = "<!-- figures: drain -->", "<!-- end -->"
 TERMINATE = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'"
 
 
@@ -124,11 +121,7 @@ def main() -> None:
     text = "\n".join([about, "", *rows])
     print(text)
     if arguments.write:
-        page = arguments.write.read_text(encoding="utf-8")
-        marked = re.compile(f"{BEGIN}\n.*?{END}", re.DOTALL)
-        if not marked.search(page):
-            sys.exit(f"{arguments.write} has no {BEGIN} … {END}")
-        arguments.write.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page), encoding="utf-8")
+        write_figures(arguments.write, "drain", text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import resource
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import conditions, instructions
+from measure import conditions, instructions, write_figures
 
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
@@ -99,7 +98,6 @@ CASES: dict[str, tuple[str, dict[str, str], int, int, int]] = {
     "the same with the deadline told to the server": ("select", {}, 50, 250, 500),
     "of each checkout, with a guard or without: which line has taken it": ("line", {}, 200, 1200, 4000),
 }
-BEGIN, END = "<!-- figures: guard -->", "<!-- end -->"
 
 
 def run(program: str, environ: Mapping[str, str], *arguments: str) -> None:
@@ -227,11 +225,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        marked = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-        if not marked.search(page):
-            sys.exit(f"{options.write} has no {BEGIN} … {END}")
-        options.write.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page), encoding="utf-8")
+        write_figures(options.write, "guard", text)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ def conditions(*projects: str, server: str | None = None) -> str:
     return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}; {', '.join(versions)}; {machine()}"
 
 
+def write_figures(page: Path, name: str, text: str) -> None:
+    """Put figures into a page, between its marks of that name."""
+    begin, end = f"<!-- figures: {name} -->", "<!-- end -->"
+    before = page.read_text(encoding="utf-8")
+    marked = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
+    if not marked.search(before):
+        sys.exit(f"{page} has no {begin} … {end}")
+    page.write_text(marked.sub(lambda _: f"{begin}\n{text}\n{end}", before), encoding="utf-8")
+
+
 def machine() -> str:
     """Return how many of which processor this machine has, and its kernel."""
     model = platform.processor() or platform.machine()

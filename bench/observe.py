@@ -14,14 +14,13 @@ Debian's package valgrind, and minutes).
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import conditions, instructions
+from measure import conditions, instructions, write_figures
 
 from plungepool_toolkit.environment import Environment
 from plungepool_toolkit.postgres import Postgres
@@ -111,7 +110,6 @@ WAYS = {
     "recording": "and the flight recorder",
 }
 FEW, MANY = 50, 250
-BEGIN, END = "<!-- figures: observe -->", "<!-- end -->"
 
 
 def cost(way: str, environ: Mapping[str, str]) -> int:
@@ -156,11 +154,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        marked = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-        if not marked.search(page):
-            sys.exit(f"{options.write} has no {BEGIN} … {END}")
-        options.write.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page), encoding="utf-8")
+        write_figures(options.write, "observe", text)
 
 
 if __name__ == "__main__":

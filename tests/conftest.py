@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from plungepool.observe import Tally
+
 ROOT = Path(__file__).parents[1]
 # pytest's importlib mode puts no test folder on the path.
 sys.path.append(str(ROOT / "tests" / "shared"))
@@ -58,3 +60,14 @@ def postgresql_18() -> Path:
     if not (programs / "postgres").exists():
         pytest.fail("PostgreSQL 18 with TLS is not here: run `make postgresql-18`, which takes it from Debian sid")
     return programs
+
+
+@pytest.fixture
+def tallies() -> Iterator[list[Tally]]:
+    """What a listener to invocations is told."""
+    from plungepool import observe
+
+    told: list[Tally] = []
+    stop = observe.listen(told.append)
+    yield told
+    stop()

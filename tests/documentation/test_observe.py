@@ -34,12 +34,12 @@ def test_every_metric_is_in_the_table() -> None:
 
 def test_the_other_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them attaches something, or nothing where tracing is off, as outside Lambda."""
-    monkeypatch.setattr(observe, "_listeners", ())
-    monkeypatch.setattr(observe, "_flight_listeners", ())
+    monkeypatch.setattr(observe._of_invocations, "all", ())
+    monkeypatch.setattr(observe._of_flights, "all", ())
     for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1:]:
         exec(compile(example, "docs/observe.md", "exec"), {})
-    assert len(observe._listeners) == 1
-    assert len(observe._flight_listeners) == 1
+    assert len(observe._of_invocations.all) == 1
+    assert len(observe._of_flights.all) == 1
     monkeypatch.undo()
     observe._attach()
 
@@ -47,13 +47,13 @@ def test_the_other_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_example_prints_a_tally(capsys: pytest.CaptureFixture[str]) -> None:
     """As it stands there."""
     (example,) = re.findall(r"```python\n(from plungepool import observe\n\nobserve\.listen.*?)```", PAGE, re.DOTALL)
-    before = observe._listeners
+    before = observe._of_invocations.all
     exec(compile(example, "docs/observe.md", "exec"), {})
-    assert len(observe._listeners) == len(before) + 1
+    assert len(observe._of_invocations.all) == len(before) + 1
     try:
         with guard_invocation(None):
             pass
     finally:
-        observe._listeners = before
+        observe._of_invocations.all = before
         observe._attach()
     assert "'checkouts': 0" in capsys.readouterr().out

@@ -43,15 +43,6 @@ class Context:
         return int((self._ends_at - time.time()) * 1000)
 
 
-@pytest.fixture
-def tallies() -> Iterator[list[Tally]]:
-    """What a listener is told."""
-    told: list[Tally] = []
-    stop = observe.listen(told.append)
-    yield told
-    stop()
-
-
 def test_a_warm_invocation_is_counted(make_engine: Callable[..., Engine], tallies: list[Tally]) -> None:
     """The first has a connect with its parts, the second none; both have their round trips, rows and returns."""
     engine = make_engine()

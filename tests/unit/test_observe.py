@@ -25,15 +25,6 @@ def nobody_listens_afterwards() -> Iterator[None]:
     assert (invocation.observer, session.ended, invocation.tally) == (*before, None)
 
 
-@pytest.fixture
-def tallies() -> Iterator[list[Tally]]:
-    """What a listener is told."""
-    told: list[Tally] = []
-    stop = observe.listen(told.append)
-    yield told
-    stop()
-
-
 def test_each_invocation_has_a_tally_of_its_own(tallies: list[Tally]) -> None:
     """What is counted belongs to the invocation that runs, and nothing of it to the next."""
     for amount in (2, 3):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from .wire.protocol import Reply
 
-_PING = (SYNC,)
 # The statements of a flight stand in its first messages; what comes behind are rows of an executemany.
 _MESSAGES_LOOKED_AT = 8
 _PARSE, _QUERY = b"PQ"
@@ -31,7 +30,7 @@ def name_of(error: BaseException) -> str:
 
 def is_ping(reply: Reply) -> bool:
     """Say whether a flight asked nothing but whether the server is there."""
-    return tuple(reply.sent) == _PING
+    return len(reply.sent) == 1 and reply.sent[0] == SYNC
 
 
 def texts(reply: Reply) -> Iterator[str]:
@@ -78,7 +77,16 @@ def _without_own(text: str) -> str:
 
 
 def _is_own(text: str) -> bool:
-    return text.startswith("BEGIN") or (text.startswith(_OWN) and _SETTINGS in text)
+    return text.startswith("BEGIN") or _is_settings(text)
+
+
+def _is_settings(text: str) -> bool:
+    return text.startswith(_OWN) and _SETTINGS in text
+
+
+def rows_of(reply: Reply) -> int:
+    """Return how many rows came back, or were changed."""
+    return len(reply.rows) or max(reply.rowcount, 0)
 
 
 def asking(sent: Sequence[bytes]) -> list[bytes]:
@@ -89,5 +97,5 @@ def asking(sent: Sequence[bytes]) -> list[bytes]:
 def what(messages: Iterable[bytes], shape: Callable[[str], str] = statements.shape) -> str:
     """Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none."""
     texts = [text for message in messages for text in texts_of(message)]
-    named = ["settings" if text.startswith(_OWN) and _SETTINGS in text else shape(text) for text in texts]
+    named = ["settings" if _is_settings(text) else shape(text) for text in texts]
     return " + ".join(one for one in named if one) or "ping"

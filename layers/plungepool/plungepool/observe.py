@@ -24,7 +24,6 @@ from . import invocation
 from .flights import is_ping, name_of, texts
 from .wire import session as _session
 from .wire.errors import DeadlineExceeded, Error
-from .wire.protocol import SYNC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +114,28 @@ FIELDS: tuple[str, ...] = tuple(
     name for name, value in vars(Tally).items() if type(value) in (int, float) and not name.startswith("_")
 )
 
-_listeners: tuple[Callable[[Tally], object], ...] = ()
-_flight_listeners: tuple[FlightListener, ...] = ()
+
+class _Listeners:
+    """Who is told of one thing. A tuple that is replaced: whoever is telling them goes on with those it began with."""
+
+    __slots__ = ("all",)
+
+    def __init__(self) -> None:
+        self.all: tuple[Any, ...] = ()
+
+    def add(self, listener: Any) -> Callable[[], None]:
+        """Tell this one, too; return what ends it."""
+        self.all = (*self.all, listener)
+        _attach()
+
+        def stop() -> None:
+            self.all = tuple(one for one in self.all if one is not listener)
+            _attach()
+
+        return stop
+
+
+_of_invocations, _of_flights = _Listeners(), _Listeners()
 # Of what listeners have raised: one line each.
 _told: set[tuple[int, str]] = set()
 
@@ -129,16 +148,7 @@ def listen(callback: Callable[[Tally], object]) -> Callable[[], None]:
     Raises: nothing, ever: what the callback raises is logged once (logger `plungepool`).
     Threads: safe; the callback is called on the invocation's own.
     """
-    global _listeners
-    _listeners = (*_listeners, callback)
-    _attach()
-
-    def stop() -> None:
-        global _listeners
-        _listeners = tuple(one for one in _listeners if one is not callback)
-        _attach()
-
-    return stop
+    return _of_invocations.add(callback)
 
 
 def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
@@ -158,16 +168,7 @@ def listen_to_flights(listener: FlightListener) -> Callable[[], None]:
 
     Returns: what ends it. Raises: nothing, ever; what the listener raises is logged once.
     """
-    global _flight_listeners
-    _flight_listeners = (*_flight_listeners, listener)
-    _attach()
-
-    def stop() -> None:
-        global _flight_listeners
-        _flight_listeners = tuple(one for one in _flight_listeners if one is not listener)
-        _attach()
-
-    return stop
+    return _of_flights.add(listener)
 
 
 def to_metrics(metrics: Any = None) -> Callable[[], None]:
@@ -234,7 +235,7 @@ class _Observer:
         tally.duration_s = time.time() - tally.began_at
         if error is not None:
             tally.failure = type(error).__name__
-        for listener in _listeners:
+        for listener in _of_invocations.all:
             try:
                 listener(tally)
             except Exception as failure:  # noqa: BLE001 - told, and no further
@@ -254,9 +255,9 @@ def _hear(session: Session, reply: Reply | None, began: float, error: BaseExcept
             tally.rows += len(reply.rows)
         if error is not None:
             _count_error(tally, reply, error)
-        elif reply is not None and len(reply.sent) == 1 and reply.sent[0] == SYNC:
+        elif reply is not None and is_ping(reply):
             tally.pings += 1
-    for listener in _flight_listeners:
+    for listener in _of_flights.all:
         try:
             listener(session, reply, began, took_s, error)
         except Exception as failure:  # noqa: BLE001 - told, and no further
@@ -288,7 +289,7 @@ def _count_error(tally: Tally, reply: Reply | None, error: BaseException) -> Non
 
 def _attach() -> None:
     """Be told, or not any more; nobody who does not listen pays for it."""
-    hears = bool(_listeners or _flight_listeners)
+    hears = bool(_of_invocations.all or _of_flights.all)
     _session.ended = _hear if hears else None
     invocation.observer = _observer if hears else None
     if not hears:

@@ -82,7 +82,6 @@ class Recorder:
         self._remember(process, received)
         sent = reply.sent
         texts = tuple([part[:_TEXT_AT_MOST] for part in flights.asking(sent)])
-        rows = len(reply.rows) or max(reply.rowcount, 0)
         self._ring.append(
             _Exchange(
                 request_id,
@@ -92,7 +91,7 @@ class Recorder:
                 texts,
                 sum(map(len, sent)) if began else 0,
                 received - before,
-                rows,
+                flights.rows_of(reply),
                 name,
                 None,
             )

@@ -56,7 +56,7 @@ class Watch:
             "fingerprint": statements.fingerprint(text),
             "statement": statements.shape(text),
             "took_ms": round(took_s * 1000, 1),
-            "rows": len(reply.rows) or max(reply.rowcount, 0),
+            "rows": flights.rows_of(reply),
             "database": session.database,
             "function": self._function,
             "version": self._version,

@@ -71,6 +71,19 @@ def said(result: Any) -> str:
 RESERVED = "ReservedConcurrentExecutions: "
 
 
+def another(name: str, reserved: str) -> str:
+    """Return one more function for a template, whose database is reached without a proxy."""
+    return f"""{name}:
+  Type: AWS::Serverless::Function
+  Properties:
+    Runtime: python3.13
+    Handler: app.handler
+    CodeUri: src/
+    ReservedConcurrentExecutions: {reserved}
+    Environment: {{Variables: {{{HOST}}}}}
+"""
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -235,14 +248,7 @@ def test_a_parameter_whose_value_turns_itself_off_is_to_be_set(tmp_path: Path) -
 
 def test_functions_that_share_a_parameter_are_told_one_value(tmp_path: Path) -> None:
     """Two functions by one parameter, and two findings of each: one value, with which the template holds."""
-    other = f"""Reports:
-  Type: AWS::Serverless::Function
-  Properties:
-    Runtime: python3.13
-    Handler: app.handler
-    CodeUri: src/
-    ReservedConcurrentExecutions: !Ref Most
-    Environment: {{Variables: {{{HOST}}}}}"""
+    other = another("Reports", "!Ref Most")
     text = template(
         RESERVED + "!Ref Most",
         "Timeout: 30",
@@ -427,15 +433,7 @@ Targets:
 
 def test_a_proxy_that_takes_all_is_to_leave_the_rest(tmp_path: Path) -> None:
     """Where a proxy may open every connection and a function comes without it, the proxy's share is what to change."""
-    other = f"""Direct:
-  Type: AWS::Serverless::Function
-  Properties:
-    Runtime: python3.13
-    Handler: app.handler
-    CodeUri: src/
-    ReservedConcurrentExecutions: 10
-    Environment: {{Variables: {{{HOST}}}}}
-"""
+    other = another("Direct", "10")
     through = "PLUNGEPOOL_HOST: !GetAtt Proxy.Endpoint, PLUNGEPOOL_ENDPOINT: proxy"
     text = template(RESERVED + "20", variables=through, more=PROXY + other)
     assert "Set MaxConnectionsPercent of Targets to 98 (now 100), so that the proxy leaves" in said(run(tmp_path, text))

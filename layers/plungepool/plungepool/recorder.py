@@ -71,7 +71,7 @@ class Recorder:
         tally = invocation.tally
         request_id = None if tally is None else tally.request_id
         name = "" if error is None else flights.name_of(error)
-        process, received = session.process, session.received
+        process, received = session.backend_pid, session.received
         if reply is None:
             self._remember(process, received)
             self._ring.append(

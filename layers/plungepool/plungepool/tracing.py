@@ -41,15 +41,16 @@ class XRay:
             return
         try:
             subsegment.start_time = began
+            text = described(reply)
             sql = {
                 "database_type": "PostgreSQL",
                 "url": f"{session.host}:{session.port}/{session.database}",
                 "user": session.user,
             }
             if reply is not None:
-                sql["sanitized_query"] = described(reply)
+                sql["sanitized_query"] = text
             subsegment.set_sql(sql)
-            subsegment.put_annotation("operation", operation(reply))
+            subsegment.put_annotation("operation", operation(text))
             if reply is None:
                 subsegment.put_metadata("parts_s", dict(session.opening_s), "plungepool")
             if error is not None:
@@ -80,7 +81,8 @@ class OpenTelemetry:
     ) -> None:
         if not began:
             return
-        name = operation(reply)
+        text = described(reply)
+        name = operation(text)
         attributes: dict[str, str | int] = {
             "db.system.name": "postgresql",
             "db.namespace": session.database,
@@ -99,7 +101,7 @@ class OpenTelemetry:
         )
         if span.is_recording():
             if reply is not None:
-                span.set_attribute("db.query.text", described(reply))
+                span.set_attribute("db.query.text", text)
             else:
                 for part, part_s in session.opening_s.items():
                     span.set_attribute(f"plungepool.connect.{part}_s", part_s)
@@ -108,16 +110,14 @@ class OpenTelemetry:
         span.end(int((began + took_s) * 1e9))
 
 
-def described(reply: Reply) -> str:
-    """Return the shapes of a flight's statements, without a literal."""
-    return what(asking(reply.sent), _shape)
+def described(reply: Reply | None) -> str:
+    """Return the shapes of a flight's statements, without a literal; `connect` for an attempt to open a session."""
+    return "connect" if reply is None else what(asking(reply.sent), _shape)
 
 
-def operation(reply: Reply | None) -> str:
-    """Return what a flight does in one word: that of its last statement, in capitals; CONNECT, and PING."""
-    if reply is None:
-        return "CONNECT"
-    last = described(reply).rpartition(" + ")[2].rstrip(" ;").rpartition(" ; ")[2]
+def operation(text: str) -> str:
+    """Return what a flight does, as it is described, in one word: that of its last statement, in capitals."""
+    last = text.rpartition(" + ")[2].rstrip(" ;").rpartition(" ; ")[2]
     word = last.partition(" ")[0].upper()
     return word if word.isidentifier() else "QUERY"
 

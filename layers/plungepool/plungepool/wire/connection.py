@@ -138,11 +138,6 @@ class _Transactions(Session):
         super().__init__(**options)
 
     @property
-    def backend_pid(self) -> int:
-        """The server's process that serves this session; 0 where it did not say."""
-        return self.process
-
-    @property
     def used_password(self) -> bool:
         """Whether the server asked for the password; where it trusts, nobody knows whether that is right."""
         return self.authentication != "trust"

@@ -198,7 +198,7 @@ class Session:
         return self._transport.sock is None
 
     @property
-    def process(self) -> int:
+    def backend_pid(self) -> int:
         """The server's process that serves this session; 0 where it did not say."""
         return self._protocol.backend_pid
 

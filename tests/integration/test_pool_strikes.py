@@ -74,7 +74,8 @@ def in_a_thread(test: Callable[..., None]) -> Callable[..., None]:
             except BaseException as problem:
                 problems.append(problem)
 
-        thread = threading.Thread(target=catch)
+        # A daemon: one that hangs fails its test and does not keep the whole run from ending.
+        thread = threading.Thread(target=catch, daemon=True)
         thread.start()
         thread.join()
         for problem in problems:
@@ -207,6 +208,7 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
     def ring(number: int, frame: object) -> None:
         raise random_.choice(KINDS)("struck")
 
+    limit_s, _ = signal.getitimer(signal.ITIMER_REAL)  # the test's own time-out, by the same signal
     before = signal.signal(signal.SIGALRM, ring)
     struck = 0
     try:
@@ -224,6 +226,7 @@ def test_signal_handlers_that_raise_cost_no_place(make_engine: Callable[..., Eng
             one_use(engine, 2 * number + 1, wrong)
     finally:
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
     engine.pool._timeout_s = 0.1  # type: ignore[attr-defined]
     assert_unbroken(engine, postgres, wrong)
 

@@ -102,7 +102,7 @@ def in_a_thread(deed: Callable[[], None]) -> None:
         except BaseException as problem:
             problems.append(problem)
 
-    thread = threading.Thread(target=catch)
+    thread = threading.Thread(target=catch, daemon=True)
     thread.start()
     thread.join()
     for problem in problems:

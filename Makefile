@@ -182,6 +182,10 @@ test-on-postgresql-18:
 	@POSTGRES_WITH_TLS="$(CURDIR)/.debian/postgresql-18/lib/postgresql/18/bin" $(PYTHON) -m pytest -p no:cacheprovider \
 		tests/wire tests/integration/test_tls.py tests/integration/test_doctor.py </dev/null
 
+.PHONY: reference
+reference: .venv/.ready ## Write docs/reference anew from the code
+	@$(PYTHON) docs/write_reference.py --write
+
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
 	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget; do \

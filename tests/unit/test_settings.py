@@ -35,7 +35,7 @@ def problems(environ: dict[str, str]) -> tuple[str, ...]:
 
 
 def test_parts_give_the_documented_defaults() -> None:
-    """Host, user and password suffice; the rest is as design and README say."""
+    """Host, user and password suffice; the rest is as the reference says."""
     settings = Settings.from_env(MINIMUM)
     assert (settings.port, settings.database, settings.endpoint, settings.auth) == (
         5432,

@@ -62,54 +62,112 @@ class Settings:
     """
     Settings of one engine, given as keywords or read by `from_env`.
 
-    Args: each field is the environment variable PLUNGEPOOL_<NAME>; `url` stands for host, port, database, user and, if
-        it holds one, password, each percent-encoded where it has special characters; `address` is dialled in place of
-        host and port, which the certificate and the token stay for; `tls_negotiation` is libpq's `sslnegotiation`;
-        `require_settings` is a tuple of names; `fleet_limit` and `fleet` are for `pool="adaptive"`, 0 and "" where they
-        are not given; `connect_on_restore` is for SnapStart. `prefix` is no variable, but what
-        stands before the name of each one: settings of different prefixes have engines of their own, and each error
-        names its own variables.
+    Args: each field is the environment variable PLUNGEPOOL_<NAME>; docs/reference/settings.md is written from the
+        comments beside them. `url` stands for host, port, database, user and, if it holds one, password. `prefix` is no
+        variable, but what stands before the name of each one: settings of different prefixes have engines of their own,
+        and each error names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
 
+    # -- The server
+    #: `postgresql://user@host:port/database`, each part percent-encoded where it has special characters; or HOST, PORT,
+    #: DATABASE and USER instead. A password may stand in it, or in PLUNGEPOOL_PASSWORD.
     url: InitVar[str | None] = None
+    #: The endpoint's own name, which the server's certificate and the IAM token are for. With `secret`, the secret may
+    #: hold it.
     host: str = ""
+    #: The port of the endpoint.
     port: int = 5432
+    #: Connect to this host (and port) while certificate and token are for HOST and PORT, as libpq's `hostaddr` does:
+    #: for a [tunnel](tunnel.md).
     address: str | None = None
+    #: The name of the database.
     database: str = "postgres"
+    #: The database role. With `secret`, the secret holds it.
     user: str | None = None
+    #: What answers at HOST: `direct` is the database itself, `proxy` a transaction pooler before it, such as
+    #: [RDS Proxy](rds-proxy.md).
     endpoint: str = "direct"
+    #: `read-only`: an engine that refuses to write, at no round trip
+    #: ([a writer and a reader](databases.md#a-writer-and-a-reader)).
     access: str = "read-write"
+    # -- The login
+    #: How to log in ([authentication and TLS](authenticate.md)): with a `password`, with a Secrets Manager `secret`,
+    #: with a token for RDS, Aurora or RDS Proxy (`iam`), with a token for Aurora DSQL (`dsql`).
     auth: str = "password"
+    #: For `password`: local development. No error, repr or log line shows it.
     password: str | None = field(default=None, repr=False)
+    #: For `secret`: a Secrets Manager secret, by ARN or by name.
     secret_arn: str | None = None
+    #: The database's region, for which `iam` and `dsql` sign a token.
     region: str | None = None
+    # -- TLS and the start of a session
+    #: `verify-full` verifies the server's certificate and host name; `disable` sends everything in clear.
     tls: str = "verify-full"
+    #: How TLS begins, as libpq's `sslnegotiation`: `postgres` asks first; `direct` starts it at once, one round trip
+    #: less, and needs PostgreSQL 17 or newer.
     tls_negotiation: str = ""
+    #: `pipelined` sends a token along with the start-up packet, one round trip less; `stepwise` waits to be asked.
     startup: str = "pipelined"
+    #: A PEM file of authorities to trust instead of those that the layer ships.
     ca_file: str | None = None
+    # -- Connections
+    #: What becomes of a connection that is returned: `tiny` keeps it, `null` closes it, `adaptive` keeps it while the
+    #: fleet is below its limit ([tickets](adaptive.md)).
     pool: str = "tiny"
+    #: How many connections an environment may have at most; there is no overflow.
     pool_size: int = 1
+    #: For `adaptive`: how many connections the fleet may have; 0: as many as role, database and server allow.
     fleet_limit: int = 0
+    #: For `adaptive`: the name of this fleet, where several log in as one role.
     fleet: str = ""
+    # -- Time limits
+    #: How long a checkout waits for a connection to be returned. Where no deadline is known, also how long a refused
+    #: connect is tried again.
     checkout_timeout_s: float = 5.0
+    #: How long a connect may take, TCP, TLS and authentication together.
     connect_timeout_s: float = 5.0
+    #: When a network that swallows everything is given up.
     dead_peer_timeout_s: float = 10.0
+    #: A connection that the server has not answered for as long, by the wall clock, is asked before it is handed out.
     ping_after_idle_s: float = 30.0
+    #: A connection older than this is not handed out again.
     max_age_s: float = 1800.0
+    #: The server's `statement_timeout`; 0 leaves the role's.
     statement_timeout_s: float = 0.0
+    # -- Statements and invocations
+    #: Behind a proxy, what becomes of a statement that would [pin](rds-proxy.md): `warn` sends and logs it, `refuse`
+    #: raises `PinningRefused`.
     pinning: str = "warn"
+    #: With `guard_invocation`, who ends what the [invocation](invocation.md) has no time left for: the `server` (and
+    #: the client), the `client` alone, or nobody (`off`).
     deadline: str = ""
+    #: What the deadline leaves for the handler to answer, half of the remaining time at most.
     deadline_margin_s: float = 0.5
+    #: A connection that is kept beyond the invocation is closed and logged (`close`), or an error as well (`raise`, for
+    #: tests).
     leaks: str = "close"
+    #: Names of [settings](tenants.md), with commas between them, without which no transaction may begin.
     require_settings: tuple[str, ...] = ()
+    #: How connections are closed in order when [the environment ends](shutdown.md): `extension` asks Lambda to tell,
+    #: `signal` hears it where another extension asks, `off` does neither.
     shutdown: str = "extension"
+    # -- Observing
+    #: A statement that takes as long is written as [one line of the log](slow-queries.md), without its values; 0: none
+    #: is.
     slow_query_s: float = 1.0
+    #: `on`: an invocation that fails, misses its deadline or is slow leaves its last exchanges in one line of the log,
+    #: for `plungepool timeline` ([observe](observe.md)).
     recorder: str = "off"
+    #: `on`: what each invocation did with the database goes to CloudWatch as [metrics](observe.md), by Powertools.
     metrics: str = "off"
+    #: `on`: function, version, request and trace follow each statement as a [comment](observe.md).
     sql_comment: str = "off"
+    # -- SnapStart
+    #: `true`: with [SnapStart](snapstart.md), connect while an environment is restored.
     connect_on_restore: bool = False
+    # No variable, but what stands before the name of each one.
     prefix: str = ""
 
     def __post_init__(self, url: str | None) -> None:
@@ -130,7 +188,7 @@ class Settings:
             self._set("require_settings", tuple(names))
         wrong = dict(self._wrong_values())
         # What contradicts a value that is wrong by itself would only mislead.
-        contradictions = [text for names, text in self._contradictions() if wrong.keys().isdisjoint(names)]
+        contradictions = [text for names, text in _contradictions(self) if wrong.keys().isdisjoint(names)]
         problems += [*wrong.values(), *contradictions]
         if problems:
             raise SettingsError(problems)
@@ -288,70 +346,6 @@ class Settings:
         elif problems := list(filter(None, map(local_setting_problem, names))):
             yield "require_settings", f"{variable('require_settings')}: {'; '.join(problems)}"
 
-    def _contradictions(self) -> Iterator[tuple[set[str], str]]:
-        """Yield (the settings involved, how they contradict each other)."""
-        variable = self.variable
-        auth = f"{variable('auth')}={self.auth}"
-        if not self.user and self.auth != "secret":
-            yield {"user", "auth"}, f"{variable('user')} is missing; {auth} needs it"
-        if self.auth == "password" and not self.password:
-            yield {"password", "auth"}, f"{variable('password')} is missing; {auth} needs it"
-        if self.auth != "password" and self.password:
-            yield {"password", "auth"}, f"{variable('password')} has no effect with {auth}; remove it"
-        if self.auth == "secret" and not self.secret_arn:
-            yield {"secret_arn", "auth"}, f"{variable('secret_arn')} is missing; {auth} needs it"
-        if self.auth != "secret" and self.secret_arn:
-            yield {"secret_arn", "auth"}, f"{variable('secret_arn')} has no effect with {auth}; remove it"
-        if self.auth in ("iam", "dsql"):
-            if not self.region:
-                yield {"region", "auth"}, f"{variable('region')} (or AWS_REGION) is missing; {auth} signs for a region"
-            if self.tls == "disable":
-                text = f"{variable('tls')}=disable would send the token of {auth} in clear; use verify-full"
-                yield {"tls", "auth"}, text
-        if self.ca_file and self.tls == "disable":
-            text = f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them"
-            yield {"ca_file", "tls"}, text
-        if self.tls_negotiation == "direct" and self.tls == "disable" and self.auth != "dsql":
-            text = f"{variable('tls_negotiation')}=direct contradicts {variable('tls')}=disable; remove one of them"
-            yield {"tls_negotiation", "tls"}, text
-        if self.connect_on_restore and self.pool == "null":
-            text = (
-                f"{variable('connect_on_restore')} has no effect with {variable('pool')}=null, which keeps no "
-                "connection; remove one of them"
-            )
-            yield {"connect_on_restore", "pool"}, text
-        yield from self._fleet_contradictions()
-        if self.endpoint == "proxy" and self.auth == "dsql":
-            text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
-            yield {"endpoint", "auth"}, text
-        if self.endpoint == "proxy" and self.statement_timeout_s:
-            text = (
-                f"{variable('statement_timeout_s')} does not pass a proxy; set statement_timeout on the database role"
-            )
-            yield {"endpoint", "statement_timeout_s"}, text
-        for by, longest in _MAX_AGE_S_AT_MOST.items():
-            if by in (self.endpoint, self.auth) and _is_number(self.max_age_s) and self.max_age_s > longest:
-                text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
-                yield {"endpoint", "auth", "max_age_s"}, text
-
-    def _fleet_contradictions(self) -> Iterator[tuple[set[str], str]]:
-        """Yield those of what is for a fleet's tickets alone."""
-        variable, adaptive = self.variable, f"{self.variable('pool')}=adaptive"
-        if self.pool != "adaptive":
-            for name in ("fleet_limit", "fleet"):
-                if getattr(self, name):
-                    text = f"{variable(name)} has no effect without {adaptive}; remove one of them"
-                    yield {name, "pool"}, text
-        elif self.auth == "dsql":
-            text = f"{adaptive} does not go with {variable('auth')}=dsql: Aurora DSQL has no advisory locks; use tiny"
-            yield {"pool", "auth"}, text
-        elif self.fleet and not self.fleet_limit:
-            text = (
-                f"{variable('fleet')} needs {variable('fleet_limit')}: what a role may have is the limit of all who "
-                "log in as it, and one fleet of several has a part of it"
-            )
-            yield {"fleet", "fleet_limit"}, text
-
 
 class _Password(str):
     """
@@ -395,6 +389,70 @@ def prefixes(environ: Mapping[str, str]) -> list[str]:
     """Return the prefixes under which the variables name a database; "" where they do without one."""
     names = _names_by_prefix(environ)
     return [prefix for prefix in names if not _prefix_problem(prefix) and not _NAMES_A_SERVER.isdisjoint(names[prefix])]
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
+    """Yield (the settings involved, how they contradict each other)."""
+    variable = settings.variable
+    auth = f"{variable('auth')}={settings.auth}"
+    if not settings.user and settings.auth != "secret":
+        yield {"user", "auth"}, f"{variable('user')} is missing; {auth} needs it"
+    if settings.auth == "password" and not settings.password:
+        yield {"password", "auth"}, f"{variable('password')} is missing; {auth} needs it"
+    if settings.auth != "password" and settings.password:
+        yield {"password", "auth"}, f"{variable('password')} has no effect with {auth}; remove it"
+    if settings.auth == "secret" and not settings.secret_arn:
+        yield {"secret_arn", "auth"}, f"{variable('secret_arn')} is missing; {auth} needs it"
+    if settings.auth != "secret" and settings.secret_arn:
+        yield {"secret_arn", "auth"}, f"{variable('secret_arn')} has no effect with {auth}; remove it"
+    if settings.auth in ("iam", "dsql"):
+        if not settings.region:
+            yield {"region", "auth"}, f"{variable('region')} (or AWS_REGION) is missing; {auth} signs for a region"
+        if settings.tls == "disable":
+            text = f"{variable('tls')}=disable would send the token of {auth} in clear; use verify-full"
+            yield {"tls", "auth"}, text
+    if settings.ca_file and settings.tls == "disable":
+        text = f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them"
+        yield {"ca_file", "tls"}, text
+    if settings.tls_negotiation == "direct" and settings.tls == "disable" and settings.auth != "dsql":
+        text = f"{variable('tls_negotiation')}=direct contradicts {variable('tls')}=disable; remove one of them"
+        yield {"tls_negotiation", "tls"}, text
+    if settings.connect_on_restore and settings.pool == "null":
+        text = (
+            f"{variable('connect_on_restore')} has no effect with {variable('pool')}=null, which keeps no "
+            "connection; remove one of them"
+        )
+        yield {"connect_on_restore", "pool"}, text
+    yield from _fleet_contradictions(settings)
+    if settings.endpoint == "proxy" and settings.auth == "dsql":
+        text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
+        yield {"endpoint", "auth"}, text
+    if settings.endpoint == "proxy" and settings.statement_timeout_s:
+        text = f"{variable('statement_timeout_s')} does not pass a proxy; set statement_timeout on the database role"
+        yield {"endpoint", "statement_timeout_s"}, text
+    for by, longest in _MAX_AGE_S_AT_MOST.items():
+        if by in (settings.endpoint, settings.auth) and _is_number(settings.max_age_s) and settings.max_age_s > longest:
+            text = f"{variable('max_age_s')} must be at most {longest:g} with {by}, which ends older connections"
+            yield {"endpoint", "auth", "max_age_s"}, text
+
+
+def _fleet_contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
+    """Yield those of what is for a fleet's tickets alone."""
+    variable, adaptive = settings.variable, f"{settings.variable('pool')}=adaptive"
+    if settings.pool != "adaptive":
+        for name in ("fleet_limit", "fleet"):
+            if getattr(settings, name):
+                text = f"{variable(name)} has no effect without {adaptive}; remove one of them"
+                yield {name, "pool"}, text
+    elif settings.auth == "dsql":
+        text = f"{adaptive} does not go with {variable('auth')}=dsql: Aurora DSQL has no advisory locks; use tiny"
+        yield {"pool", "auth"}, text
+    elif settings.fleet and not settings.fleet_limit:
+        text = (
+            f"{variable('fleet')} needs {variable('fleet_limit')}: what a role may have is the limit of all who "
+            "log in as it, and one fleet of several has a part of it"
+        )
+        yield {"fleet", "fleet_limit"}, text
 
 
 def _prefix_problem(prefix: object) -> str | None:

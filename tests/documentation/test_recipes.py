@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
 import os
 import re
 import subprocess
@@ -107,35 +105,6 @@ def test_alembic(database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyP
         handler({"migrations": str(tmp_path)}, None)
     assert [row[0] for row in database.execute("SELECT version_num FROM alembic_version")] == ["1"]
     database.execute("DROP TABLE migrated, alembic_version")
-
-
-def http(path: str) -> dict[str, Any]:
-    """An event of an HTTP API, payload 2.0."""
-    return {
-        "version": "2.0", "routeKey": "$default", "rawPath": path, "rawQueryString": "", "headers": {"host": "x"}, "isBase64Encoded": False,
-        "requestContext": {"http": {"method": "GET", "path": path, "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": ""}, "stage": "$default"},
-    }  # fmt: skip
-
-
-@pytest.fixture
-def loop() -> Iterator[None]:
-    """An event loop, as Mangum looks for one when it is made."""
-    made = asyncio.new_event_loop()
-    asyncio.set_event_loop(made)
-    yield
-    asyncio.set_event_loop(None)
-    made.close()
-
-
-@pytest.mark.usefixtures("loop")
-def test_fastapi() -> None:
-    """A route answers from the database, what is not there is a 404, and the connection is back each time."""
-    api = run("api")
-    for _ in range(3):
-        answer = api["handler"](http("/things/1"), None)
-        assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"id": 1, "name": "goggles"})
-    assert api["handler"](http("/things/3"), None)["statusCode"] == 404
-    assert api["engine"].pool.checkedout() == 0
 
 
 def test_copy() -> None:

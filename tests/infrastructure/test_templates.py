@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import Page
 from stack import Stack
 from template_faults import APPLICATION, DATABASE, FAULTS, LAYER, LINTER, PROJECT_FILE, Fault
 from template_rules import (
@@ -95,6 +96,12 @@ def test_template_in_the_docs_is_valid(examine: Examine, page: str) -> None:
     """The SAM template that a page of the documentation shows passes the transform and the linter."""
     [shown] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert examine({"shown": shown}, {"shown"})["shown"]["problems"] == []
+
+
+@pytest.mark.parametrize("name", ["iam", "managed-instances", "dsql"])
+def test_template_of_a_page_is_valid(examine: Examine, name: str) -> None:
+    """So does that of a page whose other files are run in tests/documentation."""
+    assert examine({"shown": Page(name).files["template.yaml"]}, {"shown"})["shown"]["problems"] == []
 
 
 def test_tenants_come_by_a_verified_token_alone(examine: Examine) -> None:

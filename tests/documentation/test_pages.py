@@ -1,0 +1,48 @@
+"""The pages with one task each: every block is a file, or what one prints, and the tests that they show pass."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from pages import Page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Pages that hold a small project with its tests.
+PROJECTS = ["quick-start", "iam", "managed-instances", "dsql", "fastapi", "orm"]
+SECTIONS = ["Getting started", "Advanced", "Testing your code"]
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_every_block_is_a_file(name: str) -> None:
+    """No block of code stands on the page that no test runs or compares."""
+    assert Page(name).unnamed() == []
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_the_page_has_the_sections_of_every_page(name: str) -> None:
+    """Whoever has read one page knows where to look on the next."""
+    assert [heading for heading in Page(name).headings() if heading in SECTIONS] == SECTIONS
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_the_page_is_true(name: str, tmp_path: Path) -> None:
+    """All tests of the page pass in a project that holds its files and nothing else."""
+    page = Page(name)
+    result = page.run_tests(tmp_path)
+    expected = rf"^{page.number_of_tests()} passed in "
+    assert re.search(expected, result.stdout, re.MULTILINE), result.stdout + result.stderr
+
+
+# The quick start's own commands are run by test_quick_start.py.
+PRINTS = [(name, file) for name in PROJECTS if name != "quick-start" for file in Page(name).printed]
+
+
+@pytest.mark.parametrize(("name", "file"), PRINTS)
+def test_what_the_page_prints_is_printed(name: str, file: str, tmp_path: Path) -> None:
+    """What stands below a script is what it prints, to the letter."""
+    result = Page(name).run_file(file, tmp_path)
+    assert result.stdout.strip() == Page(name).printed[file].strip(), result.stderr

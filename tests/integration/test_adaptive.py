@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from elsewhere import wait_until
 from poolers import pgbouncer
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from strikes import KINDS, Injector
 
@@ -333,6 +333,39 @@ def test_two_applications_do_not_share_tickets(
     invoke(make(**one))
     invoke(make(**other))
     assert len({of for of, _ in held(server)}) == 2
+
+
+@pytest.mark.parametrize("database", ["postgres", "elsewhere"])
+def test_who_a_listener_makes_of_it_counts(make: Callable[..., Engine], server: Postgres, database: str) -> None:
+    """
+    A role or a database that a listener for `do_connect` has put in place of the settings': its tickets, and its limit.
+    """
+    engine = make(checkouts=0)
+
+    @event.listens_for(engine, "do_connect")
+    def change(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+        assert "first_statement" not in parameters
+        parameters |= {"user": "pair", "database": database}
+
+    server.execute("CREATE DATABASE elsewhere")
+    try:
+        assert use(engine) == use(engine)
+        assert held(server) == [(tickets.lock_class(database, "pair", ""), 0)]
+        engine.dispose()
+    finally:
+        server.execute("DROP DATABASE elsewhere WITH (FORCE)")
+
+
+def test_a_statement_of_a_listener_s_own_brings_no_ticket(make: Callable[..., Engine], server: Postgres) -> None:
+    """What it returns is the listener's affair, even where it looks like a grant."""
+    engine = make(checkouts=0)
+
+    @event.listens_for(engine, "do_connect")
+    def change(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+        parameters["first_statement"] = "SELECT 30000, 7, pg_backend_pid()"
+
+    assert use(engine) != use(engine)
+    assert held(server) == []
 
 
 def test_functions_of_one_role_share_them(make: Callable[..., Engine], server: Postgres) -> None:

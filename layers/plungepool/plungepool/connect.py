@@ -434,7 +434,6 @@ class Driver:
         errors of the driver's; what a listener raises.
         """
         parameters = _Parameters(
-            **self._ticket(record, login),
             user=login.user,
             password=login.password,
             host=login.host,
@@ -463,8 +462,12 @@ class Driver:
                 # Another context may verify less, or a listener may have chosen plain text; and what was seen of one
                 # server tells nothing of another: nothing goes ahead there.
                 parameters.values["password_ahead"] = False
-            connection = wire.connect(**parameters.values)
-            self._hold_ticket(connection)
+            get = parameters.values.get
+            # A statement of a listener's own goes instead, and brings no ticket.
+            asked = {} if get("first_statement") else self._ticket(record, get("user"), get("database"))
+            connection = wire.connect(**(parameters.values | asked))
+            if asked:
+                self._hold_ticket(connection)
         connection.deadline = invocation.deadline(self._settings.margin_s)
         connection.comment = self._comment
         connection.tells_deadline = self._settings.deadline == "server"
@@ -474,11 +477,12 @@ class Driver:
             connection.require_settings(self._settings.require_settings, self._settings.variable("require_settings"))
         return connection
 
-    def _ticket(self, record: Any, login: Login) -> dict[str, Any]:
+    def _ticket(self, record: Any, user: str | None, database: str | None) -> dict[str, Any]:
         """
         Return what asks for the right to keep the connection, where the pool keeps by that; drawn anew each time.
 
         Outside of a guarded invocation it is asked for at once: what is not kept then does not outlive its checkout.
+        Args: user, database: as the listeners have left them, since whose tickets these are goes by them.
         """
         tickets = self._tickets
         if tickets is None or self._pooled:
@@ -488,7 +492,7 @@ class Driver:
         invocation.count("tickets_asked")
         return {
             "first_statement": tickets.statement(
-                tickets.lock_class(login.database, login.user, self._settings.fleet),
+                tickets.lock_class(database or user or "", user or "", self._settings.fleet),
                 self._settings.fleet_limit,
                 [jitter() for _ in range(fleet.PROBES)],
             ),

@@ -16,7 +16,7 @@ import pytest
 from elsewhere import wait_until
 from poolers import pgbouncer
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from strikes import KINDS, Injector
 
 from plungepool import Settings, build_engine, dispose_engine, fleet, get_engine, guard_invocation, tickets
@@ -562,6 +562,76 @@ def test_a_role_that_may_take_no_locks_keeps_nothing_and_says_so_once(
     (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert "PLUNGEPOOL_POOL=adaptive keeps no connection after the invocation" in warning
     assert "42501" in warning
+
+
+LIES = [
+    "SELECT 'abc', 7, pg_backend_pid()",
+    "SELECT 30000, 'many', pg_backend_pid()",
+    "SELECT 30000, NULL, pg_backend_pid()",
+    "SELECT 30000, 0, pg_backend_pid()",
+    "SELECT 30000, 7, 'abc'",
+    "SELECT 30000, 7, NULL",
+    "SELECT NULL, NULL, NULL",
+    "SELECT true, 7, pg_backend_pid()",
+    "SELECT ARRAY[30000], 7, pg_backend_pid()",
+    "SELECT '1 day'::interval, 7, pg_backend_pid()",
+    "SELECT 30000.5, 7, pg_backend_pid()",
+    "SELECT 'NaN'::float8, 7, pg_backend_pid()",
+    "SELECT 'Infinity'::float8, 7, pg_backend_pid()",
+    "SELECT 30001, 7, pg_backend_pid()",
+    "SELECT -5, 7, pg_backend_pid()",
+    "SELECT 30000",
+    "SELECT 1 WHERE false",
+    "SELECT",
+    "SELECT 30000, 7, pg_backend_pid() FROM generate_series(1, 2)",
+    "COPY (SELECT 1) TO STDOUT",
+]
+ERRORS = [
+    "SELECT 1 / 0",
+    "SELECT 30000, 7, pg_backend_pid(); SELECT 1 / 0",
+    "CREATE TEMP TABLE t (a int); COPY t FROM STDIN",
+]
+
+
+@pytest.mark.parametrize("answer", LIES + ERRORS)
+def test_an_answer_that_is_none_keeps_nothing_and_is_told_once(
+    make: Callable[..., Engine], server: Postgres, caplog: Any, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Other types, rows or numbers, or an error behind a row: the invocation is not touched."""
+    monkeypatch.setattr(tickets, "statement", lambda *_: answer)
+    engine = make()
+    assert invoke(engine) != invoke(engine)
+    assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+    wait_until(lambda: sessions(server) == 0)
+    (told,) = [one.getMessage() for one in caplog.records]
+    said = "SQLSTATE" if answer in ERRORS else "no answer to it"
+    assert told.startswith("PLUNGEPOOL_POOL=adaptive keeps no connection after the invocation: ")
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    "before", ["LISTEN ours; NOTIFY ours, 'between'", "DO $$ BEGIN RAISE WARNING 'between'; END $$"]
+)
+def test_what_comes_before_the_answer_does_not_matter(
+    make: Callable[..., Engine], server: Postgres, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """A notification, a notice: a server may send them at any time."""
+    ask = tickets.statement
+    monkeypatch.setattr(tickets, "statement", lambda *given: f"{before}; {ask(*given)}")
+    engine = make()
+    assert invoke(engine) == invoke(engine)
+    assert len(held(server)) == 1
+
+
+def test_a_session_that_begins_in_a_transaction_is_none(
+    make: Callable[..., Engine], server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done in it would not be kept by the COMMIT of whoever has it: it is closed, and that is said."""
+    monkeypatch.setattr(tickets, "statement", lambda *_: "BEGIN; SELECT 30000, 7, pg_backend_pid()")
+    engine = make()
+    with pytest.raises(OperationalError, match="broke the protocol: a new session that is in a transaction"):
+        invoke(engine)
+    wait_until(lambda: sessions(server) == 0)
 
 
 def test_a_server_without_leases_gives_no_tickets(

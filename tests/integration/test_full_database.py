@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -87,6 +88,34 @@ def test_what_stays_full_says_how_often_it_was_asked(small: Postgres) -> None:
     assert caught.value.orig is not None
     assert caught.value.orig.sqlstate == "53300"
     assert 1.0 < time.monotonic() - before < 60
+
+
+@pytest.mark.parametrize("limited", ["role", "database"])
+def test_a_limit_of_none_is_told_of(small: Postgres, limited: str) -> None:
+    """The server says of it what it says of one that is reached, so that the last error says that it may be that."""
+    small.execute("CREATE DATABASE closed CONNECTION LIMIT 0")
+    try:
+        change = {"user": "closed"} if limited == "role" else {"database": "closed"}
+        engine = build_engine(settings_for(small, checkout_timeout_s=2.0, **change))
+        with pytest.raises(OperationalError, match=f"; a {limited} whose CONNECTION LIMIT is 0 is always refused"):
+            engine.connect()
+    finally:
+        small.execute("DROP DATABASE closed")
+
+
+def test_a_full_server_is_not_said_to_have_a_limit_of_none(small: Postgres) -> None:
+    """Where it is the server's own limit that is reached, nothing is said of a role's."""
+    small.execute("CREATE ROLE plain LOGIN")
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            one = build_engine(settings_for(small, user="plain", checkout_timeout_s=0.1))
+            stack.callback(one.dispose)
+            with contextlib.suppress(OperationalError):
+                stack.enter_context(one.connect())
+        engine = build_engine(settings_for(small, user="plain", checkout_timeout_s=2.0))
+        with pytest.raises(OperationalError, match=r"tried \d+ times in [0-9.]+ s\n") as caught:
+            engine.connect()
+        assert "53300" in str(caught.value)
 
 
 def test_the_deadline_bounds_it_and_leaves_the_margin(small: Postgres) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from plungepool import Settings, connect, invocation, tls, wire
 from plungepool.credentials import Login
+from plungepool.wire.errors import server_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -410,3 +411,20 @@ def test_first_listener_that_connects_is_the_last_that_is_asked(monkeypatch: pyt
     driver.dialect = SimpleNamespace(dispatch=SimpleNamespace(do_connect=[looks]))  # type: ignore[assignment]
     connector.connect(record)
     assert [parameters["application_name"] for parameters in given] == ["changed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("C57P03|Mthe database system is not accepting connections|DHot standby mode is disabled.|RBackendInitialize",
+         " (Hot standby mode is disabled)"),
+        ("C53300|MZu viele Verbindungen für Rolle »app«|RInitializeSessionUserId",
+         "; a role whose CONNECTION LIMIT is 0 is always refused"),
+        ("C53300|Msorry, too many clients already|RInitProcess", ""),
+        ("C53300|Mtoo many connections for role|", ""),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_leaves_open_is_said(fields: str, expected: str) -> None:
+    """By the server's function, whatever the language; with its detail, as of a standby that lets nobody in."""
+    error = server_error(fields.replace("|", "\0").encode() + b"\0\0")
+    assert connect._may_stay(error) == expected

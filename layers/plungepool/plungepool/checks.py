@@ -589,11 +589,11 @@ def _full(settings: Settings, login: credentials.Login, said: str, has_gateway: 
     functions = f"reserved concurrency x {settings.variable('pool_size')}, summed over the functions"
     role = (
         f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below "
-        "it, or raise it"
+        "it, or raise it, which is the only cure where it is 0"
     )
     database = (
-        f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it, or lower "
-        f"{functions}"
+        f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it (where it is 0 "
+        f"nothing else helps), or lower {functions}"
     )
     if "for role" in said:
         return role

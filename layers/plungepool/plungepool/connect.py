@@ -182,7 +182,9 @@ class Connector:
             try:
                 if pause_s is None:
                     if pressure.refusals > 1:
-                        failure.args = (f"{said}; tried {pressure.refusals} times in {now - began:.1f} s",)
+                        failure.args = (
+                            f"{said}; tried {pressure.refusals} times in {now - began:.1f} s{_may_stay(failure)}",
+                        )
                     raise failure
             finally:
                 del failure  # else the error, its traceback, this frame and the error again would be a circle
@@ -330,6 +332,22 @@ def _may_pass(failure: wire.Error, *, late: bool) -> bool:
     if isinstance(failure.__cause__, OSError):
         return failure.__cause__.errno in _PASSING_NUMBERS
     return late or failure.hung_up
+
+
+# What stays as it is and looks as if it passed: by the server's function that refuses, since its words may be translated.
+_LIMITED = {"InitializeSessionUserId": "role", "CheckMyDatabase": "database"}
+
+
+def _may_stay(failure: wire.Error) -> str:
+    """
+    Return what a refusal that was tried to the end leaves open, with the server's own detail; "" for nothing. Pure.
+
+    A role or a database that is let in never (CONNECTION LIMIT 0) is refused in the same words as one that has all its
+    connections in use. A connect has sent no value that a detail could show.
+    """
+    detail = f" ({failure.detail.rstrip('.')})" if failure.detail else ""
+    what = _LIMITED.get(failure.diag.source_function or "") if failure.sqlstate == "53300" else None
+    return f"{detail}; a {what} whose CONNECTION LIMIT is 0 is always refused" if what else detail
 
 
 def _place(login: Login) -> tuple[str, int, str, str]:
@@ -504,13 +522,17 @@ class Driver:
         first = getattr(connection, "first", None)
         if first is None or self._tickets is None:
             return
-        failure, grant = first.error, self._tickets.grant(first.rows)
-        if grant.backend_pid not in (0, connection.backend_pid):
+        pool, why = self._settings.variable("pool"), None
+        # Behind an error the lease is taken back with its transaction, and the lock is not.
+        grant = None if first.error is not None else self._tickets.grant(first.rows)
+        if grant is None:
+            why = first.error or "what the server has answered to the question for a ticket is no answer to it"
+        elif grant.backend_pid != connection.backend_pid:
             self._pooled = True
             _logger.warning(
                 "%s=adaptive keeps no connection after the invocation: a pooler stands before the server (process %d "
                 "logged in, process %d answered), and one lock of a shared session is left behind. Set %s=proxy.",
-                self._settings.variable("pool"),
+                pool,
                 connection.backend_pid,
                 grant.backend_pid,
                 self._settings.variable("endpoint"),
@@ -518,12 +540,11 @@ class Driver:
         elif grant.lease_s:
             invocation.count("tickets_held")
             connection.overhears = self._tickets.Ticket(grant.lease_s)
-        elif not self._told and (failure is not None or grant.tickets is None):
+        elif grant.tickets is None:
+            why = "the server has no idle_session_timeout, which PostgreSQL has from version 14 on"
+        if why is not None and not self._told:
             self._told = True
-            why = failure or "the server has no idle_session_timeout, which PostgreSQL has from version 14 on"
-            _logger.warning(
-                "%s=adaptive keeps no connection after the invocation: %s", self._settings.variable("pool"), why
-            )
+            _logger.warning("%s=adaptive keeps no connection after the invocation: %s", pool, why)
 
 
 # The parameters of a connect that say who proves what to whom.

@@ -35,13 +35,13 @@ _VOIDS = rf"\b(?:discard|reset)\b(?:\s|/\*.*?\*/|--[^\n\r]*[\n\r])*all\b|advisor
 
 class Grant(NamedTuple):
     """
-    What a database has answered: how many tickets there are, None where it knows no leases; the lease; and which
-    process of the server has answered, 0 where none did.
+    What a database has answered: how many tickets there are, None where it knows no leases; the lease, 0 where all that
+    were tried are held; and which process of the server has answered.
     """
 
     tickets: int | None
     lease_s: float
-    backend_pid: int = 0
+    backend_pid: int
 
 
 class Ticket:
@@ -152,13 +152,16 @@ FROM (SELECT k, a, b, {shifted("c", "least(a, b)")} AS d
 """  # noqa: S608 - numbers of ours
 
 
-def grant(rows: Sequence[Sequence[Any]]) -> Grant:
-    """Return what the statement's rows say; nothing, where it failed."""
-    for row in rows:
-        if len(row) == 3:  # what else it may be is no answer of a server's to this question
-            lease_ms, tickets, backend_pid = row
-            return Grant(tickets, (lease_ms or 0) / 1000, backend_pid)
-    return Grant(None, 0.0)
+def grant(rows: Sequence[Sequence[Any]]) -> Grant | None:
+    """Return what the statement's rows say; None for what is no answer to it, whatever a server has sent. Pure."""
+    if len(rows) != 1 or len(rows[0]) != 3:
+        return None
+    lease_ms, tickets, backend_pid = rows[0]
+    if any(type(one) is not int for one in rows[0] if one is not None) or backend_pid is None:
+        return None
+    if lease_ms is not None and not (tickets and 0 < lease_ms <= fleet.lease_s(0) * 1000):
+        return None
+    return Grant(tickets, (lease_ms or 0) / 1000, backend_pid)
 
 
 def lease_s(connection: Connection) -> float:

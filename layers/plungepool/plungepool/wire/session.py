@@ -22,6 +22,7 @@ from .errors import (
     ProgrammingError,
     Secret,
     TooLate,
+    violation,
 )
 from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
 from .transport import CANCEL_TIMEOUT_S, DEAD_PEER_AT_MOST_S, Transport
@@ -265,6 +266,8 @@ class Session:
                 if self.first is not None:
                     stage = "the first statement"
                     self._ask_first(self.first, reply, sent=login.is_followed)
+                    if self._protocol.status != IDLE:
+                        raise violation("a new session that is in a transaction")
                 transport.deadline = None
             except TooLate:
                 raise OperationalError(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from aws_lambda_powertools import Logger
 from preparation import PreparationError
 
-from plungepool import drain, get_engine
+from plungepool import Settings, drain
 
 logger = Logger()
 # What is left of the invocation for its answer.
@@ -29,13 +29,18 @@ def run(event: dict, context: object) -> dict:
     role = options.role or os.environ.get("APP_ROLE_NAME") or "plungepool_app"
     left_s = max(0.0, context.get_remaining_time_in_millis() / 1000 - MARGIN_S)
     options = replace(options, role=role, limit_s=min(options.limit_s, left_s))
-    said_s = 0.0
-    for progress in drain.drain(get_engine(), options):
-        if progress.took_s - said_s >= LINE_EVERY_S and not progress.over:
-            said_s = progress.took_s
-            logger.info("draining", **progress.as_document())
+    said_s, engine = 0.0, drain.own_engine(Settings.from_env(os.environ))
+    try:
+        for progress in drain.drain(engine, options):
+            if progress.took_s - said_s >= LINE_EVERY_S and not progress.over:
+                said_s = progress.took_s
+                logger.info("draining", **progress.as_document())
+    finally:
+        engine.dispose()
     result = progress.as_document()
     logger.info("drained", **result)
+    if result["others"]:
+        logger.warning("no connection has that application_name; those that are there have the names in `others`")
     if result["left"] and not options.dry_run:
         logger.warning("some connections are left, in a transaction or in use all the time: invoke it once more")
     return result

@@ -25,6 +25,7 @@ from hypothesis import given, strategies
 from sqlalchemy.exc import DBAPIError
 
 import plungepool
+from plungepool.wire import session
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -594,6 +595,31 @@ def test_an_event_drains_the_application_s_connections(prepare: Any, client: Any
     }
     assert "drained" in caplog.text
     assert backend(client) != before
+
+
+@pytest.mark.parametrize("pool", ["tiny", "null", "adaptive"])
+def test_a_drain_has_one_connection_and_no_ticket(
+    empty_shop: Any, load: Any, client: Any, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    """Whatever the function's own variables say of its pool: a connect for each look would be the fleet's to bear."""
+    monkeypatch.setenv("PLUNGEPOOL_POOL", pool)
+    function = load("prepare_database", empty_shop.url("postgres"))
+    opened: list[Any] = []
+    with client.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        monkeypatch.setattr(session, "listener", lambda one, reply: opened.append(one) if reply is None else None)
+        result = function.invoke({"drain": {}}, remaining_ms=6000)
+    assert (result["left"], result["in_transaction"]) == (1, 1)
+    assert [(one.first, one.closed) for one in opened] == [(None, True)]
+
+
+def test_a_drain_by_an_unknown_name_is_told(empty_shop: Any, load: Any, client: Any, caplog: Any) -> None:
+    """With the names that there are, since a slip would look like a fleet that is drained."""
+    backend(client)
+    function = load("prepare_database", empty_shop.url("postgres"))
+    result = function.invoke({"drain": {"application": "handle_order"}})
+    assert (result["found"], result["others"]) == (0, ["plungepool"])
+    assert "no connection has that application_name" in caplog.text
 
 
 def test_a_drain_ends_before_the_invocation_does(empty_shop: Any, load: Any, client: Any, caplog: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from elsewhere import wait_until
+from poolers import pgbouncer
 from typer.testing import CliRunner
 
 from plungepool import PlungepoolError, Settings, build_engine, drain
 from plungepool.drain import DrainError, Options, Progress
 from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
+from plungepool_toolkit.rds_proxy import RdsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +57,20 @@ def connect(server: Postgres) -> Iterator[Callable[..., Engine]]:
     for one in engines:
         one.dispose()
     server.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename IN ('app', 'other')")
+
+
+@contextlib.contextmanager
+def pooled(server: Postgres, users: dict[str, str | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """PgBouncer, and what settings need for it."""
+    with pgbouncer(server, users=users, default_pool_size=4) as port:
+        yield port, {"tls": "disable", "endpoint": "proxy"}
+
+
+@contextlib.contextmanager
+def stand_in(server: Postgres, users: dict[str, str | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """RDS Proxy's stand-in, and what settings need for it."""
+    with RdsProxy(server, users=users, auth="password") as proxy:
+        yield proxy.port, {"ca_file": str(proxy.ca_file), "endpoint": "proxy"}
 
 
 def invoke(engine: Engine) -> int:
@@ -361,6 +378,7 @@ def test_names_that_others_planted_are_not_used(server: Postgres, connect: Calla
         ({"older_than_s": -1, "role": "", "application": 7}, ["older_than_s", "role", "application"]),
         ({"dry_run": "yes"}, ["dry_run"]),
         ({"role": "a\0b"}, ["role"]),
+        ({"role": "a\udcff", "application": "\ud800"}, ["role", "application"]),
     ],
 )
 def test_wrong_options_are_named_together(wrong: dict[str, Any], named: list[str]) -> None:
@@ -379,6 +397,44 @@ def test_what_is_no_option_is_refused(wrong: Any) -> None:
         Options.read(wrong)
     for name in wrong if isinstance(wrong, dict) else ["JSON object"]:
         assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("proxy", [pooled, stand_in], ids=["PgBouncer", "stand-in"])
+def test_behind_a_pooler_its_own_session_is_not_to_be_told(server: Postgres, proxy: Any) -> None:
+    """
+    Each of its statements is served by another of the role's sessions: it would leave some and count others as gone.
+    Another role's are no riddle.
+    """
+    server.execute("GRANT app TO operator")
+    with contextlib.ExitStack() as stack:
+        port, options = stack.enter_context(proxy(server, users={"app": "p", "operator": "p"}))
+
+        def through(user: str) -> Engine:
+            engine = build_engine(Settings(url=f"postgresql://{user}:p@localhost:{port}/postgres", **options))
+            stack.callback(engine.dispose)
+            return engine
+
+        clients = [through("app") for _ in range(3)]
+        taken = [client.connect() for client in clients]
+        before = {one.exec_driver_sql(MY_PID).scalar_one() for one in taken}
+        for one in taken:
+            one.close()
+        assert len(before) == 3
+        with pytest.raises(DrainError, match="a pooler stands before the server"):
+            run(through("app"))
+        assert alive(server) == before
+        assert run(through("operator"), role="app").ended == 3
+        assert {invoke(client) for client in clients}.isdisjoint(before)
+    server.execute("REVOKE app FROM operator")
+
+
+def test_a_name_that_nobody_has_is_told_with_those_that_there_are(connect: Callable[..., Engine]) -> None:
+    """Only where there are none of that name."""
+    invoke(connect(application="orders:7"))
+    invoke(connect(application="reports:1"))
+    last = run(connect(), application="order")
+    assert (last.found, last.others) == (0, ("orders:7", "reports:1"))
+    assert run(connect(), application="orders", dry_run=True).others == ()
 
 
 # ---- the command
@@ -457,6 +513,31 @@ def test_what_cannot_work_is_said_in_a_line(
     assert code == 1
     assert [text for text in said if text not in out] == []
     assert "Traceback" not in out
+
+
+def test_the_command_says_what_there_was_to_replace(connect: Callable[..., Engine], environ: None) -> None:
+    """Nothing at all, or nothing by that name and what there is: no tick beside a slip."""
+    assert command()[:2] == (0, "✓ app in postgres: no connections, so that there was nothing to replace\n")
+    assert command("--application", "orders")[1].startswith("✓ app in postgres: no connections")
+    invoke(connect(application="orders:[red]7"))
+    code, said, _ = command("--application", "order")
+    assert (code, said) == (0, "! app in postgres: no connection of that application; there are 'orders:[red]7'\n")
+    code, out, _ = command("--application", "order", "--json")
+    assert (code, json.loads(out)["others"]) == (0, ["orders:[red]7"])
+
+
+def test_a_role_without_a_connection_left_is_told_to_name_another(
+    server: Postgres, connect: Callable[..., Engine], environ: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drain needs one as well."""
+    server.execute("ALTER ROLE app CONNECTION LIMIT 1")
+    monkeypatch.setenv("PLUNGEPOOL_CHECKOUT_TIMEOUT_S", "0.5")
+    try:
+        invoke(connect())
+        code, said, _ = command()
+        assert (code, "53300" in said, "by --role" in said) == (1, True, True)
+    finally:
+        server.execute("ALTER ROLE app CONNECTION LIMIT -1")
 
 
 def test_aurora_dsql_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,7 @@ def _may_pass(failure: wire.Error, *, late: bool) -> bool:
     return late or failure.hung_up
 
 
-# What stays as it is and looks as if it passed: by the server's function that refuses, since its words may be translated.
+# What may stay as it is and looks as if it passed: by the server's function, since its words may be translated.
 _LIMITED = {"InitializeSessionUserId": "role", "CheckMyDatabase": "database"}
 
 

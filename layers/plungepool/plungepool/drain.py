@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from .engine import session_name
+from .engine import build_engine, session_name
 from .errors import PlungepoolError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Engine
+
+    from .settings import Settings
 
 # Between two looks at what is left, which cost the server about a millisecond with hundreds of backends.
 _LOOK_EVERY_S = 0.2
@@ -46,7 +48,8 @@ _ASK_AGAIN_S = 5.0
 _BEGIN = text("""
     SELECT pg_catalog.clock_timestamp() AS now, pg_catalog.current_database()::pg_catalog.text AS database,
            current_user::pg_catalog.text AS me,
-           pg_catalog.current_setting('track_activities')::pg_catalog.bool AS tracked
+           pg_catalog.current_setting('track_activities')::pg_catalog.bool AS tracked,
+           pg_catalog.pg_backend_pid() AS process
 """)
 # Who has the role's rights, or those that PostgreSQL has for it, may see what its sessions do, and end them.
 # Source: PostgreSQL, "System Administration Functions", pg_terminate_backend; "Predefined Roles".
@@ -130,7 +133,7 @@ class Options:
                 problems.append(f"{name} must be a number from {least:g} to {most:g}")
         for name in ("role", "application"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+            if value is not None and not (isinstance(value, str) and value and _is_text(value)):
                 problems.append(f"{name} must be text")
         if getattr(self, "dry_run") not in (True, False):  # noqa: B009 - an event's may be anything
             problems.append("dry_run must be true or false")
@@ -182,6 +185,8 @@ class Progress:
     took_s: float = 0.0
     #: True for the last one.
     over: bool = False
+    #: Where `application` has found none: by what names the role's other sessions go.
+    others: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
@@ -191,6 +196,26 @@ class Progress:
     def as_document(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         return asdict(self) | {"left": self.left}
+
+
+def own_engine(settings: Settings) -> Engine:
+    """
+    Return an engine for a drain, which connects as these settings say, keeps one connection and holds no ticket.
+
+    The fleet's own policy would open one for each look. What a drain asks touches no row of a tenant's, so that no
+    setting is required of it. The caller disposes of it.
+    """
+    return build_engine(
+        replace(
+            settings,
+            require_settings=(),
+            pool="tiny",
+            pool_size=1,
+            fleet="",
+            fleet_limit=0,
+            connect_on_restore=False,
+        )
+    )
 
 
 def drain(engine: Engine, options: Options) -> Iterator[Progress]:
@@ -233,9 +258,16 @@ class _Drain:
     """One drain: what was found, and what has become of it."""
 
     def __init__(self, engine: Engine, options: Options) -> None:
-        self._engine, self._options, self._lost = engine, options, 0
+        self._engine, self._options, self._lost, self._logged_in = engine, options, 0, 0
+        self._others: tuple[str, ...] = ()
         [first] = self._ask(_BEGIN)
         self._role, self._database, self._now = options.role or first.me, first.database, first.now
+        if self._role == first.me and first.process != self._logged_in:
+            raise DrainError(
+                f"a pooler stands before the server (process {self._logged_in} logged in, process {first.process} "
+                f"answered), so that the drain's own session is any of {self._role!r}'s, and which are the fleet's "
+                "cannot be told: connect to the database itself, or as another role and name this one"
+            )
         self._check_rights(first.tracked)
         self._found: set[tuple[int, datetime]] | None = None
         # When each that was ended was asked to.
@@ -272,6 +304,8 @@ class _Drain:
             self._found = {
                 key for key, row in there.items() if _is_meant(row.application_name, self._options.application)
             }
+            if not self._found:
+                self._others = tuple(sorted({row.application_name or "" for row in rows}))
         left = {key: row for key, row in there.items() if key in self._found}
         # What was asked to end and is there still is asked again when it has had some time.
         ripe = [
@@ -294,6 +328,7 @@ class _Drain:
             idle=states.count("idle"),
             unknown=unknown,
             in_transaction=len(states) - states.count("idle") - unknown,
+            others=self._others,
         )
 
     def end(self, pid: int, backend_start: datetime) -> None:
@@ -307,12 +342,18 @@ class _Drain:
         while True:
             try:
                 with self._engine.connect() as connection:
+                    self._logged_in = getattr(connection.connection.dbapi_connection, "backend_pid", 0)
                     return list(connection.execute(statement, parameters))
             except DBAPIError as error:
                 # A statement that ended a backend and whose answer was lost: the next look finds that one gone.
                 self._lost += 1
                 if not error.connection_invalidated or self._lost > _LOST_AT_MOST:
                     raise
+
+
+def _is_text(value: str) -> bool:
+    """Say whether PostgreSQL takes it as text: UTF-8, without the character zero. Pure."""
+    return "\0" not in value and value == value.encode(errors="replace").decode()
 
 
 def _is_meant(name: str | None, wanted: str | None) -> bool:

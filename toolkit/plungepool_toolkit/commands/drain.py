@@ -6,14 +6,13 @@ import json
 import os
 import signal
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
-from plungepool import CredentialsError, Settings, SettingsError, build_engine
+from plungepool import CredentialsError, Settings, SettingsError
 from plungepool import drain as fleet
 from plungepool_toolkit.commands.console import interrupt_on
 
@@ -60,10 +59,7 @@ def drain(
         settings = Settings.from_env(os.environ, prefix=prefix)
         if settings.auth == "dsql":
             raise fleet.DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")
-        # What is asked here touches no row of a tenant's.
-        # One connection, and it stays: the fleet's own policy would open one for each look.
-        own = replace(settings, require_settings=(), pool="tiny", fleet="", fleet_limit=0, connect_on_restore=False)
-        engine = build_engine(own)
+        engine = fleet.own_engine(settings)
         with ExitStack() as stack:
             stack.callback(engine.dispose)
             for progress in fleet.drain(engine, options):
@@ -72,7 +68,12 @@ def drain(
         report.end("interrupted; the connections that were ended stay ended, and nothing else has changed")
         raise typer.Exit(130) from None
     except (fleet.DrainError, SettingsError, CredentialsError, DBAPIError) as error:
-        report.end(str(getattr(error, "orig", None) or error))
+        said = str(getattr(error, "orig", None) or error)
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == "53300":
+            said += (
+                "; the drain needs a connection, too: connect as a role that has one left, and name this one by --role"
+            )
+        report.end(said)
         raise typer.Exit(1) from None
     report.end()
     if report.last is not None and report.last.left and not dry_run:
@@ -88,7 +89,7 @@ class _Report:
 
     def take(self, progress: fleet.Progress) -> None:
         """Say how far it is: at once at the beginning, then now and then."""
-        quiet = progress.over or progress.dry_run
+        quiet = progress.over or progress.dry_run or not progress.found
         if not quiet and (self.last is None or progress.took_s - self._said_s >= _LINE_EVERY_S):
             self._said_s = progress.took_s
             of = f"{progress.ended + progress.gone} of {progress.found}"
@@ -116,8 +117,12 @@ def _left(progress: fleet.Progress) -> str:
 
 
 def _summary(progress: fleet.Progress) -> str:
-    connections = "1 connection" if progress.found == 1 else f"{progress.found} connections"
-    of = f"{progress.role} in {progress.database}: {connections}"
+    whose = f"{progress.role} in {progress.database}"
+    if progress.others:
+        return f"! {whose}: no connection of that application; there are {', '.join(map(repr, progress.others))}"
+    if not progress.found:
+        return f"✓ {whose}: no connections, so that there was nothing to replace"
+    of = f"{whose}: {'1 connection' if progress.found == 1 else f'{progress.found} connections'}"
     if progress.dry_run:
         return f"{of}, {_left(progress)}; none ended (dry run)"
     done = f"{of}, {progress.ended} ended, {progress.gone} closed otherwise, {_left(progress)}; {progress.took_s:.1f} s"

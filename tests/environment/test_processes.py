@@ -175,8 +175,6 @@ def test_the_end_of_a_guard_in_a_child(engine: Engine) -> None:
             os._exit(0)
 
 
-# ---- in Lambda
-
 CHILDREN = """
 import multiprocessing
 from plungepool import get_engine, guard_invocation

@@ -200,8 +200,6 @@ def test_a_goodbye_is_heard_through_tls_and_rds_proxy(
     assert proxy.counters.clients_hung_up == 0
 
 
-# ---- whose handler it is
-
 TWO_ENGINES = """
 import signal
 from plungepool import Settings, build_engine, get_engine
@@ -269,8 +267,6 @@ def test_a_signal_that_is_ignored_ends_connections_and_nothing_else(
     assert (shutdown.exit_code, shutdown.signalled) == (-signal.SIGKILL, True)
     assert SILENT_END not in end_of(server, pid)
 
-
-# ---- where there is no extension of ours
 
 WITHIN = """
 from plungepool import get_engine

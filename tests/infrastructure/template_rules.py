@@ -187,9 +187,6 @@ def settings_of(function: dict) -> Settings:
     return Settings.from_env(ours | {"AWS_REGION": HOME.region})
 
 
-# ---- Settings --------------------------------------------------------------------------------------------------------
-
-
 @each_deployment
 def variables_are_valid_settings(name: str, stack: Stack) -> None:
     """In each deployment every function's variables make valid Settings: none missing, unknown or contradictory."""
@@ -258,8 +255,6 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
             logical_id
         )  # a share of the processor comes with it: a cold start of seconds
 
-
-# ---- Rights ----------------------------------------------------------------------------------------------------------
 
 Right = tuple[str, str, str]  # action, resource, condition
 MANAGED = {"AWSLambdaBasicExecutionRole", "AWSXrayWriteOnlyAccess", "AWSLambdaVPCAccessExecutionRole"}
@@ -447,8 +442,6 @@ def preparation_is_part_of_the_deployment(name: str, stack: Stack) -> None:
         assert properties["DemoData"] == ("true" if "DatabaseMode" in given else "false"), name
 
 
-# ---- Reachability ----------------------------------------------------------------------------------------------------
-
 NO_EGRESS = {("255.255.255.255/32", "icmp", 252, 86)}  # a group that names none may reach everything
 
 
@@ -547,9 +540,6 @@ def endpoints_are_made_where_there_is_no_way_out(name: str, stack: Stack) -> Non
             assert len(services[storage]["PolicyDocument"]["Statement"]) == 2
 
 
-# ---- Limits ----------------------------------------------------------------------------------------------------------
-
-
 def limits_reach_what_they_limit(templates: Templates) -> None:
     """
     Each number that bounds the fleet arrives where it is enforced; 0 reserves nothing, and is passed on to nobody.
@@ -617,9 +607,6 @@ def nobody_waits_longer_than_is_of_use(name: str, stack: Stack) -> None:
         for cluster in nested.of_type("AWS::RDS::DBCluster").values():
             scaling = cluster["ServerlessV2ScalingConfiguration"]
             assert 0 < scaling["MinCapacity"] < scaling["MaxCapacity"] <= 16
-
-
-# ---- Data ------------------------------------------------------------------------------------------------------------
 
 
 @each_deployment
@@ -736,9 +723,6 @@ def engine_version_is_offered(templates: Templates) -> None:
         assert version in offered, f"{version} of {engine}"
 
 
-# ---- Secrets ---------------------------------------------------------------------------------------------------------
-
-
 def passwords_are_not_shown(templates: Templates) -> None:
     """
     A parameter that takes a password hides it; it reaches the variables of the functions that use it, and nothing else.
@@ -778,9 +762,6 @@ def secrets_are_named_where_they_are_used(name: str, stack: Stack) -> None:
             assert (generated["GenerateStringKey"], generated["PasswordLength"] >= 32) == ("password", True)
             assert generated["ExcludePunctuation"] is True
             assert "SecretString" not in secret
-
-
-# ---- Schedules and queues --------------------------------------------------------------------------------------------
 
 
 def queue_outlives_its_function(templates: Templates) -> None:
@@ -838,9 +819,6 @@ def report_is_of_yesterday_and_never_lost(templates: Templates) -> None:
     # A retry after midnight would report another day.
     latest = target["RetryPolicy"]["MaximumEventAgeInSeconds"] + invoked["MaximumEventAgeInSeconds"]
     assert (hour * 60 + minute + window) * 60 + latest < 24 * 3600
-
-
-# ---- Logs and alarms -------------------------------------------------------------------------------------------------
 
 
 def logs_end(templates: Templates) -> None:
@@ -1265,9 +1243,6 @@ def new_version_is_tried_first(templates: Templates) -> None:
     assert alarm["Period"] * alarm["EvaluationPeriods"] <= 120
 
 
-# ---- Outputs and parameters ------------------------------------------------------------------------------------------
-
-
 @each_deployment
 def outputs_say_where_things_are(name: str, stack: Stack) -> None:
     """Each output is what its name says, and every text in the stack resolves."""
@@ -1479,8 +1454,6 @@ def nested_parameters_and_outputs_match(templates: Templates) -> None:
         assert given[theirs] in ({"Ref": ours}, {"Fn::Join": [",", {"Ref": ours}]}), theirs
 
 
-# ---- Rules and conditions --------------------------------------------------------------------------------------------
-
 REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "nothing at all": ({}, "needs Host"),
     "a secret without its ARN": ({"Host": "db", "Auth": "secret"}, "needs SecretArn"),
@@ -1586,9 +1559,6 @@ def why_refused(deploy: Callable[..., Stack], *arguments: Any) -> str | None:
     except Refused as refused:
         return str(refused)
     return None
-
-
-# ---- Functions, layers, API ------------------------------------------------------------------------------------------
 
 
 def api_asks_for_a_signature(templates: Templates) -> None:

@@ -113,9 +113,6 @@ def invoke(engine: Engine, times: int = 1) -> list[int]:
         return [use(engine) for _ in range(times)]
 
 
-# ---- what it costs
-
-
 @pytest.mark.parametrize("pool", ["tiny", "adaptive"])
 @pytest.mark.parametrize(("startup", "connect"), [("pipelined", 6), ("stepwise", 6)])
 def test_a_ticket_costs_no_round_trip(server: Postgres, pool: str, startup: str, connect: int) -> None:
@@ -144,9 +141,6 @@ def test_later_invocations_ask_nothing(make: Callable[..., Engine], server: Post
     assert of == tickets.lock_class("postgres", "app", "") < 0
     assert 0 <= number < fleet.tickets(LIMIT)
     assert engine.pool.checkedin() == 1  # type: ignore[attr-defined]
-
-
-# ---- without a ticket
 
 
 def test_without_a_ticket_an_invocation_shares_one_and_closes_it(make: Callable[..., Engine], server: Postgres) -> None:
@@ -183,9 +177,6 @@ def test_behind_a_pooler_that_nobody_named_nothing_is_kept(
         (said,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
         assert "PLUNGEPOOL_ENDPOINT=proxy" in said
         engine.dispose()
-
-
-# ---- who asks
 
 
 def test_a_first_connect_asks_for_no_ticket(make: Callable[..., Engine], server: Postgres) -> None:
@@ -265,9 +256,6 @@ def test_a_thread_that_outlives_the_invocation_keeps_nothing(make: Callable[...,
     thread.join()
     assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
     wait_until(lambda: sessions(server) == 0)
-
-
-# ---- how many
 
 
 def fork_environments(count: int, engine: Engine) -> list[tuple[int, int]]:
@@ -378,9 +366,6 @@ def test_functions_of_one_role_share_them(make: Callable[..., Engine], server: P
     assert invoke(second) == invoke(second)
 
 
-# ---- the law, as the server works it out
-
-
 def test_the_server_works_the_law_out_as_python_does(server: Postgres) -> None:
     """Limits of 1 to 30, at the ends of chance and within: the same tickets are tried, and as many there are."""
     found, expected = [], []
@@ -420,9 +405,6 @@ def test_a_limit_of_the_settings_counts_instead(make: Callable[..., Engine], ser
     assert invoke(engine) == invoke(engine)
     ((_, number),) = held(server)
     assert number < fleet.tickets(limit)
-
-
-# ---- what makes a ticket void
 
 
 @pytest.mark.parametrize(
@@ -465,9 +447,6 @@ def test_locks_of_the_users_own_are_not_disturbed(make: Callable[..., Engine], s
         connection.exec_driver_sql("SELECT pg_advisory_lock(7, 1), pg_advisory_lock(42)")
     assert invoke(engine) == invoke(engine)
     assert {of for of, _ in held(server)} == {7, tickets.lock_class("postgres", "app", "")}
-
-
-# ---- leases
 
 
 @pytest.fixture
@@ -542,9 +521,6 @@ def test_a_session_that_idles_in_use_ends_with_a_known_outcome(make: Callable[..
     assert caught.value.connection_invalidated
     original: Any = caught.value.orig
     assert (original.sqlstate, original.outcome_unknown) == ("57P05", False)
-
-
-# ---- servers that give none
 
 
 def test_a_role_that_may_take_no_locks_keeps_nothing_and_says_so_once(
@@ -683,9 +659,6 @@ def test_a_database_that_wakes_up_is_waited_for(server: Postgres) -> None:
             engine.dispose()
 
 
-# ---- the host's address
-
-
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[str, int]]]:
     """A name service: where names lead, as they lead at that moment."""
@@ -746,9 +719,6 @@ def test_what_leads_to_where_the_name_led_before_is_dropped(
         postgres.execute("DROP ROLE app")
 
 
-# ---- strikes
-
-
 @pytest.mark.filterwarnings("ignore:Double checkin attempted")
 @pytest.mark.parametrize(("limit", "steps"), [(0, 23), (1, 31)], ids=["with a ticket", "without"])
 def test_strike_at_each_line_costs_a_connection_at_most(
@@ -801,8 +771,6 @@ def test_strike_at_each_line_costs_a_connection_at_most(
     assert struck > 20
     wait_until(lambda: sessions(server) == len(held(server)) == (0 if limit else 1), "more is left than is kept")
 
-
-# ---- what is overheard, by itself
 
 VOIDS = [
     "discard all",

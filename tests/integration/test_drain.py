@@ -437,9 +437,6 @@ def test_a_name_that_nobody_has_is_told_with_those_that_there_are(connect: Calla
     assert run(connect(), application="orders", dry_run=True).others == ()
 
 
-# ---- the command
-
-
 @pytest.fixture
 def environ(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables of the application."""

@@ -48,9 +48,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
         yield server
 
 
-# ---- the deadline, on this side
-
-
 def test_a_statement_ends_at_the_deadline_and_the_handler_still_answers(engine: Engine) -> None:
     """What runs out is DeadlineExceeded, with the margin left."""
 
@@ -142,9 +139,6 @@ def test_deadline_off(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(deadline="off")
     with guard_invocation(Context(0)), engine.begin() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
-
-
-# ---- the deadline, on the server's side
 
 
 def limits(connection: Any) -> dict[str, float]:
@@ -384,9 +378,6 @@ def backends(server: Postgres, pid: int) -> list[str]:
     return [row[0] for row in server.execute("SELECT state FROM pg_stat_activity WHERE pid = $1", pid)]
 
 
-# ---- leaks
-
-
 def test_a_connection_that_was_dropped_is_returned(
     engine: Engine, pool_mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -517,9 +508,6 @@ def test_nothing_is_said_where_nothing_leaks(engine: Engine, caplog: pytest.LogC
     with pytest.raises(LookupError), guard_invocation(Context(60)), engine.begin():
         raise LookupError
     assert caplog.records == []
-
-
-# ---- how it is used
 
 
 def test_guards_within_guards_are_one(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:

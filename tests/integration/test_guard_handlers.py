@@ -63,9 +63,6 @@ def is_guarded() -> bool:
     return invocation.is_running() and end is not None and 50 < end - time.time() <= 60
 
 
-# ---- what the context says
-
-
 @pytest.mark.parametrize(
     "left",
     [
@@ -134,9 +131,6 @@ def test_what_the_context_raises_is_raised_before_anything_begins() -> None:
     assert not invocation.is_running()
     handler(2, Context())
     assert called == [2]
-
-
-# ---- where the context is
 
 
 def test_keyword_arguments_by_whatever_name() -> None:
@@ -285,9 +279,6 @@ def test_every_engine_of_the_process_is_guarded(
             assert connection.execute(text("SELECT 1")).scalar_one() == 1
 
 
-# ---- streams
-
-
 def stream(engine: Engine) -> Callable[..., Iterator[int]]:
     """A handler that answers piece by piece, as behind Lambda's Web Adapter."""
 
@@ -420,9 +411,6 @@ def test_a_stream_within_a_guarded_block_ends_with_it(engine: Engine) -> None:
     assert not invocation.is_running()
 
 
-# ---- what cannot be
-
-
 @pytest.mark.parametrize(
     "made",
     [
@@ -448,9 +436,6 @@ def test_a_guard_is_for_one_invocation() -> None:
     with pytest.raises(RuntimeError, match="for one invocation"), guard:
         pass
     assert not invocation.is_running()
-
-
-# ---- who else decorates, calls and looks
 
 
 @lambda_handler_decorator

@@ -76,9 +76,6 @@ def test_flights_are_told_with_what_became_of_them(make_engine: Callable[..., En
     assert told == [(None, ""), (["BEGIN", "SELECT 1 / $1"], "22012"), (["ROLLBACK"], "")]
 
 
-# ---- the flight recorder, and what each failure leaves behind
-
-
 @pytest.fixture
 def recorded(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """What the flight recorder has written so far; the engine of a test starts it."""
@@ -225,9 +222,6 @@ def test_the_ring_is_bounded(make_engine: Callable[..., Engine], recorded: Calla
     (line,) = recorded()
     assert len(line["exchanges"]) == 64
     assert len(json.dumps(line)) < 40_000
-
-
-# ---- metrics, traces
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

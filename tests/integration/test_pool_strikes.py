@@ -194,6 +194,7 @@ def test_strikes_from_other_threads_cost_no_place(
         threads=threads,
         tries=max(300, STRIKES // 20),
         seed=5,
+        enough=lambda struck: struck > 30,
     )
     assert struck > 30
     engine.pool._timeout_s = 0.1  # type: ignore[attr-defined]

@@ -216,9 +216,6 @@ def test_the_deadline_and_the_settings_of_a_transaction_go_along(make: Callable[
         assert connection.execute(shown).one() in [("", False), (None, False)]
 
 
-# ---- nothing lifts it unsaid
-
-
 @pytest.mark.parametrize("value", [False, 0, None], ids=repr)
 def test_no_option_lifts_it(make: Callable[..., Engine], value: Any) -> None:
     """Not of the engine, the connection or the session; and what was asked for beside it is not set either."""
@@ -324,9 +321,6 @@ def test_an_exception_behind_an_error_leaves_nothing_failed(
         assert not raw.in_transaction
 
 
-# ---- behind a pooler
-
-
 def test_nothing_of_it_is_left_on_the_server_behind_a_pooler(make: Callable[..., Engine], things: Database) -> None:
     """A writer and a reader share one connection of PgBouncer's to the server, in turns: each is what it is."""
     users = {"postgres": things.server.password}
@@ -358,9 +352,6 @@ def test_it_pins_nothing(make: Callable[..., Engine], things: Database, options:
             connection.rollback()
             assert connection.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
             assert proxy.counters.pinned == {}
-
-
-# ---- transactions that run again
 
 
 def test_run_transaction_reads(make: Callable[..., Engine]) -> None:
@@ -409,9 +400,6 @@ def test_a_reading_transaction_has_no_unknown_outcome(make: Callable[..., Engine
                 with pytest.raises(OutcomeUnknown):
                     run_transaction(engine, read)
             assert calls == [2] * expected
-
-
-# ---- a server that only reads
 
 
 def test_a_standby() -> None:

@@ -115,9 +115,6 @@ class Page(Base):
     tenant_id = mapped_column(Text)
 
 
-# ---- where it is given
-
-
 def by_engine(engine: Engine, tenant: str) -> set[str]:
     with engine.execution_options(**of(tenant)).begin() as connection:
         return set(connection.execute(text("SELECT tenant_id FROM pages")).scalars())
@@ -280,9 +277,6 @@ def test_the_engines_own_options(make: Callable[..., Engine]) -> None:
         assert connection.execute(TENANT).scalar_one() == "2"
 
 
-# ---- what it costs
-
-
 def test_it_costs_no_round_trip(server: Postgres) -> None:
     """Counted by a proxy, on get_engine()'s engine: as many as without, in a transaction and in AUTOCOMMIT."""
     counted = []
@@ -301,9 +295,6 @@ def test_it_costs_no_round_trip(server: Postgres) -> None:
         finally:
             dispose_engine()
     assert counted == [2, 1, 2, 1]
-
-
-# ---- what is left of it: nothing
 
 
 def fail(connection: Connection) -> None:
@@ -416,9 +407,6 @@ def test_each_checkout_is_as_the_first(make: Callable[..., Engine], characterist
     with engine.connect() as connection:
         assert driver(connection) is not wired
         assert connection.execute(TENANT).scalar_one() is None
-
-
-# ---- what is refused
 
 
 @pytest.mark.parametrize(
@@ -623,9 +611,6 @@ def test_copy_from_a_stream_has_it_too(make: Callable[..., Engine], server: Post
     assert_clean(engine)
 
 
-# ---- role, search_path and time-outs
-
-
 def test_other_settings_of_a_transaction(engine: Engine) -> None:
     """A role, a search path, time-outs and names: for the transaction alone."""
     settings = {"role": "other", "search_path": "nowhere", "lock_timeout": "7s", "application_name": "here"}
@@ -636,9 +621,6 @@ def test_other_settings_of_a_transaction(engine: Engine) -> None:
             assert connection.execute(shown).one() == ("other", [], "7s", "here")
         with engine.connect() as connection:
             assert connection.execute(shown).one() == ("reader", ["public"], "0", "plungepool")
-
-
-# ---- what is required
 
 
 def test_a_transaction_that_lacks_a_required_setting_is_refused(make: Callable[..., Engine]) -> None:
@@ -710,9 +692,6 @@ def test_names_that_are_required_are_settings(monkeypatch: pytest.MonkeyPatch) -
             Settings(host="h", user="u", password="p", require_settings=given)  # type: ignore[arg-type]
 
 
-# ---- with the rest of the package
-
-
 def test_once_and_a_transaction_that_runs_again(make: Callable[..., Engine], server: Postgres) -> None:
     """Each attempt has the tenant; the key is recorded in its transaction."""
     migration = Path(__file__).parents[2] / "functions/prepare_database/migrations/003_exactly_once.sql"
@@ -743,9 +722,6 @@ def test_the_doctor_asks_without_a_tenant(server: Postgres) -> None:
         "PLUNGEPOOL_REQUIRE_SETTINGS": "app.tenant_id",
     }
     assert [check for check in checks.check_environment(environ) if check.state == "failed"] == []
-
-
-# ---- through a transaction pooler
 
 
 THREADS, TRANSACTIONS = 8, 300

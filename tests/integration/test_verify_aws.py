@@ -257,8 +257,6 @@ def test_shutdown_probe_says_that_sigterm_came() -> None:
     assert [line["plungepool_probe"]["seen"] for line in lines] == ["SIGTERM"] * HEARS_SIGTERM
 
 
-# ---- the account ----------------------------------------------------------------------------------------------------
-
 DATABASE_STACK: dict[str, Any] = {
     "Resources": {
         "Instance": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import sys
 import threading
@@ -68,11 +69,20 @@ def led_to_by_a_strike(problem: BaseException) -> bool:
     return False
 
 
-def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: int, seed: int) -> int:
+def strike_threads(
+    use: Callable[[int, int], object],
+    *,
+    threads: int,
+    tries: int,
+    seed: int,
+    enough: Callable[[int], bool] = lambda struck: True,
+) -> int:
     """
     Have so many threads use something over and over, and set exceptions in them from this one, at random moments.
 
     Args: use(thread, number): one use; nothing but a strike, or what a strike has led to, may come out of it.
+        enough(struck): whether these strikes, and what the uses have come to, will do; else there are more, for a
+        minute: how far a use comes between two strikes is the machine's to say.
     Returns: how many strikes came out of a use.
     """
     problems: list[BaseException] = []
@@ -100,7 +110,10 @@ def strike_threads(use: Callable[[int, int], object], *, threads: int, tries: in
     for worker in workers:
         worker.start()
     random_ = random.Random(seed)
-    for _ in range(tries):
+    until = time.monotonic() + 60
+    for number in itertools.count():
+        if number >= tries and (enough(sum(struck)) or time.monotonic() > until):
+            break
         time.sleep(random_.uniform(0, 0.003))
         thread = random_.randrange(threads)
         if open_to_strikes[thread]:

@@ -75,9 +75,6 @@ def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     )
 
 
-# ---- what a client says
-
-
 def message(kind: bytes, body: bytes) -> bytes:
     return kind + struct.pack("!i", len(body) + 4) + body
 
@@ -151,9 +148,6 @@ def test_kinds_of_exchanges(texts: list[str], kind: str, told: str) -> None:
 def test_cost_is_told_at_three_latencies() -> None:
     """What a budget is worth, near and far."""
     assert exchanges.cost(3) == "1.5 ms at 0.5 ms, 3 ms at 1 ms, 15 ms at 5 ms"
-
-
-# ---- counted
 
 
 def deeds() -> dict[str, Callable[[Any], Any]]:
@@ -248,9 +242,6 @@ def test_a_suite_that_counts_nothing_imports_nothing(pytester: pytest.Pytester) 
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
-
-
-# ---- budgets
 
 
 def test_a_budget_that_holds_says_nothing(project: pytest.Pytester) -> None:
@@ -377,9 +368,6 @@ def test_the_fixture_counts_a_block(database: Database, round_trips: RoundTrips)
     connection.close()
 
 
-# ---- the baseline
-
-
 BASELINED = """
 import books, pytest
 pytestmark = pytest.mark.max_round_trips
@@ -489,9 +477,6 @@ def test_a_worker_writes_no_baseline(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--round-trips-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*run it with -n 0*"])
-
-
-# ---- another driver
 
 
 def test_psycopg_is_counted_through_a_proxy(database: Database, round_trips: RoundTrips) -> None:

@@ -71,9 +71,6 @@ def test_endpoint_that_nobody_named_leaves_the_region_alone() -> None:
         assert [(check.name, check.state) for check in checks._endpoint(given, host)] == [("endpoint", "ok")]
 
 
-# ---- a server's first answer
-
-
 class Sock:
     """Gives these answers, one a call, or raises them."""
 
@@ -182,9 +179,6 @@ def test_another_curve_is_offered_to_who_refuses_one(
     assert caught.value.check.found == f"{made[-1]} db.example {made[-1]}"
 
 
-# ---- single words
-
-
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -219,9 +213,6 @@ def test_clock_is_ahead_or_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_name_is_quoted_where_sql_wants_it(name: str, quoted: str) -> None:
     """So that a cure can be copied."""
     assert checks._quoted(name) == quoted
-
-
-# ---- bounds
 
 
 @pytest.mark.parametrize(
@@ -314,8 +305,6 @@ def test_whether_the_password_was_looked_at_is_told(
     assert word in check.found
     assert bool(check.cure) is (state == "warning")
 
-
-# ---- Aurora's express configuration
 
 CLUSTER = "shop.cluster-abc.eu-west-1.rds.amazonaws.com"
 GATEWAY = {
@@ -414,9 +403,6 @@ def test_silence_of_a_public_address_is_not_a_security_groups(
     with pytest.raises(checks._Failure) as caught:
         checks._reach(WAY.settings, dataclasses.replace(WAY, address=address))
     assert caught.value.check.cure.startswith(begins)
-
-
-# ---- causes
 
 
 @pytest.mark.parametrize(

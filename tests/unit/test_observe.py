@@ -9,7 +9,8 @@ import pytest
 
 from plungepool import guard_invocation, invocation, observe
 from plungepool.wire import session
-from plungepool.wire.protocol import BIND_NOTHING, EXECUTE, SYNC, Reply, parse, query
+from plungepool.wire.messages import BIND_NOTHING, EXECUTE, SYNC, parse, query
+from plungepool.wire.protocol import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +43,17 @@ def test_loggers_have_one_name() -> None:
         if isinstance(statement, ast.Assign) and "logging.getLogger" in ast.unparse(statement.value)
         for target in statement.targets
     } == {"_logger"}
+
+
+def test_no_comment_is_a_banner() -> None:
+    """A part of a file that wants a title wants to be a file: no line of dashes says what comes next."""
+    everything = [
+        *FILES,
+        *(file for folder in ("tests", "bench", "functions") for file in (ROOT / folder).rglob("*.py")),
+    ]
+    assert [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in everything
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if re.match(r"\s*#\s*([-=*#~])\1{2,}", line)
+    ] == []

@@ -95,9 +95,6 @@ def lost() -> wire.OperationalError:
     return error
 
 
-# ---- one connection
-
-
 def test_answered_a_moment_ago_is_looked_at_and_not_asked(clock: Clock) -> None:
     """No round trip until the server has not answered for PLUNGEPOOL_PING_AFTER_IDLE_S."""
     driver, examine = Driver(clock), Examiner(settings())
@@ -189,9 +186,6 @@ def test_another_exception_than_the_drivers_passes(clock: Clock) -> None:
     driver.unanswered = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         examine(driver, BEGUN)
-
-
-# ---- what one shows of others
 
 
 @pytest.fixture
@@ -360,9 +354,6 @@ def test_listener_that_gives_up_the_whole_pool_has_its_way(
     event.listen(four, "checkout", refuse)
     assert [number(fairy) for fairy in [four.connect(), four.connect()]] == [5, 6]
     assert told == [4]
-
-
-# ---- strikes
 
 
 class Ticking(Clock):

@@ -54,9 +54,6 @@ def address(server: Postgres, tls: bool = True) -> dict[str, Any]:
     return {"user": "app", "host": "localhost", "port": server.port, "database": "postgres", "ssl_context": context}
 
 
-# ---- passwords
-
-
 @pytest.mark.parametrize(
     "password",
     [
@@ -183,9 +180,6 @@ def test_connect_without_descriptors_left_is_an_operational_error(spare: Any) ->
         command = [sys.executable, "-c", STARVED, str(server.port), str(spare)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert ("Too many open files" in done.stdout) is (spare == 0), done.stdout
-
-
-# ---- servers that lie
 
 
 class Liar:
@@ -373,9 +367,6 @@ def test_keys_for_cancelling_have_bounds(length: int, taken: bool) -> None:
         else:
             with pytest.raises(wire.OperationalError, match=f"a key for cancelling of {length} bytes"):
                 wire.connect(user="app", host=server.host, port=server.port)
-
-
-# ---- secrets
 
 
 WIRE = os.path.dirname(wire.__file__) + os.sep

@@ -211,9 +211,6 @@ def test_other_addresses_of_a_name_are_tried(
                 assert connection.cursor().execute("SELECT 1").fetchone() == (1,)
 
 
-# ---- a real black hole: packets vanish, and nothing acknowledges anything
-
-
 @pytest.fixture
 def hole(postgres: Postgres) -> Iterator[Any]:
     if os.geteuid() != 0:

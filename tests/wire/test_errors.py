@@ -290,9 +290,6 @@ def test_begin_that_fails_runs_nothing(database: Database, connection: wire.Conn
     assert database.execute("SELECT count(*) FROM written") == [[0]]
 
 
-# ---- connections that are lost
-
-
 def end(database: Database, connection: wire.Connection) -> None:
     database.execute("SELECT pg_terminate_backend($1::int)", connection.backend_pid)
 
@@ -445,9 +442,6 @@ def test_idle_connection_that_died_is_never_handed_out(
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
-# ---- a writer that writes no more
-
-
 @pytest.mark.parametrize(
     ("asked", "disconnected"),
     [
@@ -555,9 +549,6 @@ def test_what_no_server_supports_is_no_moved_writer(standby: Postgres, connectio
         error = failing(one, "SELECT count(*) FROM pg_class FOR UPDATE")
         assert (error.sqlstate, error.disconnected) == ("0A000", False)
         one.close()
-
-
-# ---- TLS
 
 
 def test_server_without_tls_sees_nothing(postgres: Postgres) -> None:

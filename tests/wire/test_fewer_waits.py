@@ -389,9 +389,6 @@ def test_cancel_takes_the_same_way(server: Postgres, direct: bool) -> None:
     assert server.execute(alive, pid) == [[0]]
 
 
-# ---- a statement that goes with the password
-
-
 @pytest.mark.parametrize("user", RULES)
 @pytest.mark.parametrize("ahead", [True, False])
 def test_a_first_statement_goes_with_the_password(server: Postgres, proxy: ChaosProxy, user: str, ahead: bool) -> None:

@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 
 from plungepool import wire
-from plungepool.wire.local import Local
-from plungepool.wire.protocol import (
-    FAILED,
-    IDLE,
-    IN_TRANSACTION,
-    first_words,
-    limit_transaction,
-    may_keep,
-    parse,
-    query,
-)
+from plungepool.wire.local import Local, limit_transaction
+from plungepool.wire.messages import first_words, may_keep, parse, query
+from plungepool.wire.protocol import FAILED, IDLE, IN_TRANSACTION
 
 TENANT = "SELECT nullif(current_setting('app.tenant_id', true), '')"
 RUNS = 12
@@ -31,9 +23,6 @@ STEPS = 120
 def tenant(connection: wire.Connection) -> Any:
     """The tenant of the transaction that runs, or of a new one."""
     return connection.cursor().execute(TENANT).fetchone()[0]  # type: ignore[index]
-
-
-# ---- without a server
 
 
 @pytest.mark.parametrize(
@@ -109,9 +98,6 @@ def test_a_chained_transaction_is_refused(statement: str) -> None:
     for status in (IDLE, IN_TRANSACTION, FAILED):
         with pytest.raises(wire.ProgrammingError, match="AND CHAIN"):
             local.has_to_tell(statement, status, autocommit=False)
-
-
-# ---- with a server
 
 
 @pytest.mark.parametrize(

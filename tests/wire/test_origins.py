@@ -183,9 +183,6 @@ def test_engine_keeps_its_pool_when_a_stream_fails(address: dict[str, Any]) -> N
     engine.dispose()
 
 
-# ---- connects
-
-
 def addresses(*entries: Any) -> Any:
     return lambda *_, **__: [(family, socket.SOCK_STREAM, 6, "", address) for family, address in entries]
 

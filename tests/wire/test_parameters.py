@@ -17,7 +17,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, HSTORE, JSONB
 from sqlalchemy.orm import Session, declarative_base
 
 from plungepool.compiler import _in_where
-from plungepool.wire.values import BOOL, FLOAT8, INT4, INT8, NUMERIC, TIMESTAMPTZ, cut
+from plungepool.wire.parameters import cut
+from plungepool.wire.values import BOOL, FLOAT8, INT4, INT8, NUMERIC, TIMESTAMPTZ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -404,9 +405,6 @@ def test_arrays_of_made_up_types_are_lists_by_sqlalchemys_type(connection: wire.
     assert connection.execute(read).one() == ([{"a": "1"}, {"b": "2"}], ["x,y", "{z}"], ["sad", "very ok", None])
 
 
-# ---- the differential: whatever works with psycopg works here, with the same rows, and as with literals
-
-
 VALUES = [
     (1, "1"), (-3, "-3"), (2**40, str(2**40)), (2.5, "2.5::float8"), (Decimal("1.25"), "1.25"), ("7", "'7'"), ("abc", "'abc'"),
     (None, "NULL"), (True, "true"), (date(2026, 1, 2), "date '2026-01-02'"), (NOON, "timestamptz '2026-11-26 12:00:00.000005+00'"),
@@ -467,9 +465,6 @@ def test_what_works_with_psycopg_works_here_and_as_with_literals(engines: Any) -
             elif here[0] == "row":
                 assert with_literals[0] == "error" or here == with_literals, (template, values)
     assert worked > 300
-
-
-# ---- executemany: each row means what it means alone
 
 
 KINDS = {

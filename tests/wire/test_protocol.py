@@ -24,18 +24,10 @@ from hypothesis import strategies as st
 
 from plungepool import wire
 from plungepool.wire import protocol as wire_protocol
+from plungepool.wire.authentication import Authentication
 from plungepool.wire.errors import EndOfStream, Secret
-from plungepool.wire.protocol import (
-    IDLE,
-    IN_TRANSACTION,
-    SEVERAL,
-    SYNC,
-    Authentication,
-    Protocol,
-    Reply,
-    bind,
-    parse,
-)
+from plungepool.wire.messages import SYNC, bind, parse
+from plungepool.wire.protocol import IDLE, IN_TRANSACTION, SEVERAL, Protocol, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -287,9 +279,6 @@ def test_error_shows_no_parameter_of_its_flight() -> None:
     assert "secret" in (reply.error.message or "")
 
 
-# ---- the start of a session
-
-
 PASSWORD = "correct horse"
 ENDING = (
     message(b"R", struct.pack("!i", 0))
@@ -409,9 +398,6 @@ def test_password_that_went_ahead_is_not_sent_again(size: int) -> None:
     for refused in (request(3) + error("08P01", severity="FATAL"), error("28000", severity="FATAL")):
         with pytest.raises(EndOfStream):
             start(login(ahead=True), refused, size)
-
-
-# ---- damage
 
 
 def result(work: Callable[[], Any]) -> tuple[str, Any]:

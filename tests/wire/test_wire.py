@@ -48,9 +48,6 @@ def engine(address: dict[str, Any]) -> Iterator[Any]:
     engine.dispose()
 
 
-# ---- what it is built on
-
-
 def test_inner_names_of_pg8000_are_there() -> None:
     """
     What is used of pg8000 beyond its public interface; when this fails, read its changes before widening the bound.
@@ -101,9 +98,6 @@ def test_module_is_after_pep_249() -> None:
     assert wire.STRING != 23
     assert wire.Binary(b"x") == b"x"
     assert wire.DateFromTicks(0).year in (1969, 1970)
-
-
-# ---- values
 
 
 @pytest.mark.parametrize(
@@ -310,9 +304,6 @@ def test_converter_that_fails_costs_no_connection(connection: wire.Connection, c
     assert cursor.execute("SELECT 'x'::text").fetchone() == ("X",)
 
 
-# ---- cursors
-
-
 def test_cursor_after_pep_249(cursor: Any) -> None:
     """description, rowcount and the three ways to fetch."""
     with pytest.raises(wire.ProgrammingError):
@@ -389,9 +380,6 @@ def test_copy_both_ways(connection: wire.Connection, cursor: Any) -> None:
             cursor.execute(sql)
         connection.rollback()
         assert cursor.execute("SELECT count(*) FROM t").fetchone() == (49_999,)
-
-
-# ---- transactions
 
 
 def test_options_of_begin_cannot_change_inside_a_transaction(connection: wire.Connection, cursor: Any) -> None:
@@ -499,9 +487,6 @@ def test_savepoints(engine: Engine) -> None:
         connection.execute(table.insert(), {"a": 2})
     with engine.connect() as connection:
         assert connection.scalars(select(table.c.a).order_by(table.c.a)).all() == [1, 2]
-
-
-# ---- the dialect
 
 
 def test_types_of_sqlalchemy(engine: Engine) -> None:
@@ -616,9 +601,6 @@ def test_client_encoding_cannot_be_set() -> None:
     """What would be a SET on every connection is refused with a reason."""
     with pytest.raises(sqlalchemy.exc.ArgumentError, match="UTF-8"):
         create_engine("postgresql+plungepool://", client_encoding="latin1")
-
-
-# ---- who may use a connection
 
 
 def test_torn_connection_is_replaced_by_any_pool(engine: Engine) -> None:

@@ -100,9 +100,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     return result
 
 
-# ---- budgets
-
-
 def _judge(item: pytest.Item, recorder: RoundTrips, budget: pytest.Mark) -> list[str]:
     from plungepool_toolkit.round_trips import exchanges
 
@@ -203,9 +200,6 @@ def _update(reporter: pytest.TerminalReporter, config: pytest.Config) -> str:
     file.write_text(exchanges.write_baseline(after), encoding="utf-8")
     dropped = len(before.keys() - after.keys())
     return f"round trips: {file.name}: {len(now)} tests written, {len(after) - len(now)} kept, {dropped} dropped"
-
-
-# ---- the plan guard
 
 
 def _watch(config: pytest.Config, recorder: RoundTrips, large: list[str], slow: dict[str, str]) -> None:

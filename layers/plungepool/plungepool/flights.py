@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import statements
 from .wire.errors import DeadlineExceeded
-from .wire.protocol import SYNC
+from .wire.messages import SYNC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -431,8 +431,6 @@ class BoundedPool(_Places):
                 if heir is nobody and last.parked is not None:
                     last.parked.close()
 
-    # ---- checkout
-
     def connect(self) -> PoolProxiedConnection:
         """
         Check a connection out; blocks for the checkout time-out at most, and for a connect where none is kept.
@@ -617,8 +615,6 @@ class BoundedPool(_Places):
             f"{_why_exhausted(held, waited, size, len(self._line) - 1)}, or raise {variable('pool_size', self._prefix)}"
         )
 
-    # ---- return
-
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         checkout = _notes(record).pop(_NOTE, None)
         connection = record.dbapi_connection
@@ -752,9 +748,6 @@ def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:
     return record.record_info  # type: ignore[return-value]  # None for a detached connection only, which has no record
 
 
-# ---- evidence
-
-
 def _asking(frame: FrameType | None) -> _Checkout:
     """
     Return the checkout that is being made: by the frame of `connect`, since a signal handler may be making another.
@@ -817,9 +810,6 @@ def _abandon(checkout: _Checkout, *, stop: bool = False) -> None:
         if record.dbapi_connection is not None:
             record.dbapi_connection.abandon(stop=stop)
             record.dbapi_connection = None
-
-
-# ---- where it was taken
 
 
 def _trace(frame: FrameType | None) -> list[tuple[CodeType, int, str]]:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ranges
 from sqlalchemy.dialects.postgresql.pg8000 import _PGARRAY, _PGNumericNoBind
 
+from .wire.parameters import to_text
 from .wire.values import (
     BOOL,
     BYTEA,
@@ -36,7 +37,6 @@ from .wire.values import (
     TIMESTAMPTZ,
     UUID_,
     array_reader,
-    to_text,
 )
 
 if TYPE_CHECKING:

@@ -138,8 +138,6 @@ class _Reader:
         why = "its PLUNGEPOOL_ variables name no host" if ours else "none of its variables leads to a database"
         self.not_counted[function.name] = why
 
-    # ---- which server
-
     def _database(self, target: Any) -> tuple[Database, str | None]:
         if server := self._resources.behind(target):
             return self._of_server(*server)

@@ -70,8 +70,6 @@ class RoundTrips:
         self._thread = threading.get_ident()
         self._is_own = False
 
-    # ---- for tests
-
     @property
     def count(self) -> int:
         """How many round trips the test has waited for so far, connects left out."""
@@ -114,8 +112,6 @@ class RoundTrips:
         proxy = ChaosProxy(host, port, latency_ms=latency_ms, listener=_Clients(self, known))
         self._proxies.append(self._stack.enter_context(proxy))
         return proxy
-
-    # ---- for the plugin
 
     def close(self) -> None:
         """Close what `through` has opened."""

@@ -10,22 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from . import errors
 from .errors import EndOfStream, Error, InterfaceError, InternalError, OperationalError, ProgrammingError, Secret
 from .local import Local
-from .protocol import (
-    BIND_NOTHING,
-    DESCRIBE,
-    EXECUTE,
-    FAILED,
-    IDLE,
-    SYNC,
-    Reply,
-    bind,
-    first_words,
-    parse,
-    refuse_misuse,
-    types_of,
-)
+from .messages import BIND_NOTHING, DESCRIBE, EXECUTE, SYNC, bind, first_words, parse, refuse_misuse, types_of
+from .parameters import cut
+from .protocol import FAILED, IDLE, Reply
 from .session import Session
-from .values import cut
 
 if TYPE_CHECKING:
     import ssl
@@ -362,8 +350,6 @@ class _Transactions(Session):
                 f"{name} cannot be used within a two-phase transaction: use tpc_commit or tpc_rollback"
             )
 
-    # ---- is it alive
-
     def check(self) -> None:
         """
         Look whether the server has hung up, without a round trip; blocks never.
@@ -412,8 +398,6 @@ class Connection(_Transactions):
         """
         self._protocol.adapt(oid, reader)
 
-    # ---- PEP 249
-
     def cursor(self) -> Cursor:
         """Return a new cursor; no I/O."""
         return Cursor(self)
@@ -440,8 +424,6 @@ class Connection(_Transactions):
                     self.rollback()
         finally:
             self.close()
-
-    # ---- two-phase commit: the transaction's name is the server's, as it is written in pg_prepared_xacts
 
     def xid(self, format_id: int, global_transaction_id: str, branch_qualifier: str) -> Xid:
         """
@@ -520,8 +502,6 @@ class Connection(_Transactions):
                 self._rollback()
         elif xid is not None or own is not None:
             self._query(f"{verb} PREPARED {_literal(str(xid or own))}")
-
-    # ---- statements
 
     def _execute(self, statement: str, values: Sequence[Any], stream: Any, *, own: bool) -> Reply:
         """Run one statement; `own`: it is no user's, and needs none of the settings that are required."""

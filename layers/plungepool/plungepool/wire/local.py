@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from ..names import local_setting_problem
 from .errors import ProgrammingError, SettingsMissing
-from .protocol import BIND_NOTHING, EXECUTE, FAILED, IDLE, bind, first_words, limit_transaction, parse
+from .messages import BIND_NOTHING, EXECUTE, bind, first_words, parse
+from .protocol import FAILED, IDLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _LIMITS = ("transaction_timeout",)
 _LIMITS_BEFORE_17 = ("statement_timeout", "idle_in_transaction_session_timeout")
@@ -35,6 +36,25 @@ _PLAIN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TA
 _TRAVELS = (*_PLAIN, "COPY", "SHOW", "TRUNCATE")
 # What ends a transaction, and may begin the next one in the same breath.
 _ENDS = ("COMMIT", "END", "ROLLBACK", "ABORT")
+
+
+def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
+    """
+    Return the conditions of a SELECT that gives these time-outs of the server at most so long, until the transaction
+    ends.
+
+    They have no parameter: they may stand in a text of several statements. None is ever true, and nothing is taken
+    back: a time-out that is shorter already, of the role or of the user's own, stays.
+    """
+    conditions = []
+    for name in names:
+        # Written for a short way through the server's parser and planner, which each transaction goes: the operators'
+        # functions, and nothing set where nothing is to change. Not `longer AND set_config`, which may be asked in
+        # either order.
+        now, limit = f"pg_catalog.current_setting('{name}')", f"'{milliseconds}ms'"
+        longer = f"pg_catalog.texteq({now}, '0') OR pg_catalog.interval_gt({now}::pg_catalog.interval, {limit})"
+        conditions.append(f"CASE WHEN {longer} THEN pg_catalog.set_config('{name}', {limit}, true) IS NULL END")
+    return " OR ".join(conditions)
 
 
 class Local:
@@ -82,8 +102,6 @@ class Local:
             f"({self.required_by}): nothing was sent. Give it to the engine, the connection or the session: "
             f'execution_options(plungepool_settings={{"{self.lacking[0]}": …}})'
         )
-
-    # ---- what a flight has to carry
 
     def begin(self) -> None:
         """No transaction is open: what was told was told to one that is over."""

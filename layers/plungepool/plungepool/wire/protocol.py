@@ -1,5 +1,5 @@
 """
-PostgreSQL's protocol, version 3.0, without a socket: messages out as bytes, replies in as generators.
+PostgreSQL's protocol, version 3.0, without a socket: a server's replies as generators.
 
 A generator yields the number of bytes that it lacks, at least; whoever runs it puts what came into `Protocol.chunk`,
 one byte or all there is, and goes on. Else it yields what is to be sent. So the same code is driven by a socket and by
@@ -11,11 +11,9 @@ Source: PostgreSQL's manual, "Frontend/Backend Protocol", Message Flow and Messa
 from __future__ import annotations
 
 import struct
-from binascii import hexlify
 from collections import deque
 from functools import lru_cache
 from io import BytesIO
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -23,20 +21,19 @@ from .errors import (
     DataError,
     EndOfStream,
     NotSupportedError,
-    OperationalError,
-    PasswordAheadRefused,
     ProgrammingError,
     Secret,
     error_fields,
     server_error,
     violation,
 )
-from .values import BYTEA, Column, UnknownType, parameter_oid, to_text
+from .messages import END_COPY, PIECE, SYNC, cancel_request, message, parameters_in
+from .values import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from .scram import Scram
+    from .authentication import Authentication
 
 # The first byte of each message that a server sends.
 AUTHENTICATION, BACKEND_KEY_DATA, PARAMETER_STATUS, READY_FOR_QUERY = b"RKSZ"
@@ -44,33 +41,18 @@ PARSE_COMPLETE, BIND_COMPLETE, ROW_DESCRIPTION, NO_DATA, DATA_ROW = b"12TnD"
 COMMAND_COMPLETE, EMPTY_QUERY_RESPONSE, PORTAL_SUSPENDED = b"CIs"
 ERROR_RESPONSE, NOTICE_RESPONSE, NOTIFICATION_RESPONSE = b"ENA"
 COPY_IN_RESPONSE, COPY_OUT_RESPONSE, COPY_DATA, COPY_DONE = b"GHdc"
-# Of one that a client sends, and that is looked for in what was sent.
-BIND = b"B"[0]
 
 #: What ReadyForQuery says of the transaction: none is open, one is, one is and has failed.
 IDLE, IN_TRANSACTION, FAILED = b"ITE"
 
-# What the server asks for to authenticate, and what it says when it is content.
-_OK, _CLEAR_TEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
-# The same in pg_hba.conf's words; of the methods that are not known here those that a server may ask for.
-_METHODS = {_OK: "trust", _CLEAR_TEXT: "password", _MD5: "md5", 7: "gss", 9: "sspi", _SASL: "scram-sha-256"}
 _PROTOCOL_VIOLATION = "08P01"
 
-SYNC = b"S\0\0\0\4"
-TERMINATE = b"X\0\0\0\4"
-EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
-BIND_NOTHING = b"B\0\0\0\x0c\0\0\0\0\0\0\0\0"
-DESCRIBE = b"D\0\0\0\6P\0"
-_COPY_DONE = b"c\0\0\0\4"
-_VERSION = 196608  # 3.0
-_CANCEL_REQUEST = 80877102
 
 _HEADER = struct.Struct("!BI")
 _INT = struct.Struct("!i")
 _SHORT = struct.Struct("!H")
 _FIELD_DESCRIPTION = struct.Struct("!ihihih")
 
-_PIECE = 65536  # bytes of one piece of a COPY, and of a parameter or a value that is worth a way of its own
 _LARGE = 1 << 20  # what is longer is not copied without need
 _LONG = bytes((ROW_DESCRIPTION, DATA_ROW, COPY_DATA, ERROR_RESPONSE, NOTICE_RESPONSE, NOTIFICATION_RESPONSE))
 _SHORT_AT_MOST = 30_000  # bytes of all other messages; more is a server gone mad
@@ -78,7 +60,8 @@ _CANCEL_KEY_AT_MOST = 256  # of the protocol's version 3.2; 4 before
 _SHAPES_KEPT = 256
 _SHAPE_AT_MOST = 1000  # bytes of a row that is worth a guess of its values' sizes
 _CONVERTED_AT_ONCE = 4096  # values that are kept as bytes until their columns are converted
-_PARAMETERS_AT_MOST = 65535
+# What the server says where it has kept what a transaction did; to COMMIT of a failed one it says ROLLBACK.
+_KEPT = frozenset((b"COMMIT", b"PREPARE TRANSACTION"))
 # The command tags of statements that can ask for READ ONLY.
 _MAY_ASK = frozenset((b"SET", b"BEGIN", b"START TRANSACTION"))
 # The names of the zone that stands as +00 in a timestamptz: nothing to be done about it.
@@ -94,194 +77,6 @@ SEVERAL = -1
 def _row_shape(sizes: tuple[int, ...]) -> tuple[Callable[[bytes, int], tuple[Any, ...]], tuple[int, ...]]:
     """Return what reads a row whose values have these sizes, as size, value, size, value and so on; and the sizes."""
     return struct.Struct("!" + "".join(f"i{size}s" for size in sizes)).unpack_from, sizes
-
-
-# ---- messages out ---------------------------------------------------------------------------------------------------
-
-
-# How the statements begin that end a transaction and keep what it did, or part of it.
-_KEEP = ("COMMIT", "END", "PREPARE TRANSACTION")
-# What the server says where it has kept it; to COMMIT of a failed one it says ROLLBACK.
-_KEPT = frozenset((b"COMMIT", b"PREPARE TRANSACTION"))
-
-
-def _message(code: bytes, body: bytes) -> bytes:
-    return code + _INT.pack(len(body) + 4) + body
-
-
-def query(statement: str) -> bytes:
-    """Query: the simple protocol."""
-    return _message(b"Q", _encoded(statement) + b"\0")
-
-
-def parse(statement: str, oids: Sequence[int] = ()) -> bytes:
-    """Parse, as the unnamed statement, with the types of its parameters."""
-    types = struct.pack(f"!H{len(oids)}i", len(oids), *oids) if any(oids) else b"\0\0"
-    return _message(b"P", b"\0" + _encoded(statement) + b"\0" + types)
-
-
-def refuse_misuse(values: Any) -> None:
-    """Raise ProgrammingError for what is no set of parameters."""
-    if not isinstance(values, (list, tuple)):
-        raise ProgrammingError(f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}")
-    if len(values) > _PARAMETERS_AT_MOST:
-        raise ProgrammingError(f"{len(values)} parameters in one statement; the protocol allows {_PARAMETERS_AT_MOST}")
-
-
-def types_of(values: Sequence[Any]) -> list[int]:
-    """The types of a statement's parameters: those that literals of their Python values would have."""
-    return [parameter_oid(value) for value in values]
-
-
-def _encoded(statement: str) -> bytes:
-    if "\0" in statement:
-        raise ProgrammingError("a statement may not hold the character zero: the server would stop reading there")
-    try:
-        return statement.encode()
-    except UnicodeEncodeError as error:
-        raise ProgrammingError("the statement cannot be encoded as utf-8") from error
-
-
-def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
-    """
-    Bind, of the unnamed statement to the unnamed portal: everything as text, but long bytes that were declared as such.
-
-    Args: oids: as the statement was parsed with. Binary is what a bytea holds, without a text of twice its length.
-    """
-    formats = bytearray()
-    parts = [b"B", b"", b"\0\0\0\0", _SHORT.pack(len(values))]
-    for position, value in enumerate(values, 1):
-        try:
-            if type(value) is bytes and len(value) > _PIECE and len(oids) >= position and oids[position - 1] == BYTEA:
-                formats = formats or bytearray(2 * len(values))
-                formats[2 * position - 1] = 1
-                parts += (_INT.pack(len(value)), value)
-                continue
-            text = to_text(value)
-            if text is None:
-                parts.append(b"\xff\xff\xff\xff")
-            else:
-                encoded = text.encode()
-                parts += (_INT.pack(len(encoded)), encoded)
-        except UnknownType as error:
-            kind = type(value)
-            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-            raise ProgrammingError(
-                f"parameter {position} is of type {name} or holds such a value, which is none of PostgreSQL's: {error}"
-            ) from None
-        except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
-            raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
-    parts.append(b"\0\0")
-    if formats:
-        parts[2] = b"\0\0" + _SHORT.pack(len(values)) + formats
-    # Joined once, and not as a body that is copied again behind its header: a parameter may be large.
-    parts[1] = _INT.pack(4 + sum(map(len, parts)) - 1)
-    return b"".join(parts)
-
-
-def limit_transaction(names: Sequence[str], milliseconds: int) -> str:
-    """
-    Return the conditions of a SELECT that gives these time-outs of the server at most so long, until the transaction
-    ends.
-
-    They have no parameter: they may stand in a text of several statements. None is ever true, and nothing is taken
-    back: a time-out that is shorter already, of the role or of the user's own, stays.
-    """
-    conditions = []
-    for name in names:
-        # Written for a short way through the server's parser and planner, which each transaction goes: the operators'
-        # functions, and nothing set where nothing is to change. Not `longer AND set_config`, which may be asked in
-        # either order.
-        now, limit = f"pg_catalog.current_setting('{name}')", f"'{milliseconds}ms'"
-        longer = f"pg_catalog.texteq({now}, '0') OR pg_catalog.interval_gt({now}::pg_catalog.interval, {limit})"
-        conditions.append(f"CASE WHEN {longer} THEN pg_catalog.set_config('{name}', {limit}, true) IS NULL END")
-    return " OR ".join(conditions)
-
-
-def parameters_in(sent: Iterable[bytes]) -> Iterator[str]:
-    """Read the texts of all parameters out of the Bind messages of a flight."""
-    return chain.from_iterable(map(_parameters, sent))
-
-
-def _parameters(sent: bytes) -> Iterator[str]:
-    position = 0
-    while position + 5 <= len(sent):
-        code, length = _HEADER.unpack_from(sent, position)
-        if code == BIND:
-            place = position + 5
-            for _ in range(2):  # the names of portal and statement
-                place = sent.index(b"\0", place) + 1
-            (given,) = _SHORT.unpack_from(sent, place)
-            binary = sent[place + 3 : place + 2 + 2 * given : 2]
-            place += 2 + 2 * given
-            (count,) = _SHORT.unpack_from(sent, place)
-            place += 2
-            for number in range(count):
-                (size,) = _INT.unpack_from(sent, place)
-                place += 4
-                if size > 0:
-                    value = sent[place : place + size]
-                    # Errors show bytes as hexadecimal digits, however they were sent.
-                    text = b"\\x" + hexlify(value) if given and binary[number] else value
-                    yield text.decode("utf-8", "replace").strip()
-                    place += size
-        position += 1 + length
-
-
-def may_keep(sent: Iterable[bytes]) -> bool:
-    """Say whether a statement among these messages may end a transaction so that what it did is kept. Pure."""
-    for message in sent:
-        code, body = bytes(message[:1]), bytes(message[5:])
-        # Parse has the name of the statement first; ours have none.
-        statements = body.split(b";") if code == b"Q" else [body[1:]] if code == b"P" else []
-        if any(first_words(one.decode("utf-8", "replace")).startswith(_KEEP) for one in statements):
-            return True
-    return False
-
-
-def first_words(statement: str) -> str:
-    """
-    Return the beginning of a statement in capitals, without the comments and empty statements before it. Pure.
-    """
-    statement = statement.lstrip()
-    while statement.startswith(("--", "/*", ";")):
-        if statement.startswith(";"):
-            statement = statement[1:]
-        elif statement.startswith("--"):
-            statement = statement.replace("\r", "\n").partition("\n")[2]
-        else:
-            # Comments nest.
-            open_ones, end = 1, 2
-            while open_ones and end < len(statement):
-                two = statement[end : end + 2]
-                open_ones += (two == "/*") - (two == "*/")
-                end += 2 if two in ("/*", "*/") else 1
-            statement = statement[end:]
-        statement = statement.lstrip()
-    return statement[:20].upper()
-
-
-def startup(parameters: Mapping[str, str | None], more: Mapping[str, str]) -> bytes:
-    """
-    StartupMessage; what is None is left out.
-
-    Raises: ProgrammingError for what `more` may not hold, and for text that cannot be sent.
-    """
-    if clash := parameters.keys() & more.keys():
-        raise ProgrammingError(f"startup_params: {', '.join(sorted(clash))} cannot be set there")
-    given = {name: value for name, value in {**parameters, **more}.items() if value is not None}
-    try:
-        packet = b"".join(f"{name}\0{value}\0".encode() for name, value in given.items())
-    except UnicodeEncodeError:
-        raise ProgrammingError(
-            "user, database, application_name and startup_params must be text that UTF-8 can hold"
-        ) from None
-    if packet.count(b"\0") != 2 * len(given):
-        raise ProgrammingError("user, database, application_name and startup_params may not hold the character zero")
-    return _INT.pack(len(packet) + 9) + _INT.pack(_VERSION) + packet + b"\0"
-
-
-# ---- replies in -----------------------------------------------------------------------------------------------------
 
 
 class Reply:
@@ -408,7 +203,7 @@ class _Input:
             have = value.write(buffer)
             buffer = b""
             while have < size:
-                yield min(size - have, _PIECE)
+                yield min(size - have, PIECE)
                 have += value.write(self.chunk)
             self.chunk = b""
             if have > size:
@@ -464,7 +259,7 @@ class Protocol(_Input):
     def cancel_request(self) -> bytes:
         """Return the CancelRequest for this session; nothing where the server gave no key."""
         key = self._cancel_key
-        return key and b"".join(map(_INT.pack, (12 + len(key), _CANCEL_REQUEST, self.backend_pid))) + key
+        return key and cancel_request(self.backend_pid, key)
 
     def forget(self) -> None:
         """The connection has ended: no transaction is open, and nothing is left to be read."""
@@ -646,8 +441,6 @@ class Protocol(_Input):
         self._shapes[body] = shape = description, columns
         return shape
 
-    # ---- what may come at any time
-
     def _read_aside(self, code: int, body: bytes) -> None:
         if code == PARAMETER_STATUS:
             name, _, value = body[:-1].partition(b"\0")
@@ -714,8 +507,6 @@ class Protocol(_Input):
             position = stop
         return None
 
-    # ---- the start of a session
-
     def authenticate(self, login: Authentication, reply: Reply) -> Generator[int | Secret, None, None]:
         """
         Answer what the server asks of `login`, and read what it says of the session, to its first ReadyForQuery.
@@ -755,12 +546,8 @@ class Protocol(_Input):
                 self._read_aside(code, body)
 
 
-# ---- COPY -----------------------------------------------------------------------------------------------------------
-
-# What a stream raises is the user's, and known by where it is called. The server is told, and the connection lives.
-
-
 def _copy_in(reply: Reply, simple: bool) -> Generator[bytes, None, None]:
+    # What the stream raises is the user's, and known by where it is called: the server is told, and the session lives.
     if reply.stream is None:
         reply.own = reply.own or ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")
     pieces = None
@@ -783,10 +570,10 @@ def _copy_in(reply: Reply, simple: bool) -> Generator[bytes, None, None]:
             reply.own = ProgrammingError(f"COPY: the stream gave {type(piece).__name__}, neither text nor bytes")
             break
         batch += b"d" + _INT.pack(len(data) + 4) + data
-        if len(batch) >= _PIECE:
+        if len(batch) >= PIECE:
             yield bytes(batch)
             batch.clear()
-    last = bytes(batch) + _COPY_DONE if reply.own is None else _message(b"f", b"the client gave up\0")
+    last = bytes(batch) + END_COPY if reply.own is None else message(b"f", b"the client gave up\0")
     # In the extended protocol the server has thrown the Sync of the flight away while it waited for data.
     yield last if simple else last + SYNC
 
@@ -808,7 +595,7 @@ def _copy_out(reply: Reply, body: bytes) -> bool:
 
 def _pieces(stream: Any) -> Iterator[bytes | str]:
     if hasattr(stream, "read"):
-        while piece := stream.read(_PIECE):
+        while piece := stream.read(PIECE):
             yield piece
     else:
         yield from stream
@@ -818,142 +605,3 @@ def _is_text(stream: Any) -> bool:
     from io import TextIOBase
 
     return isinstance(stream, TextIOBase)
-
-
-# ---- authentication -------------------------------------------------------------------------------------------------
-
-
-class Authentication:
-    """What one connect has to prove itself by, and what it was asked for. No frame of it shows the password."""
-
-    def __init__(self, user: str, secret: Secret, peer_certificate: Callable[[], bytes | None]) -> None:
-        #: True when the server is content
-        self.done = False
-        #: True when the password was sent before the server asked for it, and it has not asked for it yet
-        self.is_ahead = False
-        #: what goes to the server behind the last word of this side's, in the same write
-        self.behind = b""
-        #: True when that went
-        self.is_followed = False
-        #: what the server asked for, in pg_hba.conf's words
-        self.method = "trust"
-        self._user, self._secret, self._peer_certificate = user, secret, peer_certificate
-        self._answered = False
-        self._scram: Scram | None = None
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules that proving the password step by step may need."""
-        if self._secret.value is None:
-            return ()
-        return (f"{__package__}.scram", *(() if self._secret.value.isascii() else ("stringprep",)))
-
-    def go_ahead(self, packet: Secret) -> None:
-        """
-        Put the password behind the start-up packet, as the answer to a request for clear text that is yet to come.
-        """
-        answer = _encoded_password(self._secret)
-        answer.value += b"\0"
-        packet.value += self._last(answer).value
-        self.is_ahead = True
-
-    def refuse(self, text: str, method: str | None = None, sqlstate: str | None = None) -> PasswordAheadRefused:
-        """Return the error for a server that does not take what went ahead."""
-        error = PasswordAheadRefused(f"{text}; connect again with password_ahead=False")
-        error.authentication, error.sqlstate = method, sqlstate
-        return error
-
-    def answer(self, body: bytes) -> Secret | None:
-        """
-        Return the message that answers a request to authenticate; None where there is nothing to say.
-
-        Raises: OperationalError, NotSupportedError.
-        """
-        (kind,) = _INT.unpack_from(body)
-        if self.is_ahead:
-            method = _METHODS.get(kind, str(kind))
-            if kind != _CLEAR_TEXT:
-                raise self.refuse(f"the server asks for {method}, and not for the password that was sent", method)
-            self.is_ahead, self._answered, self.method = False, True, method
-            return None
-        if kind == _OK:
-            if self._scram is not None and not self._scram.verified:
-                raise OperationalError("the server skipped the proof that it knows the password")
-            self.done = True
-            return None
-        if kind in (_SASL_CONTINUE, _SASL_FINAL):
-            if self._scram is None:
-                raise violation("a step of SCRAM that was not begun")
-            if kind == _SASL_CONTINUE:
-                return self._last(self._scram.answer(body[4:]))
-            self._scram.verify(body[4:])
-            return None
-        if kind not in (_CLEAR_TEXT, _MD5, _SASL):
-            raise NotSupportedError(
-                f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM "
-                "are)"
-            )
-        # Only one method is answered: a server that cannot verify SCRAM does not get the password as well.
-        if self._answered:
-            raise violation("a second method of authentication")
-        if self._secret.value is None:
-            raise OperationalError(f"the server asks for a password for user {self._user}, and none was given")
-        self._answered, self.method = True, _METHODS[kind]
-        answer = _encoded_password(self._secret)
-        if kind == _SASL:
-            from .scram import Scram
-
-            self._scram = Scram(answer, body[4:], self._peer_certificate())
-            first = Secret()
-            first.value = self._scram.first
-            return _password_message(first)
-        if kind == _MD5:
-            if len(body) < 8:
-                raise violation("a salt that is too short")
-            answer = _md5(self._user, answer, body[4:8])
-        else:
-            answer.value += b"\0"
-        return self._last(answer)
-
-    def _last(self, answer: Secret) -> Secret:
-        """Return the message that is the last word of this side's, and what follows it."""
-        message = _password_message(answer)
-        if self.behind:
-            message.value += self.behind
-            self.is_followed = True
-        return message
-
-    def explain(self, error: DatabaseError) -> None:
-        """Add to the server's refusal what may be wrong with the password."""
-        refused = self._answered and (error.sqlstate or "").startswith(("28", "08P01"))
-        if refused and self._secret.value != self._secret.value.strip():
-            error.args = (f"{error.args[0]}; the password that was sent begins or ends with a blank or a line break",)
-
-
-def _password_message(answer: Secret) -> Secret:
-    message = Secret()
-    message.value = b"p" + _INT.pack(len(answer.value) + 4) + answer.value
-    return message
-
-
-def _encoded_password(secret: Secret) -> Secret:
-    encoded = Secret()
-    try:
-        # What os.environ could not decode is the bytes that it was.
-        encoded.value = secret.value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # which holds the whole password
-        encoded.value = None
-    if encoded.value is None:
-        raise OperationalError("the password cannot be sent: it is no text that UTF-8 can hold")
-    if b"\0" in encoded.value:
-        raise OperationalError("the password cannot be sent: it holds the character zero")
-    return encoded
-
-
-def _md5(user: str, password: Secret, salt: bytes) -> Secret:
-    from hashlib import md5
-
-    answer = Secret()
-    answer.value = md5(password.value + user.encode(), usedforsecurity=False).hexdigest().encode()
-    answer.value = b"md5" + md5(answer.value + salt, usedforsecurity=False).hexdigest().encode() + b"\0"
-    return answer

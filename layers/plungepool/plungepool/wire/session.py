@@ -10,6 +10,7 @@ import time as clock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..names import split_address
+from .authentication import Authentication
 from .errors import (
     DatabaseError,
     DataError,
@@ -24,7 +25,8 @@ from .errors import (
     TooLate,
     violation,
 )
-from .protocol import IDLE, SEVERAL, SYNC, TERMINATE, Authentication, Protocol, Reply, may_keep, query, startup
+from .messages import SYNC, TERMINATE, may_keep, query, startup
+from .protocol import IDLE, SEVERAL, Protocol, Reply
 from .transport import CANCEL_TIMEOUT_S, DEAD_PEER_AT_MOST_S, Transport
 
 if TYPE_CHECKING:
@@ -184,8 +186,6 @@ class Session:
         state = "closed" if "_lost" not in vars(self) or self.closed else f"process {self._protocol.backend_pid}"
         return f"<plungepool.wire.Connection to {self._place}, {state}>"
 
-    # ---- state
-
     @property
     def closed(self) -> bool:
         """True when the connection can never be used again."""
@@ -222,8 +222,6 @@ class Session:
     def looked_up(self) -> tuple[Any, ...]:
         """All the addresses that the look-up of the host's name has shown when the connection was opened."""
         return self._transport.looked_up
-
-    # ---- the start and the end
 
     def _open(
         self, login: Authentication, packet: Secret, connect_timeout_s: float, *, secured: bool, ahead: bool
@@ -360,8 +358,6 @@ class Session:
         except Exception:  # noqa: BLE001, S110 - at the interpreter's end the modules that it needs may be gone
             pass
 
-    # ---- flights
-
     def _query(self, statement: str, stream: Any = None, first: Sequence[str] = (), *, kept: bool = False) -> Reply:
         """One flight by the simple protocol; the statements `first` go before the user's own."""
         prefix = "".join(f"{one};" for one in first)
@@ -473,8 +469,6 @@ class Session:
         passed = DeadlineExceeded(f"the deadline has passed, and the server ended what it did for us: {error}")
         passed.sqlstate, passed.message, passed._fields = error.sqlstate, error.message, error._fields
         return passed
-
-    # ---- what a failure does
 
     def _give_up(self, error: BaseException, reply: Reply | None) -> NoReturn:
         """Close the connection since `error` stopped a flight, and raise what the user is to see."""

@@ -82,8 +82,6 @@ class Transport:
         self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
         self._incoming: list[bytes] = []  # read while a long flight was still being written
 
-    # ---- the way there
-
     def dial(self) -> None:
         """Try each address of the host, each with its share of the time that is left; `deadline` is set."""
         addresses = _resolve(*self.dialled, self.place)
@@ -177,8 +175,6 @@ class Transport:
         """Return the server's certificate, as DER; None without TLS."""
         sock: Any = self.sock
         return sock.getpeercert(binary_form=True) if self._secured and sock is not None else None
-
-    # ---- to and fro
 
     def receive(self, wanted: int, *, at_most: int = 0) -> bytes:
         """
@@ -314,8 +310,6 @@ class Transport:
             # A second at a time, since the clock of a frozen environment runs on and the poller's stands still.
             if self._poller.poll(min(left, 1.0) * 1000):
                 return
-
-    # ---- the end
 
     def say(self, farewell: bytes) -> None:
         """Send it if that is possible at once; never raises."""

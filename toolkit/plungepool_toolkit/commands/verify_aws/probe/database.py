@@ -44,9 +44,6 @@ def settings_of(prefix: str = "") -> Settings:
     return Settings.from_env(os.environ, prefix=prefix)
 
 
-# ---- a client that sends what it is told ----------------------------------------------------------------------------
-
-
 class Refused(Exception):
     """The server's error: SQLSTATE and text. SQLSTATE "none" where the other side said nothing."""
 
@@ -235,8 +232,6 @@ def _row(body: bytes) -> list[str | None]:
     return values
 
 
-# ---- pinning --------------------------------------------------------------------------------------------------------
-
 # What each suspect sends, one flight an entry. The first two are the controls: they show that the method tells the two
 # apart.
 _INSERT = f"INSERT INTO {_SCHEMA}.numbered (note) VALUES ('probe')"
@@ -340,8 +335,6 @@ def probe_split(rounds: int = 40) -> dict[str, Any]:
         thread.join()
     return {"right": right, "wrong": wrong, "refused": refused}
 
-
-# ---- refusals -------------------------------------------------------------------------------------------------------
 
 _OPTIONS: dict[str, dict[str, str]] = {
     "application_name": {"application_name": "plungepool probe"},
@@ -512,9 +505,6 @@ def probe_borrow(most: int = 60) -> dict[str, Any]:
             except Refused as refused:
                 return {"held": held, **refused.document(), "waited_s": round(time.time() - started, 1)}
     return {"held": most}
-
-
-# ---- certificates, limits, rates ------------------------------------------------------------------------------------
 
 
 def probe_tls(prefix: str = "") -> dict[str, Any]:

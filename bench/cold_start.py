@@ -255,8 +255,10 @@ def served() -> Iterator[tuple[dict[str, str], str]]:
         yield {
             "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1",
             "AWS_ACCESS_KEY_ID": credential.access_key_id, "AWS_SECRET_ACCESS_KEY": credential.secret_access_key,
-            "AWS_SESSION_TOKEN": credential.session_token or "", "AWS_REGION": proxy.region, "AWS_DEFAULT_REGION": proxy.region,
-            "DB_HOST": "localhost", "DB_PORT": str(proxy.port), "DB_RDS_NAME": RDS_NAME, "DB_USER": "postgres", "DB_CA_FILE": str(proxy.ca_file),
+            "AWS_SESSION_TOKEN": credential.session_token or "", "AWS_REGION": proxy.region,
+            "AWS_DEFAULT_REGION": proxy.region,
+            "DB_HOST": "localhost", "DB_PORT": str(proxy.port), "DB_RDS_NAME": RDS_NAME, "DB_USER": "postgres",
+            "DB_CA_FILE": str(proxy.ca_file),
             "PLUNGEPOOL_HOST": "localhost", "PLUNGEPOOL_PORT": str(proxy.port), "PLUNGEPOOL_USER": "postgres",
             "PLUNGEPOOL_AUTH": "iam", "PLUNGEPOOL_ENDPOINT": "proxy", "PLUNGEPOOL_CA_FILE": str(proxy.ca_file),
         }, server.execute("SHOW server_version")[0][0]  # fmt: skip

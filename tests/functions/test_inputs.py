@@ -28,8 +28,10 @@ anything = st.recursive(
 offsets = st.integers(-86399_999999, 86399_999999).map(lambda number: timezone(timedelta(microseconds=number)))
 # What Python writes of any time in any zone, and what nearly is one.
 times = st.datetimes(timezones=st.none() | st.just(UTC) | offsets).map(datetime.isoformat) | st.sampled_from(
-    ["2026-01-14T08:00:00+16:00", "2026-01-14T08:00:00+00:00:00.5", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
-     "infinity", "-infinity", "now", "epoch", "2026-W03-3", "20260114T080000Z", "2026-01-14 24:00:00", "2026-02-29T00:00:00Z"]
+    ["2026-01-14T08:00:00+16:00", "2026-01-14T08:00:00+00:00:00.5", "0001-01-01T00:00:00+23:59",
+    "9999-12-31T23:59:59-23:59",
+     "infinity", "-infinity", "now", "epoch", "2026-W03-3", "20260114T080000Z", "2026-01-14 24:00:00",
+     "2026-02-29T00:00:00Z"]
 )  # fmt: skip
 identifiers = st.uuids().map(str) | st.sampled_from(
     [
@@ -89,7 +91,8 @@ def test_pages_answer_whatever_is_asked_for(shop: Any, load: Callable[..., Any])
 def test_bodies_answer_whatever_they_hold(shop: Any, load: Callable[..., Any]) -> None:
     """Any body is 201, 400, 404 or 409, and only 201 takes from the stock."""
     function = load("handle_orders", shop.url())
-    skus = st.sampled_from(["TOWEL", "CAP", "FLOAT", "GOGGLES"]) | st.text(string.ascii_uppercase + "-\0é", max_size=41)
+    skus = st.sampled_from(["TOWEL", "CAP", "FLOAT", "GOGGLES"])
+    skus |= st.text(string.ascii_uppercase + "-\0é", max_size=41)
     lines = st.fixed_dictionaries({"sku": skus | anything, "quantity": st.integers(1, 1000) | anything})
     orders = st.fixed_dictionaries(
         {"customer_id": identifiers | anything, "lines": st.lists(lines, max_size=3) | anything}

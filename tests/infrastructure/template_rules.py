@@ -231,9 +231,11 @@ def each_parameter_arrives_where_it_is_read(templates: Templates) -> None:
     What is given for the database and the functions is what every function has, prepare_database as the administrator.
     """
     given = {
-        "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password", "Password": "p",
+        "Host": "db.example", "Port": "6432", "Database": "orders", "User": "reader", "Auth": "password",
+        "Password": "p",
         "Tls": "disable", "Endpoint": "proxy", "AdminUser": "owner", "AdminPassword": "q", "PoolSize": "3",
-        "Pool": "adaptive", "FleetLimit": "5", "DatabaseMetrics": "off", "LogLevel": "DEBUG", "Architecture": "x86_64", "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
+        "Pool": "adaptive", "FleetLimit": "5", "DatabaseMetrics": "off", "LogLevel": "DEBUG", "Architecture": "x86_64",
+        "PowertoolsLayerArn": BOUNDS["PowertoolsLayerArn"][0][1],
     }  # fmt: skip
     stack = templates.deploy_with(given)
     for logical_id, function in stack.of_type("AWS::Lambda::Function").items():
@@ -1054,7 +1056,8 @@ SHOWN_OF_PROXY = {
 
 OURS_SHOWN = {
     "DatabaseTime", "DatabaseConnectTime", "DatabaseCheckoutWait", "DatabaseConnects", "DatabaseConnectsFailed",
-    "DatabaseReconnects", "DatabaseCheckoutsFailed", "DatabaseErrors", "DatabaseDeadlinesExceeded", "DatabaseConnectionsLost",
+    "DatabaseReconnects", "DatabaseCheckoutsFailed", "DatabaseErrors", "DatabaseDeadlinesExceeded",
+    "DatabaseConnectionsLost",
     "DatabaseLeaks", "DatabasePoolExhausted", "DatabaseRoundTrips", "DatabaseSlowQueries", "DatabasePins",
     "DatabaseConnectionsKept", "DatabaseConnectionsClosed",
 }  # fmt: skip
@@ -1286,7 +1289,8 @@ def outputs_say_where_things_are(name: str, stack: Stack) -> None:
 
 
 NAMES = {"LogGroupName", "LayerName", "FunctionName", "RoleName", "QueueName", "AlarmName", "TopicName", "SecretName",
-         "DBClusterIdentifier", "DBInstanceIdentifier", "DBProxyName", "DBSubnetGroupName", "GroupName", "ManagedPolicyName", "DashboardName"}  # fmt: skip
+         "DBClusterIdentifier", "DBInstanceIdentifier", "DBProxyName", "DBSubnetGroupName", "GroupName",
+         "ManagedPolicyName", "DashboardName"}  # fmt: skip
 
 
 def two_stacks_fit_into_one_account(templates: Templates) -> None:

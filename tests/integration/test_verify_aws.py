@@ -262,7 +262,8 @@ DATABASE_STACK: dict[str, Any] = {
         "Instance": {
             "Type": "AWS::RDS::DBInstance",
             "Properties": {
-                "DBInstanceIdentifier": "demo-database", "Engine": "postgres", "DBInstanceClass": "db.t4g.micro", "AllocatedStorage": "20",
+                "DBInstanceIdentifier": "demo-database", "Engine": "postgres", "DBInstanceClass": "db.t4g.micro",
+                "AllocatedStorage": "20",
                 "MasterUsername": "postgres", "MasterUserPassword": "not-a-secret",
             },
         },
@@ -341,7 +342,8 @@ class LocalAccount(Account):
             template = application_stack(bucket)
             subnets = self.deployed[stack]["SubnetIds"].split(",")
             self.client("rds").create_db_proxy(
-                DBProxyName="proxy-one", EngineFamily="POSTGRESQL", RoleArn="arn:aws:iam::123456789012:role/r", VpcSubnetIds=subnets,
+                DBProxyName="proxy-one", EngineFamily="POSTGRESQL", RoleArn="arn:aws:iam::123456789012:role/r",
+                VpcSubnetIds=subnets,
                 Auth=[{"AuthScheme": "SECRETS", "SecretArn": "arn:aws:secretsmanager:::one"}],
             )  # fmt: skip
         self.client("cloudformation").create_stack(
@@ -421,7 +423,8 @@ def left(account: Account) -> dict[str, list[str]]:
     }
 
 
-UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/proxy/somebody-elses"], "functions": [], "databases": [], "clusters": []}  # fmt: skip
+UNTOUCHED = {"stacks": [], "buckets": ["somebody-elses"], "logs": ["/aws/rds/proxy/somebody-elses"], "functions": [],
+"databases": [], "clusters": []}  # fmt: skip
 
 
 def test_a_whole_run(account: LocalAccount, tmp_path: Path) -> None:

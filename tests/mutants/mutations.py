@@ -37,11 +37,13 @@ def _short(text: str) -> str:
 
 
 _COMPARED: dict[type[ast.cmpop], str] = {
-    ast.Lt: ">=", ast.LtE: "<", ast.Gt: "<=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is",
+    ast.Lt: ">=", ast.LtE: "<", ast.Gt: "<=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
+    ast.IsNot: "is",
     ast.In: "not in", ast.NotIn: "in",
 }  # fmt: skip
 _COUNTED: dict[type[ast.operator], str] = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.LShift: ">>", ast.RShift: "<<",
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.LShift: ">>",
+    ast.RShift: "<<",
 }  # fmt: skip
 
 
@@ -156,7 +158,8 @@ def mutants(source: str, only: str = "") -> list[Mutant]:
         if inside:
             for place, becomes in text.changes(node):
                 start, end = text.span(place)
-                found.add(Mutant(place.lineno, start, end, becomes, text.code(place), scope, lines))  # type: ignore[attr-defined]
+                line: int = place.lineno  # type: ignore[attr-defined]
+                found.add(Mutant(line, start, end, becomes, text.code(place), scope, lines))
             if isinstance(node, ast.Call):
                 for keyword, start, end in text.keywords(node):
                     was = text.encoded[start:end].decode()

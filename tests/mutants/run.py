@@ -91,7 +91,8 @@ TOPICS = {
     "connect": Topic(
         (f"{PACKAGE}/connect*",),
         (
-            "unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*", "integration/test_cred*",
+            "unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*",
+            "integration/test_cred*",
             "unit/test_cred*", "integration/test_full*", "integration/test_adaptive*", "integration/test_tenants.py",
             "integration/test_connect*", "integration/test_reader*", "environment/test_snapshot*",
         ),
@@ -99,28 +100,34 @@ TOPICS = {
     "lifecycle": Topic(
         (f"{PACKAGE}/lifecycle*", f"{PACKAGE}/snapshot*"),
         (
-            "integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*", "environment/test_snapshot*",
+            "integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*",
+            "environment/test_snapshot*",
             "integration/test_pool.py",
         ),
     ),
     "tls": Topic((f"{PACKAGE}/tls*",), ("unit/test_tls*", "integration/test_tls*")),
     "credentials": Topic(
         (f"{PACKAGE}/credentials*", f"{PACKAGE}/iam*", f"{PACKAGE}/secret*"),
-        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_keys*", "unit/test_iam*", "unit/test_secret*"),
+        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_keys*", "unit/test_iam*",
+        "unit/test_secret*"),
     ),
     "pool": Topic(
         (f"{PACKAGE}/pool*",),
         (
-            "unit/test_pool*", "unit/test_thaw*", "unit/test_prefix*", "integration/test_pool*", "integration/test_thaw*",
+            "unit/test_pool*", "unit/test_thaw*", "unit/test_prefix*", "integration/test_pool*",
+            "integration/test_thaw*",
             "integration/test_guard.py", "integration/test_deadline*",
         ),
     ),
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
-        ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*", "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
-        only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5|_encoded_password|Scram|saslprep|tune",
+        ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*",
+        "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
+        only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5"
+        "|_encoded_password|Scram|saslprep|tune",
     ),
-    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("unit/test_checks*", "unit/test_prefix*", "integration/test_doctor*")),
+    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("unit/test_checks*", "unit/test_prefix*",
+    "integration/test_doctor*")),
     "rds_proxy": Topic(
         (f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "unit/test_pinning*", "integration/test_rds_proxy*")
     ),
@@ -197,7 +204,8 @@ class Work:
         """Have one order run; the answer of warm.py."""
         assert self._process.stdin is not None
         order = {
-            "progress": str(self.scratch / "progress"), "scratch": str(self.scratch / "pytest"), "clusters": str(self.scratch),
+            "progress": str(self.scratch / "progress"), "scratch": str(self.scratch / "pytest"),
+            "clusters": str(self.scratch),
             "log": str(self.scratch / "log"), "first_s": 120.0, "limits": {}, "from": os.getpid(), **order,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -326,7 +334,8 @@ class Examination:
         for file, found in sorted(self.record.items()):
             if failed := found["failed"]:
                 print(
-                    f"{self.name}: {len(failed)} tests of {file} fail or are skipped without any mutant, and are left out: {failed[0]} …"
+                    f"{self.name}: {len(failed)} tests of {file} fail or are skipped without any mutant, and are left "
+                    f"out: {failed[0]} …"
                 )
 
     def _recorded(self, work: Work, file: str, text: str) -> dict[str, Any]:

@@ -193,8 +193,10 @@ def main() -> None:
     """Serve orders until there are no more."""
     # The folder of this file is not where the packages are; nothing of a mutant is to be found compiled.
     sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
-    for name in ("_pytest.assertion.rewrite", "hypothesis.stateful", "sqlalchemy.orm", "boto3", "botocore.session", "pg8000.native",
-                 "moto", "cryptography.x509", "psycopg", "aws_lambda_powertools.utilities.parameters", "typer.testing", "rich.console",
+    for name in ("_pytest.assertion.rewrite", "hypothesis.stateful", "sqlalchemy.orm", "boto3", "botocore.session",
+    "pg8000.native",
+                 "moto", "cryptography.x509", "psycopg", "aws_lambda_powertools.utilities.parameters", "typer.testing",
+                 "rich.console",
                  "asyncio", "http.server", "xmlrpc.client", "sqlalchemy.dialects.postgresql.pg8000"):  # fmt: skip
         with contextlib.suppress(ImportError):
             __import__(name)

@@ -36,9 +36,10 @@ def servers(postgres: Postgres, postgresql_18: Path) -> Iterator[dict[str, Any]]
     """A stand-in and a PostgreSQL 18 for each way to ask for a password."""
     with contextlib.ExitStack() as stack:
         found: dict[str, Any] = {}
-        for auth, authentication in (("password", "password"), ("scram", "scram-sha-256")):
-            found[f"stand-in {auth}"] = stack.enter_context(RdsProxy(postgres, auth=auth, users={"proxied": "hush"}))  # type: ignore[arg-type]
-            server = Postgres({"max_connections": 10}, tls=True, authentication=authentication, binaries=postgresql_18)  # type: ignore[arg-type]
+        ways: tuple[tuple[Any, Any], ...] = (("password", "password"), ("scram", "scram-sha-256"))
+        for auth, authentication in ways:
+            found[f"stand-in {auth}"] = stack.enter_context(RdsProxy(postgres, auth=auth, users={"proxied": "hush"}))
+            server = Postgres({"max_connections": 10}, tls=True, authentication=authentication, binaries=postgresql_18)
             found[f"PostgreSQL 18 {auth}"] = stack.enter_context(server)
             server.execute("CREATE ROLE proxied LOGIN PASSWORD 'hush'")
         yield found
@@ -59,7 +60,8 @@ SAME_ANSWERS = {
     "a query where SCRAM is asked for": ("scram", {}, startup() + query("SELECT 1"), "R10 E08P01 end"),
     "direct": ("password", DIRECT, startup() + password(), "R3 R0 Z"),
     "direct, a password where SCRAM is asked for": ("scram", DIRECT, startup() + password(), "R10 E08P01 end"),
-    "direct, one protocol of two": ("password", DIRECT | {"alpn": ("h2", "postgresql")}, startup() + password(), "R3 R0 Z"),
+    "direct, one protocol of two": ("password", DIRECT | {"alpn": ("h2", "postgresql")}, startup() + password(),
+    "R3 R0 Z"),
     "direct, without ALPN": ("password", DIRECT | {"alpn": ()}, startup() + password(), "end"),
     "asked for, without ALPN": ("password", {"alpn": ()}, startup() + password(), "R3 R0 Z"),
     "TLS in TLS": ("password", {}, SSL_REQUEST, "E0A000 end"),

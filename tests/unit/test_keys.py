@@ -58,7 +58,8 @@ def test_keys_in_a_failure_are_not_taken() -> None:
 @pytest.mark.parametrize(
     ("host", "own"),
     [("localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("169.254.170.2", True),
-     ("169.254.170.23", True), ("fd00:ec2::23", True), ("169.254.169.254", False), ("10.0.0.1", False), ("example.com", False), ("", False)],
+     ("169.254.170.23", True), ("fd00:ec2::23", True), ("169.254.169.254", False), ("10.0.0.1", False), ("example.com",
+     False), ("", False)],
 )  # fmt: skip
 def test_plain_http_goes_to_this_host_only(host: str, own: bool) -> None:
     """Loopback, and the addresses of Amazon ECS and EKS."""

@@ -126,7 +126,8 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("PORT", "70000"), ("PORT", "5432.0"), ("PORT", " 5432"), ("PORT", "٥٤٣٢"), ("POOL_SIZE", "-1"), ("POOL_SIZE", "1_0"),
+    ("PORT", "70000"), ("PORT", "5432.0"), ("PORT", " 5432"), ("PORT", "٥٤٣٢"), ("POOL_SIZE", "-1"), ("POOL_SIZE",
+    "1_0"),
     ("MAX_AGE_S", "0"), ("MAX_AGE_S", "nan"), ("MAX_AGE_S", "inf"), ("CHECKOUT_TIMEOUT_S", "-1"), ("ENDPOINT", "Proxy"),
     ("POOL", "adaptiv"), ("AUTH", "none"), ("HOST", "a,b"), ("HOST", "user@db"), ("PINNING", "yes"),
     ("CONNECT_ON_RESTORE", "1"), ("CONNECT_ON_RESTORE", "True"), ("CONNECT_ON_RESTORE", "yes"),
@@ -139,7 +140,8 @@ def test_a_wrong_value_is_refused(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("url", [
     "mysql://u@h/d", "db.example", "postgresql://u@h:port/d", "postgresql:///d", f"postgresql://u:{SECRET}@h/d",
-    "postgresql://u:hunter2-hunter2@h/d?sslmode=disable", "postgresql://u:hunter2-hunter2@h/d#x", "postgresql://[u:hunter2-hunter2@h",
+    "postgresql://u:hunter2-hunter2@h/d?sslmode=disable", "postgresql://u:hunter2-hunter2@h/d#x",
+    "postgresql://[u:hunter2-hunter2@h",
 ])  # fmt: skip
 def test_a_wrong_url_is_refused_without_quoting_it(url: str) -> None:
     """The text names PLUNGEPOOL_URL and shows nothing of it, since a password may stand in it."""
@@ -235,7 +237,8 @@ def test_what_no_resolver_takes_is_refused(host: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "db.example.", "10.0.0.7", "::1", "fe80::1%eth0", "2001:db8::1", "my_host", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", "a" * 63 + ".example"]
+    "host", ["localhost", "db.example.", "10.0.0.7", "::1", "fe80::1%eth0", "2001:db8::1", "my_host",
+    "b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example", "a" * 63 + ".example"]
 )  # fmt: skip
 def test_what_a_resolver_takes_is_a_host(host: str) -> None:
     """Names with a final dot, an underscore or letters of other scripts, and addresses of both families."""
@@ -274,7 +277,8 @@ def test_address_is_a_host_and_perhaps_a_port(address: str, dialled: tuple[str, 
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:", "localhost:0", "localhost:70000", "localhost:x", ":5432", "[::1", "[::1]5432", "[]:1", "a b", "a..b", "[db.example:]:1", "127.0.0.1:5432:6", "localhost:\N{ARABIC-INDIC DIGIT ONE}"],
+    ["localhost:", "localhost:0", "localhost:70000", "localhost:x", ":5432", "[::1", "[::1]5432", "[]:1", "a b",
+    "a..b", "[db.example:]:1", "127.0.0.1:5432:6", "localhost:\N{ARABIC-INDIC DIGIT ONE}"],
 )  # fmt: skip
 def test_address_that_cannot_be_dialled_is_refused(address: str) -> None:
     """Half a port, no host, a host that no resolver takes."""
@@ -287,8 +291,10 @@ def test_address_that_cannot_be_dialled_is_refused(address: str) -> None:
 def test_line_break_at_the_end_is_named(name: str, end: str) -> None:
     """Whatever was copied from a file or a secret with its line's end is said to have one, with its variable."""
     values = {
-        "url": "postgresql://u@h/d", "host": "h", "port": "5432", "address": "h", "database": "d", "user": "u", "endpoint": "direct",
-        "auth": "password", "password": SECRET, "secret_arn": "name", "region": "eu-west-1", "tls": "disable", "ca_file": "f",
+        "url": "postgresql://u@h/d", "host": "h", "port": "5432", "address": "h", "database": "d", "user": "u",
+        "endpoint": "direct",
+        "auth": "password", "password": SECRET, "secret_arn": "name", "region": "eu-west-1", "tls": "disable",
+        "ca_file": "f",
         "pool": "tiny", "pool_size": "1", "pinning": "warn",
     }  # fmt: skip
     text = "; ".join(problems(MINIMUM | {variable(name): values.get(name, "5") + end}))
@@ -318,7 +324,8 @@ def test_seconds_at_their_bounds_are_what_a_socket_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["arn:aws:rds:eu-west-1:1:db:d", "arn:aws:secretsmanager:eu-west-1:1:secret:", "arn:aws:secretsmanager", "a b", "a:b"]
+    "name", ["arn:aws:rds:eu-west-1:1:db:d", "arn:aws:secretsmanager:eu-west-1:1:secret:", "arn:aws:secretsmanager",
+    "a b", "a:b"]
 )  # fmt: skip
 def test_secret_that_is_none_is_refused(name: str) -> None:
     """The ARN of something else, and what cannot be a secret's name, is told before anything is asked of AWS."""

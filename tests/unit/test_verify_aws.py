@@ -182,15 +182,18 @@ def test_prices_know_every_alarm(mode: str) -> None:
 GOOD_TLS = {"versions": {"TLSv1.2": True, "TLSv1.3": True}, "subject": "a", "issuer": "b", "chain_length": 3}
 REFUSED = {"sqlstate": "28P01", "message": "no"}
 OPTION = {"sqlstate": "0A000", "message": "no"}
-TOKENS = {"a password": REFUSED, "another user's token": REFUSED, "a token of an hour ago": REFUSED, "a token of five minutes": {"value": "let in"}, "no TLS": {"sqlstate": "28000", "message": "no"}}  # fmt: skip
-STARTUP = {"statement_timeout": OPTION, "lock_timeout": OPTION, "options -c": OPTION, "application_name": {"value": "x"}, "search_path": {"value": "y"}}  # fmt: skip
+TOKENS = {"a password": REFUSED, "another user's token": REFUSED, "a token of an hour ago": REFUSED,
+"a token of five minutes": {"value": "let in"}, "no TLS": {"sqlstate": "28000", "message": "no"}}  # fmt: skip
+STARTUP = {"statement_timeout": OPTION, "lock_timeout": OPTION, "options -c": OPTION,
+"application_name": {"value": "x"}, "search_path": {"value": "y"}}  # fmt: skip
 PINS = {"SET", "SET LOCAL", "set_config, local", "nextval", "declared cursor", "over 16 KB", "named statement"}
 
 
 def evidence() -> dict:
     """What the probes would return if all were as it is expected."""
     return {
-        **{f"pinning {suspect}": {"pinned": suspect in PINS, "backends": 5, "began": 0, "ended": 1} for suspect in SUSPECTS},
+        **{f"pinning {suspect}": {"pinned": suspect in PINS, "backends": 5, "began": 0,
+        "ended": 1} for suspect in SUSPECTS},
         "split": {"right": 100, "wrong": 3, "refused": {"26000": 2}},
         "startup proxy": STARTUP,
         "refusals proxy": TOKENS,
@@ -200,10 +203,14 @@ def evidence() -> dict:
         "prepare": {"limits": {"max_connections": "800"}, "secret_fields": ["password", "username"]},
         "rate": {"connects": 100, "per_s": 20.0, "refused": {}},
         "borrow": {"held": 8, "sqlstate": "08000", "message": "timed out", "waited_s": 2.0},
-        "waits proxy": {"password ahead": {"value": "let in"}, "direct TLS": {"sqlstate": "none", "message": "SSLEOFError"}},
+        "waits proxy": {"password ahead": {"value": "let in"}, "direct TLS": {"sqlstate": "none",
+        "message": "SSLEOFError"}},
         "waits direct": {"password ahead": {"value": "let in"}, "direct TLS": {"value": "let in"}},
-        "session proxy": {"cancel": {"value": "ran to its end"}, "announced": {"value": "another process than the one that serves"}, "idle": {"sqlstate": "57P05", "message": "idle"}},
-        "snapshot": {"began": "snap-start", "connection": False, "registration": "waits", "sigterm": False, "waited_s": 1200.0},
+        "session proxy": {"cancel": {"value": "ran to its end"},
+        "announced": {"value": "another process than the one that serves"}, "idle": {"sqlstate": "57P05",
+        "message": "idle"}},
+        "snapshot": {"began": "snap-start", "connection": False, "registration": "waits", "sigterm": False,
+        "waited_s": 1200.0},
         "metrics": {"DatabaseConnectionsCurrentlySessionPinned": 1.0, "MaxDatabaseConnectionsAllowed": 8.0},
         "shutdown": {"sigterm": True, "waited_s": 300.0, "init_s": 0.1, "handler_s": 0.3},
         "bundle": {"served": 3, "missing": 0},
@@ -216,12 +223,14 @@ def evidence_of_express() -> dict[str, Any]:
     let_in = {"value": "let in"}
     shared = ("check_database", "prepare", "rate", "shutdown", "snapshot", "bundle")
     return {name: found for name, found in evidence().items() if name in shared} | {
-        "cluster": {"InternetAccessGatewayEnabled": True, "VPCNetworkingEnabled": False, "IAMDatabaseAuthenticationEnabled": True, "EngineVersion": "17.7"},
+        "cluster": {"InternetAccessGatewayEnabled": True, "VPCNetworkingEnabled": False,
+        "IAMDatabaseAuthenticationEnabled": True, "EngineVersion": "17.7"},
         "tls direct": {**GOOD_TLS, "trusted_by": {"region": False, "amazon roots": True, "runtime": True}},
         "startup direct": {name: {"value": "x"} for name in STARTUP},
         "refusals direct": TOKENS,
         "waits direct": {"password ahead": let_in, "direct TLS": let_in},
-        "session direct": {"cancel": {"value": "cancelled"}, "announced": {"value": "the process that serves"}, "idle": {"sqlstate": "57P05", "message": "idle"}},
+        "session direct": {"cancel": {"value": "cancelled"}, "announced": {"value": "the process that serves"},
+        "idle": {"sqlstate": "57P05", "message": "idle"}},
         "capacity": {"held": 300, "max_connections": "823"},
         "schema": {"properties": []},
     }  # fmt: skip
@@ -257,14 +266,18 @@ def test_each_fact_is_asked_of_some_database() -> None:
 @pytest.mark.parametrize(
     ("probe", "found", "fact"),
     [
-        ("cluster", {"InternetAccessGatewayEnabled": False, "VPCNetworkingEnabled": False, "IAMDatabaseAuthenticationEnabled": True}, "gateway"),
+        ("cluster", {"InternetAccessGatewayEnabled": False, "VPCNetworkingEnabled": False,
+        "IAMDatabaseAuthenticationEnabled": True}, "gateway"),
         ("session direct", {"cancel": {"value": "ran to its end"}}, "gateway-cancel"),
         ("session direct", {"idle": {"sqlstate": "none", "message": "TimeoutError: timed out"}}, "gateway-idle"),
         ("waits direct", {"password ahead": {"sqlstate": "08P01", "message": "no"}}, "gateway-password-ahead"),
         ("refusals direct", {**TOKENS, "a password": {"sqlstate": "08004", "message": "no"}}, "gateway-password"),
-        ("tls direct", {**GOOD_TLS, "trusted_by": {"region": True, "amazon roots": False, "runtime": False}}, "gateway-certificate"),
+        ("tls direct", {**GOOD_TLS, "trusted_by": {"region": True, "amazon roots": False, "runtime": False}},
+        "gateway-certificate"),
         ("schema", {"properties": ["WithExpressConfiguration"]}, "cloudformation-express"),
-        ("snapshot", {"began": "snap-start", "connection": False, "registration": "403 Extension.UnknownExtensionIdentifier", "sigterm": False, "waited_s": 9.0}, "snapshot-registration"),
+        ("snapshot", {"began": "snap-start", "connection": False,
+        "registration": "403 Extension.UnknownExtensionIdentifier", "sigterm": False, "waited_s": 9.0},
+        "snapshot-registration"),
     ],
 )  # fmt: skip
 def test_what_is_otherwise_of_express_is_said(probe: str, found: dict[str, Any], fact: str) -> None:
@@ -295,7 +308,8 @@ def test_environment_that_was_not_restored_shows_nothing_of_snapshots() -> None:
         ("pinning SET LOCAL", {"pinned": False, "backends": 5}, "set-local"),
         ("pinning identity column", {"pinned": True, "backends": 5, "logged": ["a sequence"]}, "identity-column"),
         ("pinning nextval", {"refused": {"sqlstate": "42501", "message": "denied"}}, "nextval"),
-        ("tls proxy", {**GOOD_TLS, "trusted_by": {"region": True, "amazon roots": False, "runtime": False}}, "proxy-certificate"),
+        ("tls proxy", {**GOOD_TLS, "trusted_by": {"region": True, "amazon roots": False, "runtime": False}},
+        "proxy-certificate"),
         ("startup proxy", {**STARTUP, "statement_timeout": {"value": "4s"}}, "startup-statement-timeout"),
         ("bundle", {"served": 4, "missing": 1}, "regional-bundle"),
         ("borrow", {"held": 8, "sqlstate": "57014", "message": "cancelled", "waited_s": 2.0}, "borrow-timeout"),
@@ -340,7 +354,8 @@ def test_settings_of_each_role(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {
         "AWS_REGION": "eu-west-1",
         "PLUNGEPOOL_HOST": "proxy.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_AUTH": "iam",
-        "ADMIN_PLUNGEPOOL_HOST": "database.example", "ADMIN_PLUNGEPOOL_AUTH": "secret", "ADMIN_PLUNGEPOOL_SECRET_ARN": "one",
+        "ADMIN_PLUNGEPOOL_HOST": "database.example", "ADMIN_PLUNGEPOOL_AUTH": "secret",
+        "ADMIN_PLUNGEPOOL_SECRET_ARN": "one",
     }  # fmt: skip
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

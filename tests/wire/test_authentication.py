@@ -259,9 +259,11 @@ def wrong_proof(text: str) -> Any:
     ("lie", "kind", "says"),
     [
         (lambda s: s.scram(change_final=wrong_proof), wire.OperationalError, "could not prove that it knows"),
-        (lambda s: s.scram(change_final=lambda text: text[:-4]), wire.OperationalError, "could not prove that it knows"),
+        (lambda s: s.scram(change_final=lambda text: text[:-4]), wire.OperationalError,
+        "could not prove that it knows"),
         (lambda s: s.scram(change_final=lambda text: ""), wire.OperationalError, "could not prove that it knows"),
-        (lambda s: s.scram(change_final=lambda text: "e=other-error"), wire.OperationalError, "refused SCRAM: other-err"),
+        (lambda s: s.scram(change_final=lambda text: "e=other-error"), wire.OperationalError,
+        "refused SCRAM: other-err"),
         (lambda s: s.scram(skip=True), wire.OperationalError, "skipped the proof"),
         (lambda s: (s.say(10, b"SCRAM-SHA-256\0\0"), s.hear()), wire.OperationalError, "skipped the proof"),
         (lambda s: (s.scram(), s.say(3), s.hear()), wire.OperationalError, "a second method of authentication"),

@@ -21,7 +21,7 @@ import sqlalchemy
 from sqlalchemy import Engine, create_engine, text
 
 from plungepool import dialect, wire
-from plungepool.wire import protocol
+from plungepool.wire import messages
 from plungepool.wire.errors import server_error
 from plungepool.wire.transport import TLS_REQUEST
 from plungepool_toolkit.certificates import Authority
@@ -278,7 +278,7 @@ def test_begin_that_fails_runs_nothing(database: Database, connection: wire.Conn
     database.execute("CREATE TABLE written (a int)")
     with connection:
         connection._begin_messages = (
-            protocol.parse("BEGIN ISOLATION LEVEL NONSENSE") + protocol.BIND_NOTHING + protocol.EXECUTE
+            messages.parse("BEGIN ISOLATION LEVEL NONSENSE") + messages.BIND_NOTHING + messages.EXECUTE
         )
         connection._begin = "BEGIN ISOLATION LEVEL NONSENSE"
         for sql, values in [

@@ -12,7 +12,7 @@ import pytest
 from fuzz_server import Fault, FuzzServer, data_row, row_description
 
 from plungepool import wire
-from plungepool.wire import protocol
+from plungepool.wire import messages
 
 
 def test_large_values_are_whole_among_small_ones(connection: wire.Connection) -> None:
@@ -60,9 +60,9 @@ def test_large_bytes_are_sent_whole_wherever_they_stand(connection: wire.Connect
 def test_large_bytes_in_a_message_are_what_an_error_would_show_of_them() -> None:
     """What is kept out of errors is looked for as the server writes it there: in hexadecimal digits."""
     values = ("text", b"\xab\xcd" * 40_000, 5)
-    message = protocol.bind(values, protocol.types_of(values))
-    assert list(protocol.parameters_in([message])) == ["text", "\\x" + "abcd" * 40_000, "5"]
-    assert list(protocol.parameters_in([protocol.bind(values)])) == ["text", "\\x" + "abcd" * 40_000, "5"]
+    message = messages.bind(values, messages.types_of(values))
+    assert list(messages.parameters_in([message])) == ["text", "\\x" + "abcd" * 40_000, "5"]
+    assert list(messages.parameters_in([messages.bind(values)])) == ["text", "\\x" + "abcd" * 40_000, "5"]
 
 
 def test_large_bytes_are_sent_with_one_copy(connection: wire.Connection) -> None:

@@ -92,7 +92,8 @@ def test_startup_message_holds_what_was_given_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"startup_params": {"user": "x", "DateStyle": "German", "TimeZone": "UTC"}}, "startup_params: DateStyle, user cannot be set"),
+        ({"startup_params": {"user": "x", "DateStyle": "German", "TimeZone": "UTC"}},
+        "startup_params: DateStyle, user cannot be set"),
         ({"user": "a\0b"}, "may not hold the character zero"),
         ({"startup_params": {"TimeZone": "UTC\0role\0postgres"}}, "may not hold the character zero"),
         ({"application_name": "\ud800"}, "must be text that UTF-8 can hold"),
@@ -246,7 +247,8 @@ def test_nonce_of_scram_must_be_more_than_the_clients() -> None:
 
 @pytest.mark.parametrize(
     ("salt", "count"),
-    [(b"", b"4096"), (b"c2Fs!dA==", b"4096"), (b"c2FsdA", b"4096"), (b"c2FsdA==", b"00000004096"), (b"c2FsdA==", b"9" * 5000),
+    [(b"", b"4096"), (b"c2Fs!dA==", b"4096"), (b"c2FsdA", b"4096"), (b"c2FsdA==", b"00000004096"), (b"c2FsdA==",
+    b"9" * 5000),
      (b"c2FsdA==", b""), (b"c2FsdA==", "\u0663".encode())],
 )  # fmt: skip
 def test_salt_and_iterations_of_scram_are_read_strictly(salt: bytes, count: bytes) -> None:

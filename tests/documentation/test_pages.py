@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Pages that hold a small project with its tests.
-PROJECTS = ["quick-start", "iam", "managed-instances", "dsql", "fastapi", "orm"]
+PROJECTS = [
+    "quick-start",
+    "iam",
+    "managed-instances",
+    "dsql",
+    "fastapi",
+    "orm",
+    "alembic",
+    "pandas",
+    "from-psycopg",
+    "from-pg8000",
+]
 SECTIONS = ["Getting started", "Advanced", "Testing your code"]
 
 
@@ -33,8 +44,9 @@ def test_the_page_is_true(name: str, tmp_path: Path) -> None:
     """All tests of the page pass in a project that holds its files and nothing else."""
     page = Page(name)
     result = page.run_tests(tmp_path)
-    expected = rf"^{page.number_of_tests()} passed in "
-    assert re.search(expected, result.stdout, re.MULTILINE), result.stdout + result.stderr
+    passed = re.search(r"^(\d+) passed in ", result.stdout, re.MULTILINE)
+    assert passed is not None, result.stdout + result.stderr
+    assert int(passed[1]) >= page.number_of_tests()
 
 
 # The quick start's own commands are run by test_quick_start.py.

@@ -88,25 +88,6 @@ print([name in sys.modules for name in ("pg8000", "sqlalchemy.orm")])
     assert done.stdout == f"{[imports_drivers] * 2}\n"
 
 
-def test_alembic(database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's env.py migrates, by the page's handler, as the owner; a second time changes nothing."""
-    monkeypatch.setenv("PLUNGEPOOL_URL", database.url())
-    monkeypatch.delenv("PLUNGEPOOL_PASSWORD")
-    (tmp_path / "versions").mkdir()
-    (tmp_path / "env.py").write_text(BLOCKS["env"])
-    (tmp_path / "versions" / "1_first.py").write_text(
-        "from alembic import op\n"
-        "revision, down_revision = '1', None\n"
-        "def upgrade():\n"
-        "    op.execute('CREATE TABLE migrated (id bigint)')\n"
-    )
-    handler = run("migrate")["handler"]
-    for _ in range(2):
-        handler({"migrations": str(tmp_path)}, None)
-    assert [row[0] for row in database.execute("SELECT version_num FROM alembic_version")] == ["1"]
-    database.execute("DROP TABLE migrated, alembic_version")
-
-
 def test_copy() -> None:
     """What is loaded is there, and comes back as it went in; a line that is wrong loads nothing."""
     copy = run("copy")

@@ -70,7 +70,7 @@ postgresql-18: .debian/postgresql-18/.ready ## Get PostgreSQL 18 with TLS from D
 services: postgresql-18
 	@toolkit/set-up apt postgresql pgbouncer iproute2 chromium-headless-shell
 
-# The tests in parts that share nothing, so that several of them can run at a time.
+# The tests in parts that share nothing, so that several of them can run at a time; the longest first.
 CORE := tests/unit tests/integration
 # In halves that take about as long; the last test looks for secrets in what the others have written.
 CORE_A := tests/unit $(wildcard tests/integration/test_[a-l]*.py)
@@ -79,17 +79,39 @@ WIRE := tests/wire
 TOOLKIT := tests/toolkit
 FUNCTIONS := tests/functions tests/environment tests/documentation
 CHAOS := tests/chaos
-APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/conftest.py tests/__pycache__,$(wildcard tests/*))
-# Most tests wait for something (a time-out, a server, a network that is cut): but more parts than cores at a time
-# crowd it, so that some run into their time limits.
-JOBS := 2
+# A run that lives on the real clock, beside which there must be room.
+CHAOS_RUN := tests/chaos/test_randomised.py
+STORIES := $(filter-out $(CHAOS_RUN),$(wildcard tests/chaos/test_*.py))
+APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/shared %.py %__pycache__,$(wildcard tests/*))
+# What depends on the Python that runs it: each module as it is imported, in what order objects end and threads are interrupted,
+# signals, forks and exits, TLS sockets; and what reads or writes every byte. The rest of the core is the same code again.
+OLDEST := tests/unit tests/wire/test_protocol.py tests/wire/test_types.py tests/wire/test_parameters.py tests/wire/test_large_values.py \
+	$(patsubst %,tests/integration/test_%.py,cold_start_modules engine_options exit first_errors guard lifecycle_hooks observe \
+	pool pool_strikes shutdown_strikes tls transaction)
+# Most tests wait for something (a server, a network that is cut, a time-out): with two at a time, two cores idle half the time; but
+# many parts at a time crowd them, so that some tests run into their time limits.
+JOBS := 3
+
+# Every other supported Python on this machine, the oldest first.
+OTHER_PYTHONS = main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	toolkit/set-up pythons | sort -V | while read -r version path; do \
+		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) ;; *) echo "$$version";; esac; \
+	done
 
 .PHONY: test
-test: check services $(TOOLS) ## Run the checks and every test; installs all that it needs
-	@$(MAKE) --no-print-directory test-oldest-python OF=
-	@echo "Running the tests in nine parts, $(JOBS) at a time, in about 40 minutes on two cores."
-	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=line test-application test-toolkit test-core-a test-core-b \
-		test-oldest-a test-oldest-b test-wire test-functions test-chaos
+test: check services $(TOOLS) ## Run the checks and every test, and say once a minute how far it is; installs all that it needs
+	@oldest=$$($(OTHER_PYTHONS) | head -n 1); \
+	[ -z "$$oldest" ] || $(MAKE) --no-print-directory ".venv-$$oldest/.ready" || exit 1; \
+	exec $(PYTHON) tests/run_parts.py --at-once $(JOBS) --calm chaos-run \
+		--part chaos-run $(PYTHON) $(CHAOS_RUN) \
+		--part toolkit $(PYTHON) $(TOOLKIT) \
+		--part core-a $(PYTHON) $(CORE_A) \
+		--part application $(PYTHON) $(APPLICATION) \
+		--part functions $(PYTHON) $(FUNCTIONS) \
+		--part stories $(PYTHON) $(STORIES) \
+		--part core-b $(PYTHON) $(CORE_B) \
+		--part wire $(PYTHON) $(WIRE) \
+		$${oldest:+--part python-$$oldest .venv-$$oldest/bin/python $(OLDEST)}
 
 # What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
 # the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
@@ -112,19 +134,6 @@ mutants: .venv/.ready services ## Change the code place by place, to find what n
 test-core: .venv/.ready services ## Run the tests of the package
 	@$(PYTHON) -m pytest $(CORE)
 
-.PHONY: test-core-a test-core-b test-oldest-a test-oldest-b
-test-core-a: .venv/.ready services
-	@$(PYTHON) -m pytest $(CORE_A)
-
-test-core-b: .venv/.ready services
-	@$(PYTHON) -m pytest $(CORE_B)
-
-test-oldest-a:
-	@$(MAKE) --no-print-directory test-oldest-python OF="$(CORE_A)"
-
-test-oldest-b:
-	@$(MAKE) --no-print-directory test-oldest-python OF="$(CORE_B)"
-
 .PHONY: test-toolkit
 test-toolkit: .venv/.ready services ## Run the tests of the toolkit and its commands
 	@$(PYTHON) -m pytest $(TOOLKIT)
@@ -145,23 +154,18 @@ test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers
 test-application: .venv/.ready $(TOOLS) services ## Run the tests of the template: build, checks, deploy, sam local, sam init
 	@$(PYTHON) -m pytest $(APPLICATION)
 
-# `make test` takes the oldest; what works there and on the newest works between.
+# What works on the oldest and on the newest works between.
 .PHONY: test-oldest-python
-test-oldest-python: OF := $(CORE)
-test-oldest-python: .venv/.ready services ## Run the unit and integration tests on the oldest supported Python installed here
-	@$(MAKE) --no-print-directory test-pythons HOW_MANY="head -n 1" OF="$(OF)"
+test-oldest-python: .venv/.ready services ## Run on the oldest supported Python installed here what depends on it, as `make test` does
+	@$(MAKE) --no-print-directory test-pythons HOW_MANY="head -n 1" OF="$(OLDEST)"
 
 .PHONY: test-pythons
 test-pythons: HOW_MANY := cat
 test-pythons: OF := $(CORE)
-test-pythons: .venv/.ready services ## Run the unit and integration tests on every other supported Python installed here
-	@main=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	toolkit/set-up pythons | sort -V | while read -r version path; do \
-		case $$version:$$path in "$$main":* | *:$(CURDIR)/.debian/*) ;; *) echo "$$version";; esac; \
-	done | $(HOW_MANY) | while read -r version; do \
+test-pythons: .venv/.ready services ## Run all unit and integration tests on every other supported Python installed here
+	@$(OTHER_PYTHONS) | $(HOW_MANY) | while read -r version; do \
 		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
-		[ -n "$(strip $(OF))" ] || continue; \
-		echo "Unit and integration tests on Python $$version"; \
+		echo "Tests on Python $$version"; \
 		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider $(OF) </dev/null || exit 1; \
 	done
 

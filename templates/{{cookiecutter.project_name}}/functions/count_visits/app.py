@@ -4,9 +4,8 @@ import json
 import logging
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from plungepool import get_engine
+from plungepool import Unavailable, get_engine, guard_invocation
 
 logger = logging.getLogger()
 engine = get_engine()  # outside the handler: one engine per environment; nothing is opened yet
@@ -22,14 +21,15 @@ def count_visit(connection: Connection, page: str) -> int:
     return connection.execute(COUNT_VISIT, {"page": page}).scalar_one()
 
 
+@guard_invocation  # the database's work ends with the invocation, and no connection is left checked out
 def handler(event, context):
     page = event["pathParameters"]["page"]
     try:
         with engine.begin() as connection:
             visits = count_visit(connection, page)
-    except (OperationalError, InterfaceError) as error:
-        # Full, restarting or out of reach: worth waiting for. Any other error is a mistake in the program.
-        logger.warning("the database is unavailable: SQLSTATE %s", getattr(error.orig, "sqlstate", None))
+    except Unavailable as error:
+        # Full, restarting, out of reach or too slow: worth waiting for. Any other error is a mistake in the program.
+        logger.warning("the database is unavailable: %s", error)
         return answer(503, {"message": "try again later"}, {"retry-after": "2"})
     return answer(200, {"page": page, "visits": visits})
 

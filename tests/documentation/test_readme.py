@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from plungepool import dispose_engine
 
@@ -37,7 +38,7 @@ def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "page", sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 )
 def test_links_lead_somewhere(page: str) -> None:
     """Every link to a file of the repository names one that exists."""
@@ -49,9 +50,33 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_commands_are_targets_of_the_makefile() -> None:
     """Every `make …` that a page tells the reader to type exists."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = page.read_text(encoding="utf-8")
         code = re.findall(r"```.*?```", text, re.DOTALL) + re.findall(r"`[^`\n]+`", text)
-        commands = re.findall(r"(?:^|`)make ([a-z][a-z-]*)", "\n".join(code), re.MULTILINE)
+        commands = re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", "\n".join(code), re.MULTILINE)
         assert set(commands) <= targets, f"{page.name} names a target that does not exist"
+
+
+@pytest.mark.parametrize("form", sorted(path.name for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")))
+def test_issue_forms_are_what_github_takes(form: str) -> None:
+    """Each form has a name, a description and fields, each of a kind that there is, with a name of its own."""
+    text = (ROOT / ".github/ISSUE_TEMPLATE" / form).read_text(encoding="utf-8")
+    found = yaml.safe_load(text)
+    if form == "config.yml":
+        assert found == {"blank_issues_enabled": False}
+        return
+    assert {"name", "description", "body"} <= found.keys() <= {"name", "description", "body", "labels", "title"}
+    fields = [field for field in found["body"] if field["type"] != "markdown"]
+    assert fields
+    assert {field["type"] for field in found["body"]} <= {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_our_own_hooks_run_what_the_makefile_has() -> None:
+    """The commands of .pre-commit-config.yaml are targets, and run from the repository alone."""
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert repository["repo"] == "local"
+    assert {tuple(hook["entry"].split()) for hook in repository["hooks"]} <= {("make", target) for target in targets}

@@ -17,9 +17,13 @@ help: ## Show the targets
 	@touch $@
 
 # Tools that must not share an environment with each other or with ours.
-TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready
-$(TOOLS): .venv-%/.ready: requirements/%.txt toolkit/set-up
+TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-docs/.ready .mermaid/mermaid.min.js
+$(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
+	@touch $@
+
+.mermaid/mermaid.min.js: toolkit/set-up
+	@toolkit/set-up mermaid .mermaid
 	@touch $@
 
 .PHONY: setup
@@ -139,7 +143,7 @@ test-toolkit: .venv/.ready services ## Run the tests of the toolkit and its comm
 	@$(PYTHON) -m pytest $(TOOLKIT)
 
 .PHONY: test-functions
-test-functions: .venv/.ready services ## Run the tests of the functions, their environments and the documents
+test-functions: .venv/.ready services .venv-docs/.ready .mermaid/mermaid.min.js ## Run the tests of the functions, their environments and the documents
 	@$(PYTHON) -m pytest $(FUNCTIONS)
 
 .PHONY: test-chaos
@@ -186,13 +190,19 @@ test-on-postgresql-18:
 	@POSTGRES_WITH_TLS="$(CURDIR)/.debian/postgresql-18/lib/postgresql/18/bin" $(PYTHON) -m pytest -p no:cacheprovider \
 		tests/wire tests/integration/test_tls.py tests/integration/test_doctor.py </dev/null
 
+.PHONY: docs
+docs: .venv-docs/.ready .mermaid/mermaid.min.js ## Build the documentation site into build/docs (REPOSITORY=https://… for links to the code)
+	@rm -rf build/docs
+	@.venv-docs/bin/sphinx-build -q -W --keep-going -n -d build/docs-cache $(if $(REPOSITORY),-D repository=$(REPOSITORY)) docs build/docs
+	@echo "build/docs/index.html"
+
 .PHONY: reference
 reference: .venv/.ready ## Write docs/reference anew from the code
 	@$(PYTHON) docs/write_reference.py --write
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
-	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget; do \
+	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/docs; do \
 		.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --quiet $$file.in --output-file $$file.txt || exit 1; \
 	done
@@ -206,4 +216,4 @@ requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	@rm -rf .venv .venv-* .aws-sam .debian .mypy_cache .pytest_cache .ruff_cache build
+	@rm -rf .venv .venv-* .aws-sam .debian .mermaid .mypy_cache .pytest_cache .ruff_cache build

@@ -52,6 +52,7 @@ class Browser:
         self._number, self._heard, self._session = 0, b"", ""
         #: What the page's console, its log and its exceptions have said.
         self.complaints: list[str] = []
+        self._own: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         target = next(one for one in self._ask("Target.getTargets")["targetInfos"] if one["type"] == "page")["targetId"]
@@ -67,12 +68,17 @@ class Browser:
         os.close(self._write)
         self._profile.cleanup()
 
-    def open(self, page: Path, *, width: int, scheme: str) -> None:
-        """Open a file in a window so wide, by a reader who prefers `light` or `dark`."""
+    def open(self, page: Path | str, *, width: int, scheme: str) -> None:
+        """
+        Open a file, or an address of this machine's, in a window so wide, by a reader who prefers `light` or `dark`.
+        """
         self.complaints.clear()
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        # What the page may ask for: files, or what the same server has.
+        self._own = ("data:", "/".join(address.split("/")[:3]) + "/")
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self._ask("Page.navigate", url=page.resolve().as_uri())
+        self._ask("Page.navigate", url=address)
         deadline = time.monotonic() + _ANSWERS_WITHIN_S
         while self.evaluate("document.readyState") != "complete":
             assert time.monotonic() < deadline, "the page does not load"
@@ -124,5 +130,5 @@ class Browser:
             self.complaints.append(str(parameters["args"]))
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
             self.complaints.append(parameters["entry"]["text"])
-        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith("file:"):
+        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(self._own):
             self.complaints.append(f"asked for {parameters['request']['url']}")

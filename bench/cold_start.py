@@ -48,8 +48,9 @@ def token(host, port, user, region):
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     scope = f"{now[:8]}/{region}/rds-db/aws4_request"
     query = {"Action": "connect", "DBUser": user, "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
-             "X-Amz-Credential": f"{os.environ['AWS_ACCESS_KEY_ID']}/{scope}", "X-Amz-Date": now, "X-Amz-Expires": "900",
-             "X-Amz-Security-Token": os.environ["AWS_SESSION_TOKEN"], "X-Amz-SignedHeaders": "host"}
+             "X-Amz-Credential": f"{os.environ['AWS_ACCESS_KEY_ID']}/{scope}", "X-Amz-Date": now,
+             "X-Amz-Expires": "900", "X-Amz-Security-Token": os.environ["AWS_SESSION_TOKEN"],
+             "X-Amz-SignedHeaders": "host"}
     text = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
     request = f"GET\\n/\\n{text}\\nhost:{host}:{port}\\n\\nhost\\n{hashlib.sha256().hexdigest()}"
     key = ("AWS4" + os.environ["AWS_SECRET_ACCESS_KEY"]).encode()
@@ -61,8 +62,9 @@ def token(host, port, user, region):
 host, port, user = os.environ["DB_HOST"], int(os.environ["DB_PORT"]), os.environ["DB_USER"]
 
 def handler(event, context):
-    connection = pg8000.native.Connection(user, host, "postgres", port, token(host, port, user, os.environ["AWS_REGION"]),
-                                          ssl_context=ssl.create_default_context(cafile=os.environ["DB_CA_FILE"]))
+    password = token(host, port, user, os.environ["AWS_REGION"])
+    context = ssl.create_default_context(cafile=os.environ["DB_CA_FILE"])
+    connection = pg8000.native.Connection(user, host, "postgres", port, password, ssl_context=context)
     return connection.run("SELECT 1")[0][0]
 """
 
@@ -84,7 +86,8 @@ from sqlalchemy import create_engine, event, text
 
 host, port, user = os.environ["DB_HOST"], int(os.environ["DB_PORT"]), os.environ["DB_USER"]
 rds = boto3.client("rds")
-engine = create_engine(f"postgresql+{driver}://{{user}}@{{host}}:{{port}}/postgres", connect_args={arguments}, pool_size=1, max_overflow=0)
+url = f"postgresql+{driver}://{{user}}@{{host}}:{{port}}/postgres"
+engine = create_engine(url, connect_args={arguments}, pool_size=1, max_overflow=0)
 
 @event.listens_for(engine, "do_connect")
 def give_token(dialect, record, arguments, parameters):
@@ -105,8 +108,10 @@ host, port, user = os.environ["DB_HOST"], os.environ["DB_PORT"], os.environ["DB_
 def handler(event, context):
     connection = AwsWrapperConnection.connect(
         psycopg.Connection.connect,
-        f"host={host} port={port} user={user} dbname=postgres sslmode=verify-full sslrootcert={os.environ['DB_CA_FILE']}",
-        plugins="iam", iam_region=os.environ["AWS_REGION"], iam_host=os.environ["DB_RDS_NAME"], iam_default_port=int(port),
+        f"host={host} port={port} user={user} dbname=postgres sslmode=verify-full "
+        f"sslrootcert={os.environ['DB_CA_FILE']}",
+        plugins="iam", iam_region=os.environ["AWS_REGION"],
+        iam_host=os.environ["DB_RDS_NAME"], iam_default_port=int(port),
         wrapper_dialect="pg",
     )
     with connection.cursor() as cursor:
@@ -290,9 +295,10 @@ def table(
     Return the lines of a table: ratios are medians of the rounds' ratios, of CPU time, which other processes change
     least.
     """
+    columns = ("instructions, millions", "÷ raw pg8000", "CPU, ms", "÷ raw pg8000", "÷ plungepool")
     lines = [
         "", f"## {state.capitalize()}", "",
-        "| | instructions, millions | ÷ raw pg8000 | CPU, ms | ÷ raw pg8000 | ÷ plungepool | process, ms | INIT, ms | first invocation, ms |",
+        f"| | {' | '.join(columns)} | process, ms | INIT, ms | first invocation, ms |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     # Raw pg8000 as a reference is always compiled: what the driver costs, not what a compiler does.
@@ -345,18 +351,20 @@ def main() -> None:
     page = [
         "# Cold start",
         "",
-        "Process start to first row with IAM over verified TLS, from a read-only folder; lower is better. Instructions hardly differ from",
-        "run to run; times are medians, and the ratios of CPU time medians of the rounds' ratios, the variants in turns.",
+        "Process start to first row with IAM over verified TLS, from a read-only folder; lower is better.",
+        "Instructions hardly differ from run to run; times are medians, and the ratios of CPU time medians of the",
+        "rounds' ratios, the variants in turns.",
         "",
-        f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; {options.rounds} rounds; measured again, all of it, by",
+        f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; {options.rounds} rounds;",
+        "measured again, all of it, by",
         "`.venv/bin/python bench/cold_start.py --write docs/cold-start.md`.",
         *table("as built", list(variants), measured, counts),
         *table("compiled", list(variants), measured, counts),
         "",
         "## Left out",
         "",
-        "What the path to the first row does not import, who would, and what each would add by itself (they share modules, so the",
-        "sum is less).",
+        "What the path to the first row does not import, who would, and what each would add by itself (they share",
+        "modules, so the sum is less).",
         "",
         "| module | imported by | would add, ms |",
         "|---|---|---|",

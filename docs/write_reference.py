@@ -88,7 +88,7 @@ def default_of(name: str) -> str:
     if name == "url":
         return ""
     someone: dict[str, Any] = {"host": "db.example", "user": "app"}
-    plain = Settings(**someone, password="not shown")  # noqa: S106 - a password is needed, and any will do
+    plain = Settings(**someone, password="not shown")
     there = {"PLUNGEPOOL_HOST": "db.example", "PLUNGEPOOL_USER": "app", "PLUNGEPOOL_PASSWORD": "x", "AWS_REGION": "aa"}
     declared = next(one.default for one in dataclasses.fields(Settings) if one.name == name)
     if declared is None and getattr(Settings.from_env(there), name) == "aa":
@@ -98,7 +98,7 @@ def default_of(name: str) -> str:
     if not isinstance(declared, (str, int, float)) or declared == "":
         return ""
     special = {
-        "PLUNGEPOOL_ENDPOINT=proxy": Settings(**someone, password="x", endpoint="proxy"),  # noqa: S106
+        "PLUNGEPOOL_ENDPOINT=proxy": Settings(**someone, password="x", endpoint="proxy"),
         "PLUNGEPOOL_AUTH=dsql": Settings(**someone, auth="dsql", region="eu-west-1"),
     }
     others: dict[str, list[str]] = {}

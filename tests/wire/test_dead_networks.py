@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEAD_AFTER_S = 2.0
+OF_TCP = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NODELAY")
 SLEEPS = (
     "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(60)%' AND pid <> "
     "pg_backend_pid()"
@@ -271,9 +272,10 @@ def test_dead_peer_settings_follow_from_one_number(address: dict[str, Any]) -> N
     """The kernel gives up before the number of seconds that was asked for, ten by default."""
     for arguments, limit_s in [({}, 10), ({"dead_peer_timeout_s": 3.0}, 3), ({"dead_peer_timeout_s": 30.0}, 30)]:
         with wire.connect(**address, **arguments) as connection:
-            read = lambda name: connection._transport.sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
+            sock = connection._transport.sock
+            read = {name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in OF_TCP}
             # In milliseconds, and not so early that a short outage is taken for a dead peer.
-            assert limit_s * 500 <= read("TCP_USER_TIMEOUT") <= limit_s * 1000
-            assert limit_s / 2 <= read("TCP_KEEPIDLE") + read("TCP_KEEPINTVL") * read("TCP_KEEPCNT") <= limit_s
-            assert connection._transport.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert read("TCP_NODELAY") == 1
+            assert limit_s * 500 <= read["TCP_USER_TIMEOUT"] <= limit_s * 1000
+            assert limit_s / 2 <= read["TCP_KEEPIDLE"] + read["TCP_KEEPINTVL"] * read["TCP_KEEPCNT"] <= limit_s
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert read["TCP_NODELAY"] == 1

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
 
 _COLUMNS = "id, status, expires_at, in_progress_until, response_data, payload_hash"
-_GET = text(f"SELECT {_COLUMNS} FROM plungepool.idempotency WHERE id = :id")  # noqa: S608 - names of ours
+_GET = text(f"SELECT {_COLUMNS} FROM plungepool.idempotency WHERE id = :id")
 # What may be taken over is what DynamoDBPersistenceLayer takes over: an expired record, and one whose invocation is
 # over without having said so. Whoever comes second waits for the first one's row, and then finds it taken.
 _PUT = text(f"""
@@ -52,13 +52,13 @@ _PUT = text(f"""
         OR (known.status = 'INPROGRESS'
             AND known.in_progress_until < 1000 * pg_catalog.date_part('epoch', pg_catalog.now()))
     RETURNING true
-""")  # noqa: S608 - names of ours
+""")
 _UPDATE = text(f"""
     INSERT INTO plungepool.idempotency AS known ({_COLUMNS})
     VALUES (:id, :status, :expires_at, NULL, :response_data, :payload_hash)
     ON CONFLICT (id) DO UPDATE SET status = excluded.status, expires_at = excluded.expires_at,
         response_data = excluded.response_data, payload_hash = coalesce(excluded.payload_hash, known.payload_hash)
-""")  # noqa: S608 - names of ours
+""")
 _DELETE = text("DELETE FROM plungepool.idempotency WHERE id = :id")
 
 

@@ -97,7 +97,7 @@ def explain(text: str, types: Sequence[int], run: Run, *, within: bool, discoura
         if types:
             oids = ",".join(map(str, types))
             ((names,),) = run(
-                "SELECT '(' || pg_catalog.string_agg(CASE WHEN t = 0 THEN 'unknown' "  # noqa: S608 - numbers
+                "SELECT '(' || pg_catalog.string_agg(CASE WHEN t = 0 THEN 'unknown' "
                 "ELSE pg_catalog.format_type(t, NULL) END, ', ' ORDER BY n) || ')' "
                 f"FROM pg_catalog.unnest('{{{oids}}}'::oid[]) WITH ORDINALITY AS o (t, n)"
             )
@@ -107,7 +107,7 @@ def explain(text: str, types: Sequence[int], run: Run, *, within: bool, discoura
         stack.callback(run, f"DEALLOCATE {_NAME}")
         stack.push(ending)
         ((count,),) = run(
-            "SELECT pg_catalog.cardinality(parameter_types) FROM pg_catalog.pg_prepared_statements "  # noqa: S608
+            "SELECT pg_catalog.cardinality(parameter_types) FROM pg_catalog.pg_prepared_statements "
             f"WHERE name = '{_NAME}'"
         )
         values = f" ({', '.join(['NULL'] * count)})" if count else ""
@@ -303,7 +303,7 @@ def _sizes(scans: list[FullScan], run: Run) -> Iterator[tuple[FullScan, tuple[in
         place = scan.schema, scan.table
         if place not in known:
             rows = run(
-                "SELECT reltuples::pg_catalog.int8, relpages::pg_catalog.int8 FROM pg_catalog.pg_class c "  # noqa: S608
+                "SELECT reltuples::pg_catalog.int8, relpages::pg_catalog.int8 FROM pg_catalog.pg_class c "
                 "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
                 f"WHERE relname OPERATOR(pg_catalog.=) {_literal(scan.table)} "
                 f"AND nspname OPERATOR(pg_catalog.=) {_literal(scan.schema)}"

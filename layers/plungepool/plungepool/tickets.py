@@ -112,7 +112,7 @@ SELECT CASE WHEN lease IS NULL THEN NULL
     END, CASE WHEN known IS NOT NULL THEN k END, pg_catalog.pg_backend_pid()
 FROM (SELECT k, known, CASE WHEN known IS NULL THEN NULL {ways} END AS lease FROM (
     SELECT *, pg_catalog.current_setting('{_LEASE}', true) AS known FROM ({source}) AS n(k, a, b, c)) AS s) AS t
-"""  # noqa: S608 - numbers of ours
+"""
 
 
 def _drawn(chances: Sequence[float]) -> str:
@@ -138,7 +138,7 @@ def _drawn(chances: Sequence[float]) -> str:
             WHERE rolname OPERATOR(pg_catalog.=) session_user AND rolconnlimit OPERATOR(pg_catalog.>=) 0),
         (SELECT datconnlimit FROM pg_catalog.pg_database
             WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-            AND datconnlimit OPERATOR(pg_catalog.>=) 0)))"""  # noqa: S608 - names of ours
+            AND datconnlimit OPERATOR(pg_catalog.>=) 0)))"""
     share = round(fleet.SHARE * 100)
     tickets = f"({limit}) OPERATOR(pg_catalog.*) {share} OPERATOR(pg_catalog./) 100"
     # OFFSET 0: each step is worked out once.
@@ -149,7 +149,7 @@ FROM (SELECT k, a, b, {shifted("c", "least(a, b)")} AS d
     FROM (SELECT k, a, {shifted("b", "a")} AS b, c
         FROM (SELECT k, {draw(0, "k")} AS a, {draw(1, minus(1))} AS b, {draw(2, minus(2))} AS c
             FROM (SELECT {tickets} AS k OFFSET 0) AS u OFFSET 0) AS v OFFSET 0) AS w OFFSET 0) AS x
-"""  # noqa: S608 - numbers of ours
+"""
 
 
 def grant(rows: Sequence[Sequence[Any]]) -> Grant | None:

@@ -145,11 +145,11 @@ def _look(connection: Connection, by: By, limit: int, *, direct: bool) -> tuple[
     schema = plans.quoted(place[0][0])
     try:
         ((since, hidden),) = run(
-            f"SELECT (SELECT stats_reset::text FROM {schema}.pg_stat_statements_info), pg_catalog.count(*) "  # noqa: S608
+            f"SELECT (SELECT stats_reset::text FROM {schema}.pg_stat_statements_info), pg_catalog.count(*) "
             f"FROM {schema}.pg_stat_statements('f') s WHERE queryid IS NULL AND {_HERE}"
         )
         entries = run(
-            f"SELECT pg_catalog.left(query, {_TEXT}), calls, total_exec_time, rows, "  # noqa: S608 - names
+            f"SELECT pg_catalog.left(query, {_TEXT}), calls, total_exec_time, rows, "
             "userid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user) "
             f"FROM {schema}.pg_stat_statements('t') s WHERE queryid IS NOT NULL AND {_HERE} "
             f"ORDER BY {_COLUMNS[by]} DESC LIMIT {_ENTRIES}"

@@ -7,7 +7,7 @@ import re
 
 # What XML does not allow, not even escaped, and what would turn the text's direction.
 #: What stands where there is no number.
-NONE = "–"  # noqa: RUF001 - a dash as wide as a figure
+NONE = "\N{EN DASH}"  # as wide as a figure
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
 
 

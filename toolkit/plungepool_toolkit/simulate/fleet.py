@@ -36,7 +36,7 @@ class Fleet:
     ) -> None:
         """Args: environments: at most; what arrives while all of them are busy is throttled."""
         self._strategy, self._function, self._most = strategy, function, environments
-        self._chance = random.Random(seed)  # noqa: S311  # pauses, not secrets
+        self._chance = random.Random(seed)
         shared = database.sharing == "shared"
         processor: Processor = Shared(database.cores, database.overhead) if shared else Queue(database.cores)
         self._clock, self._tally = Clock(processor), Tally()

@@ -77,7 +77,7 @@ def _once(strategy: Strategy, database: Database, function: Function, load: Load
         return fleet.spikes(load.rounds)
     expected_s = function.service_s + database.costs.statement_s
     # Of its own, so that each strategy meets the same arrivals.
-    chance = random.Random(seed)  # noqa: S311  # arrivals, not secrets
+    chance = random.Random(seed)
     return fleet.arrivals(curves.moments(load.curve.rates(expected_s), chance))
 
 

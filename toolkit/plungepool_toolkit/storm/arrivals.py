@@ -54,7 +54,7 @@ def wave(peak_per_s: float, duration_s: float, seed: int) -> tuple[Round, ...]:
 
 
 def _poisson(rate: Callable[[float], float], highest: float, duration_s: float, seed: int) -> tuple[float, ...]:
-    chance = random.Random(seed)  # noqa: S311  # arrivals, not secrets
+    chance = random.Random(seed)
     times, now = [], chance.expovariate(highest)
     while now < duration_s:
         # Thinning: of a stream at the highest rate, as many are kept as the rate of the moment wants.

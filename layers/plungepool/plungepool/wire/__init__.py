@@ -36,7 +36,7 @@ from .errors import (
     PasswordAheadRefused,
     ProgrammingError,
     SettingsMissing,
-    Warning,  # noqa: A004 - PEP 249 names it
+    Warning,
 )
 
 apilevel = "2.0"
@@ -72,22 +72,22 @@ __all__ = [
 Date, Time, Timestamp = date, time, datetime
 
 
-def Binary(data: bytes | bytearray | memoryview) -> bytes:  # noqa: N802 - PEP 249 names it
+def Binary(data: bytes | bytearray | memoryview) -> bytes:
     """Return the bytes of what holds bytes; a number is a TypeError, where bytes() would make so many zeros of it."""
     return data if type(data) is bytes else bytes(memoryview(data))
 
 
-def DateFromTicks(ticks: float) -> date:  # noqa: N802 - PEP 249 names it
+def DateFromTicks(ticks: float) -> date:
     """Return the local date of a moment, in seconds since the epoch."""
     return date.fromtimestamp(ticks)
 
 
-def TimeFromTicks(ticks: float) -> time:  # noqa: N802 - PEP 249 names it
+def TimeFromTicks(ticks: float) -> time:
     """Return the local time of day of a moment, in seconds since the epoch."""
     return datetime.fromtimestamp(ticks).time()
 
 
-def TimestampFromTicks(ticks: float) -> datetime:  # noqa: N802 - PEP 249 names it
+def TimestampFromTicks(ticks: float) -> datetime:
     """Return the local date and time of a moment, in seconds since the epoch."""
     return datetime.fromtimestamp(ticks)
 

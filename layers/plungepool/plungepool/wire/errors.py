@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-class Warning(Exception):  # noqa: A001 - PEP 249 names it
+class Warning(Exception):
     """Never raised; PEP 249 asks for it."""
 
 

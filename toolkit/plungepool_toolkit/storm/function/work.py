@@ -90,9 +90,9 @@ def retried(connect: Callable[[], _Made], low_s: float, high_s: float, context: 
             left_s = until - time.time()
             if left_s < 0.05 or not _may_pass(error):
                 raise
-        pause_s = min(high_s, random.uniform(low_s, pause_s * 3))  # noqa: S311  # a pause, not a secret
+        pause_s = min(high_s, random.uniform(low_s, pause_s * 3))
         if pause_s >= left_s:
-            pause_s = random.uniform(0, left_s)  # noqa: S311
+            pause_s = random.uniform(0, left_s)
         time.sleep(pause_s)
 
 

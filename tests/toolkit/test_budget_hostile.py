@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from plungepool import Settings, SettingsError
 from plungepool_toolkit import command
-from plungepool_toolkit.budget.databases import TAKES
+from plungepool_toolkit.budget.databases import POOL_SIZE, TAKES
 from plungepool_toolkit.command import application
 
 if TYPE_CHECKING:
@@ -273,8 +273,9 @@ def test_a_setting_that_would_be_refused_is_said(variable: str, value: str, tmp_
 
 
 def test_what_is_refused_is_what_the_settings_refuse() -> None:
-    """The values that the budget takes for good are those that the package takes."""
+    """The values that the budget takes for good are those that the package takes, and so is the default."""
     environ = {"PLUNGEPOOL_HOST": "h", "PLUNGEPOOL_USER": "u", "PLUNGEPOOL_PASSWORD": "p", "AWS_REGION": "eu-west-1"}
+    assert Settings.from_env(environ).pool_size == POOL_SIZE
     for variable, takes in TAKES.items():
         if variable == "POOL_SIZE":
             least, most = map(int, takes.split(" to "))

@@ -20,6 +20,8 @@ TAKES = {
     "ENDPOINT": "direct, proxy",
     "AUTH": "password, secret, iam, dsql",
 }
+#: The connections of a pool where nothing says how many; compared, too.
+POOL_SIZE = 1
 
 
 @dataclass(frozen=True, slots=True)

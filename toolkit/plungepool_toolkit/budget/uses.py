@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from plungepool_toolkit.budget.databases import PREFIX, TAKES, Database, Proxy, Use
+from plungepool_toolkit.budget.databases import POOL_SIZE, PREFIX, TAKES, Database, Proxy, Use
 from plungepool_toolkit.budget.offers import Offers
 from plungepool_toolkit.budget.servers import Server, Servers
 from plungepool_toolkit.budget.values import Text, Unknown, how_to_say, is_number, whole
@@ -95,7 +95,7 @@ class _Reader:
                 function=function,
                 prefix=prefix,
                 pool=str(of("POOL") or "tiny"),
-                pool_size=said or size or 1,
+                pool_size=said or size or POOL_SIZE,
                 endpoint="proxy" if proxy else endpoint,
                 auth=str(of("AUTH") or "password"),
                 user=of("USER"),

@@ -93,20 +93,22 @@ def _vector(text: str) -> Vector:
     return Vector(int(item) for item in text.split())
 
 
-_FIELD = re.compile(r'"((?:[^"\\]|\\.|"")*)"|([^,"]*)', re.DOTALL)
-_FIELD_ESCAPE = re.compile(r'\\(.)|""', re.DOTALL)
+# Patterns of what most sessions never read are text: `re` compiles, and keeps, them where they are used first.
+_FIELD = r'(?s)"((?:[^"\\]|\\.|"")*)"|([^,"]*)'
+_FIELD_ESCAPE = r'(?s)\\(.)|""'
 
 
 def _record(text: str) -> tuple[str | None, ...]:
     """An anonymous composite: the server does not say the types of its fields, so they stay text."""
     body, fields, position = text[1:-1], list[str | None](), 0
+    field = re.compile(_FIELD)
     while True:
-        match = _FIELD.match(body, position)
+        match = field.match(body, position)
         assert match is not None  # noqa: S101 - the second alternative matches the empty text
         if match[1] is None:
             fields.append(match[2] or None)
         else:
-            fields.append(_FIELD_ESCAPE.sub(lambda escape: escape[1] or '"', match[1]))
+            fields.append(re.sub(_FIELD_ESCAPE, lambda escape: escape[1] or '"', match[1]))
         position = match.end() + 1
         if position > len(body):
             return tuple(fields)
@@ -114,7 +116,7 @@ def _record(text: str) -> tuple[str | None, ...]:
 
 _UNITS = {"year": 12, "mon": 1}
 _MICROSECONDS = {"hour": 3_600_000_000, "min": 60_000_000, "sec": 1_000_000}
-_ISO_PART = re.compile(r"([+-]?[0-9.]+)([YMWDHS])")
+_ISO_PART = r"([+-]?[0-9.]+)([YMWDHS])"
 
 
 def _clock(text: str) -> int:
@@ -145,12 +147,12 @@ def interval(text: str) -> Any:
         return text
     if text.startswith("P"):
         date_part, _, time_part = text.partition("T")
-        for number, unit in _ISO_PART.findall(date_part):
+        for number, unit in re.findall(_ISO_PART, date_part):
             if unit in "YM":
                 months += int(number) * (12 if unit == "Y" else 1)
             else:
                 days += int(number) * (7 if unit == "W" else 1)
-        for number, unit in _ISO_PART.findall(time_part):
+        for number, unit in re.findall(_ISO_PART, time_part):
             microseconds += _micro(number, {"H": 3_600_000_000, "M": 60_000_000, "S": 1_000_000}[unit])
     elif any(character.isalpha() for character in text):  # postgres and postgres_verbose
         words, index = text.removeprefix("@ ").split(), 0
@@ -206,7 +208,7 @@ def _sql_standard(text: str) -> tuple[int, int, int]:
     return months, days, microseconds
 
 
-_ARRAY_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([{}])|([^",{}]+)', re.DOTALL)
+_IN_ARRAY = r'(?s)"((?:[^"\\]|\\.)*)"|([{}])|([^",{}]+)'
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -214,7 +216,7 @@ def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[s
     """
     A reader of arrays of any number of dimensions whose elements `one` reads; only the type box has another delimiter.
     """
-    token = _ARRAY_TOKEN if delimiter == "," else re.compile(_ARRAY_TOKEN.pattern.replace(",", delimiter), re.DOTALL)
+    part = _IN_ARRAY.replace(",", delimiter)
 
     def read(text: str) -> list[Any]:
         if text.startswith("["):  # [2:4]={...}: bounds other than from 1
@@ -224,7 +226,7 @@ def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[s
             return [None if item == "NULL" else one(item) for item in body.split(delimiter)] if body else []
         top: list[Any] = []
         open_lists = [top]
-        for match in token.finditer(text):
+        for match in re.finditer(part, text):
             quoted, brace, plain = match.groups()
             if brace == "{":
                 inner: list[Any] = []
@@ -242,9 +244,7 @@ def array_reader(one: Callable[[str], Any], delimiter: str = ",") -> Callable[[s
     return read
 
 
-_RANGE = re.compile(
-    r'^([\[(])(?:"((?:[^"\\]|\\.|"")*)"|([^,"]*)),(?:"((?:[^"\\]|\\.|"")*)"|([^,"]*))([\])])$', re.DOTALL
-)
+_RANGE = r'(?s)^([\[(])(?:"((?:[^"\\]|\\.|"")*)"|([^,"]*)),(?:"((?:[^"\\]|\\.|"")*)"|([^,"]*))([\])])$'
 
 
 def range_reader(one: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -252,7 +252,7 @@ def range_reader(one: Callable[[str], Any]) -> Callable[[str], Any]:
 
     def bound(quoted: str | None, plain: str | None) -> Any:
         if quoted is not None:
-            return one(_FIELD_ESCAPE.sub(lambda escape: escape[1] or '"', quoted))
+            return one(re.sub(_FIELD_ESCAPE, lambda escape: escape[1] or '"', quoted))
         return one(plain) if plain else None
 
     def read(text: str) -> Any:
@@ -260,7 +260,7 @@ def range_reader(one: Callable[[str], Any]) -> Callable[[str], Any]:
 
         if text == "empty":
             return Range(is_empty=True)
-        match = _RANGE.match(text)
+        match = re.match(_RANGE, text)
         if match is None:
             raise ValueError("malformed range")
         return Range(bound(match[2], match[3]), bound(match[4], match[5]), bounds=match[1] + match[6])
@@ -268,7 +268,7 @@ def range_reader(one: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-_IN_MULTIRANGE = re.compile(r'empty|[\[(](?:"(?:[^"\\]|\\.|"")*"|[^"\])])*[\])]', re.DOTALL)
+_IN_MULTIRANGE = r'(?s)empty|[\[(](?:"(?:[^"\\]|\\.|"")*"|[^"\])])*[\])]'
 
 
 class MultiRange(list[Any]):
@@ -277,7 +277,7 @@ class MultiRange(list[Any]):
 
 def multirange_reader(one: Callable[[str], Any]) -> Callable[[str], MultiRange]:
     read = range_reader(one)
-    return lambda text: MultiRange(read(item) for item in _IN_MULTIRANGE.findall(text))
+    return lambda text: MultiRange(read(item) for item in re.findall(_IN_MULTIRANGE, text))
 
 
 def _text(text: str) -> str:

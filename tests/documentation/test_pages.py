@@ -11,19 +11,12 @@ from pages import Page
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Pages that hold a small project with its tests.
-PROJECTS = [
-    "quick-start",
-    "iam",
-    "managed-instances",
-    "dsql",
-    "fastapi",
-    "orm",
-    "alembic",
-    "pandas",
-    "from-psycopg",
-    "from-pg8000",
+# Pages that hold a small project with its tests: for one task each, and others.
+TASKS = [
+    *("quick-start", "iam", "managed-instances", "dsql", "fastapi", "orm", "alembic", "pandas"),
+    *("from-psycopg", "from-pg8000", "how-it-works"),
 ]
+PROJECTS = [*TASKS, "security"]
 SECTIONS = ["Getting started", "Advanced", "Testing your code"]
 
 
@@ -33,7 +26,7 @@ def test_every_block_is_a_file(name: str) -> None:
     assert Page(name).unnamed() == []
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize("name", TASKS)
 def test_the_page_has_the_sections_of_every_page(name: str) -> None:
     """Whoever has read one page knows where to look on the next."""
     assert [heading for heading in Page(name).headings() if heading in SECTIONS] == SECTIONS

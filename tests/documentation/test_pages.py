@@ -32,7 +32,7 @@ def test_the_page_has_the_sections_of_every_page(name: str) -> None:
     assert [heading for heading in Page(name).headings() if heading in SECTIONS] == SECTIONS
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize("name", [*PROJECTS, "budget"])
 def test_the_page_is_true(name: str, tmp_path: Path) -> None:
     """All tests of the page pass in a project that holds its files and nothing else."""
     page = Page(name)

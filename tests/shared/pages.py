@@ -55,6 +55,23 @@ class Page:
         prose = re.sub(r"^( *)```.*?^\1```$", "", self.text, flags=re.DOTALL | re.MULTILINE)
         return [text.replace("`", "") for text in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)]
 
+    def section(self, heading: str) -> str:
+        """Return what stands below a heading, up to the next one that is as high; KeyError if there is none."""
+        level, found, in_code = 0, [], False
+        for line in self.text.splitlines():
+            in_code ^= line.lstrip().startswith("```")
+            marks, _, text = line.partition(" ")
+            if not in_code and marks and not marks.strip("#"):
+                if level and len(marks) <= level:
+                    return "\n".join(found)
+                if not level and text.replace("`", "") == heading:
+                    level = len(marks)
+            if level:
+                found.append(line)
+        if not level:
+            raise KeyError(f"{self.path.name} has no heading {heading!r}")
+        return "\n".join(found)
+
     def write(self, folder: Path) -> None:
         """Write the page's files."""
         for name, source in self.files.items():

@@ -23,5 +23,5 @@ def test_every_page_for_a_task_answers_a_question() -> None:
     """A page that nobody asked for would have no row: none of those with a task is without."""
     answering = {row[2] for row in ROWS}
     for page in sorted(ROOT.glob("docs/*.md")):
-        if re.search("^## Getting started$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        if re.search("^## Testing your code$", page.read_text(encoding="utf-8"), re.MULTILINE):
             assert page.stem in answering or page.stem == "quick-start"

@@ -56,7 +56,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]
     """What was written, line by line."""
     caplog.set_level(logging.DEBUG, "plungepool")
     return lambda: [
-        json.loads(one.getMessage()) for one in caplog.records if one.getMessage().startswith('{"plungepool":')
+        json.loads(one.getMessage())
+        for one in caplog.records
+        if one.getMessage().startswith(f'{{"plungepool":"{slow.FORMAT}"')
     ]
 
 

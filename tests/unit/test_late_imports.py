@@ -25,6 +25,7 @@ PATHS = {
     "sqltypes._range_text": "writing a value",
     "engine.build_engine": "init, behind a proxy",
     "engine._observe": "init, with what is asked for by a setting",
+    "slow.Watch.hear": "a slow statement that left its session usable, and time",
     "observe.to_metrics": "init, with metrics",
     "observe.to_tracer": "init, with a tracer",
     "observe.to_opentelemetry": "init, with OpenTelemetry",

@@ -140,7 +140,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     ahead = connector.connect_ahead if settings.connect_on_restore else None
     lifecycle.follow(engine, forget, connector.prepare, ahead)
     if settings.slow_query_s or "on" in (settings.recorder, settings.metrics):
-        _observe(settings)
+        _observe(engine, settings)
     if settings.shutdown != "off" and "AWS_LAMBDA_RUNTIME_API" in os.environ:
         from . import shutdown  # another process pays nothing for it
 
@@ -148,7 +148,7 @@ def build_engine(settings: Settings, **options: Any) -> Engine:
     return engine
 
 
-def _observe(settings: Settings) -> None:
+def _observe(engine: Engine, settings: Settings) -> None:
     """Attach what the settings ask for, once in a process; nobody else pays for it."""
     from . import observe
 
@@ -156,6 +156,9 @@ def _observe(settings: Settings) -> None:
         from . import slow
 
         slow.start(os.environ, settings.slow_query_s)
+        # What is asked in between would pin a proxy's connection.
+        if settings.slow_query_explain == "on" and settings.endpoint == "direct" and settings.auth != "dsql":
+            slow.explain(engine)
     if settings.recorder == "on":
         from . import recorder
 

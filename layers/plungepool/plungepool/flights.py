@@ -46,27 +46,35 @@ def texts(reply: Reply) -> Iterator[str]:
 
 def texts_of(message: bytes) -> Iterator[str]:
     """Yield the texts in one message of a flight, or in what was made one of several; what is cut off is left out."""
+    for text, _ in _asked(message):
+        yield text
+
+
+def _asked(message: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the texts in one message, each with what stands behind it: in Parse, the types of its parameters."""
     at = 0
     while at + 5 <= len(message):
-        code, length = message[at : at + 1], int.from_bytes(message[at + 1 : at + 5])
+        code, end = message[at : at + 1], at + 1 + int.from_bytes(message[at + 1 : at + 5])
         # The name of the statement comes first in Parse, which is empty, and the types of its parameters behind.
         start = {b"Q": at + 5, b"P": at + 6}.get(code)
         if start is not None:
-            end = message.find(b"\0", start)
-            yield message[start : end if end >= 0 else None].decode("utf-8", "replace")
-        at += 1 + length
+            text, _, behind = message[start:end].partition(b"\0")
+            yield text.decode("utf-8", "replace"), behind
+        at = end
 
 
-def program_text(reply: Reply) -> str:
+def program(reply: Reply) -> tuple[str, tuple[int, ...]]:
     """
-    Return the text of the statement that the program has asked for, without what goes before it (BEGIN, the deadline,
-    the settings of the transaction) and behind it (COMMIT of a read-only engine in AUTOCOMMIT).
+    Return the text of the statement that the program has asked for, and the oids of the types that its parameters were
+    declared with (0: the server decides); without what goes before it (BEGIN, the deadline, the settings of the
+    transaction) and behind it (COMMIT of a read-only engine in AUTOCOMMIT).
 
     Where nothing else is in the flight, as at a commit, it is the first text.
     """
-    asked = [*texts(reply)]
-    own = [one for one in map(_without_own, asked) if one]
-    return own[0] if own else asked[0] if asked else ""
+    asked = [found for message in reply.sent for found in _asked(message)]
+    own = [(text, behind) for text, behind in ((_without_own(one), behind) for one, behind in asked) if text]
+    text, behind = own[0] if own else asked[0] if asked else ("", b"")
+    return text, tuple(int.from_bytes(behind[at : at + 4]) for at in range(2, len(behind) - 3, 4))
 
 
 def _without_own(text: str) -> str:

@@ -75,6 +75,8 @@ class Tally:
     round_trips, database_s, rows = 0, 0.0, 0
     #: statements that took PLUNGEPOOL_SLOW_QUERY_S
     slow_queries = 0
+    #: the round trips that asked why a statement was slow, and their seconds; no other number counts them
+    explain_round_trips, explain_s = 0, 0.0
     #: connections that were still checked out at the end
     leaks = 0
     #: executed statements that pin a proxy

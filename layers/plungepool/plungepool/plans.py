@@ -11,7 +11,6 @@ Source: PostgreSQL manual, "PREPARE" (plan_cache_mode), "Planner Method Configur
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
 import re
@@ -60,6 +59,8 @@ class FullScan:
     filter: str
     #: the sentence that makes an index for it; empty where none is known that would serve
     index: str = field(default="", compare=False)
+    #: the rows that the planner expects to pass the filter
+    estimated_rows: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:
@@ -72,25 +73,27 @@ class FullScan:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
-def explain(text: str, types: Sequence[int], run: Run, *, within: bool, discourage: bool = True) -> dict[str, Any]:
+def explain(
+    text: str, types: Sequence[int], run: Run, *, within: bool, discourage: bool = True, limit_ms: int = 1000
+) -> dict[str, Any]:
     """
     Return the generic plan of one statement, by EXPLAIN's JSON; nothing is left of it in the session.
 
     Args: types: the oids of its parameters, as far as they were declared. within: a transaction is open, which goes on.
         discourage: sequential scans, so that one in the plan says that no index can serve. A test's database holds a
-        handful of rows, on which a scan of the whole table is the best plan.
+        handful of rows, on which a scan of the whole table is the best plan. limit_ms: how long the server may work on
+        one statement, outside the user's transaction; it waits for a lock for half of it.
     Raises: what the server refuses.
     """
-    settings = {"plan_cache_mode": "force_generic_plan", "lock_timeout": "1s"}
+    settings = {"plan_cache_mode": "force_generic_plan", "lock_timeout": f"{limit_ms // 2}ms"}
     if discourage:
         settings["enable_seqscan"] = "off"
     if not within:
-        settings["statement_timeout"] = "1s"
+        settings["statement_timeout"] = f"{limit_ms}ms"
     end = [f"ROLLBACK TO SAVEPOINT {_NAME}", f"RELEASE SAVEPOINT {_NAME}"] if within else ["ROLLBACK"]
-    with contextlib.ExitStack() as stack:
-        run(f"SAVEPOINT {_NAME}" if within else "BEGIN READ ONLY")
-        for sql in reversed(end):
-            stack.callback(run, sql)
+    prepared = False
+    run(f"SAVEPOINT {_NAME}" if within else "BEGIN READ ONLY")
+    try:
         calls = ", ".join(f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings.items())
         run(f"SELECT {calls}")
         names = ""
@@ -102,16 +105,24 @@ def explain(text: str, types: Sequence[int], run: Run, *, within: bool, discoura
                 f"FROM pg_catalog.unnest('{{{oids}}}'::oid[]) WITH ORDINALITY AS o (t, n)"
             )
         run(f"PREPARE {_NAME} {names} AS {text}")
-        # A prepared statement outlives the transaction, and goes when that can be asked for again.
-        ending = stack.pop_all()
-        stack.callback(run, f"DEALLOCATE {_NAME}")
-        stack.push(ending)
+        prepared = True
         ((count,),) = run(
             "SELECT pg_catalog.cardinality(parameter_types) FROM pg_catalog.pg_prepared_statements "
             f"WHERE name = '{_NAME}'"
         )
         values = f" ({', '.join(['NULL'] * count)})" if count else ""
         ((plan,),) = run(f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE {_NAME}{values}")
+        # Behind a pooler that nobody has named, the next transaction may be in another session.
+        run(f"DEALLOCATE {_NAME}")
+        prepared = False
+    finally:
+        try:
+            for sql in end:
+                run(sql)
+        finally:
+            # It outlives the transaction, and goes when that can be asked for again.
+            if prepared:
+                run(f"DEALLOCATE {_NAME}")
     whole = json.loads(plan) if isinstance(plan, str) else plan
     top: dict[str, Any] = whole[0]["Plan"]
     return top
@@ -128,7 +139,8 @@ def full_scans(node: dict[str, Any], keys: Sequence[str] = (), *, unfiltered: bo
         schema, table = str(node.get("Schema", "")), str(node.get("Relation Name"))
         columns = index_columns(condition, str(node.get("Alias", table)), keys)
         index = f"CREATE INDEX CONCURRENTLY ON {quoted(schema)}.{quoted(table)} ({', '.join(columns)})"
-        yield FullScan(schema, table, kind, statements.shape(condition), index if columns else "")
+        estimated = int(node.get("Plan Rows", 0))
+        yield FullScan(schema, table, kind, statements.shape(condition), index if columns else "", estimated)
     if kind == "Sort":
         keys = node.get("Sort Key", ())
     elif kind not in ("Limit", "Gather", "Gather Merge", "Result"):
@@ -251,13 +263,19 @@ class Why:
             "plan": self.plan,
             "estimated_rows": self.estimated_rows,
             "full_scans": [
-                {"table": scan.name, "table_rows": rows, "filter": scan.filter} for scan, rows in self.scans
+                {
+                    "table": scan.name,
+                    "table_rows": rows,
+                    "estimated_rows": scan.estimated_rows,
+                    "filter": scan.filter,
+                }
+                for scan, rows in self.scans
             ],
             "indexes": self.indexes,
         }
 
 
-def why(text: str, types: Sequence[int], run: Run) -> Why:
+def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> Why:
     """
     Ask the planner for the plan of a statement that reads, in a transaction of its own: about eight round trips, twice
     that where it reads a large table whole. An index is advised only where none serves already.
@@ -267,14 +285,14 @@ def why(text: str, types: Sequence[int], run: Run) -> Why:
     text = statements.without_cursor(text)
     if not only_reads(text):
         raise ValueError("only a statement that reads is explained")
-    top = explain(text, types, run, within=False, discourage=False)
+    top = explain(text, types, run, within=False, discourage=False, limit_ms=limit_ms)
     scans = [
         (scan, rows)
         for scan, (rows, pages) in _sizes(list(full_scans(top, unfiltered=True)), run)
         if rows >= LARGE_ROWS or pages >= LARGE_PAGES
     ]
     if any(scan.filter for scan, _ in scans):
-        unserved = set(full_scans(explain(text, types, run, within=False)))
+        unserved = set(full_scans(explain(text, types, run, within=False, limit_ms=limit_ms)))
         # The planner knows an index, and finds it dearer than the whole table: another one like it is no help.
         scans = [(scan if scan in unserved else _without_index(scan), rows) for scan, rows in scans]
     return Why(shape(top), int(top.get("Plan Rows", 0)), scans)
@@ -294,7 +312,7 @@ _WRITES = re.compile(r" (?:insert|update|delete|merge|into|for (?:no|key|share))
 
 
 def _without_index(scan: FullScan) -> FullScan:
-    return FullScan(scan.schema, scan.table, scan.node, scan.filter)
+    return FullScan(scan.schema, scan.table, scan.node, scan.filter, estimated_rows=scan.estimated_rows)
 
 
 def _sizes(scans: list[FullScan], run: Run) -> Iterator[tuple[FullScan, tuple[int, int]]]:

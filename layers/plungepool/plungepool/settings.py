@@ -28,6 +28,7 @@ _CHOICES = {
     "recorder": ("on", "off"),
     "metrics": ("on", "off"),
     "sql_comment": ("on", "off"),
+    "slow_query_explain": ("on", "off"),
 }
 _SWITCHES = ("connect_on_restore",)
 _TEXTS = ("host", "address", "database", "user", "password", "secret_arn", "region", "ca_file", "fleet")
@@ -157,6 +158,9 @@ class Settings:
     #: A statement that takes as long is written as [one line of the log](slow-queries.md), without its values; 0: none
     #: is.
     slow_query_s: float = 1.0
+    #: `on`: when the connection of a slow SELECT is returned, the planner is asked why it was slow, and what it says is
+    #: [a second line](slow-queries.md#why). Never behind a proxy, and not with `dsql`.
+    slow_query_explain: str = "on"
     #: `on`: an invocation that fails, misses its deadline or is slow leaves its last exchanges in one line of the log,
     #: for `plungepool timeline` ([observe](observe.md)).
     recorder: str = "off"

@@ -3,7 +3,8 @@ Slow queries: one line of JSON for each statement that took PLUNGEPOOL_SLOW_QUER
 
 The line holds the statement's shape and its fingerprint, and no value of it; the fingerprint is the same for the same
 statement with other values, in every environment, and in the plan guard's failures (docs/testing.md), so that a slow
-query leads to the test that runs it. Nothing of this is worked out for a statement that is not slow.
+query leads to the test that runs it. Nothing of this is worked out for a statement that is not slow. Where an engine
+asks for it, `why` explains a SELECT when its connection is returned.
 
 Units: seconds and milliseconds of wall clock.        Threads: safe.
 """
@@ -12,14 +13,22 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import event
 
 from . import flights, invocation, observe, pool, statements
+from .wire.errors import DeadlineExceeded, Error
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
 
+    from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from .why import Explainer
+    from .wire import Connection
     from .wire.protocol import Reply
     from .wire.session import Session
 
@@ -34,6 +43,9 @@ class Watch:
     def __init__(self, environ: Mapping[str, str] | os._Environ[str], slow_s: float) -> None:
         """Args: slow_s: a statement that takes as long, its way to the server and back included, is slow."""
         self.slow_s = slow_s
+        #: whether any engine asks why
+        self.explains = False
+        self._explainer: Explainer | None = None
         self._function = environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
         self._version = environ.get("AWS_LAMBDA_FUNCTION_VERSION", "")
 
@@ -44,12 +56,27 @@ class Watch:
         if took_s < self.slow_s or reply is None or flights.is_ping(reply):
             return
         invocation.count("slow_queries")
-        document = self.document(session, reply, took_s, error)
+        text, types = flights.program(reply)
+        document = self._document(session, text, reply, took_s, error)
         _logger.warning("%s", json.dumps(document, separators=(",", ":")))
+        if self.explains and (error is None or _leaves_session(error)):
+            if self._explainer is None:
+                from .why import Explainer
 
-    def document(self, session: Session, reply: Reply, took_s: float, error: BaseException | None) -> dict[str, Any]:
+                self._explainer = Explainer(in_lambda=bool(self._function))
+            self._explainer.note(cast("Connection", session), text, types, took_s, document)
+
+    def explain(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        """Explain what was noted of a connection that is returned; as SQLAlchemy's event `checkin` has it."""
+        if self._explainer is not None and connection is not None:
+            self._explainer.explain(connection)
+            if connection.closed:
+                record.close()
+
+    def _document(
+        self, session: Session, text: str, reply: Reply, took_s: float, error: BaseException | None
+    ) -> dict[str, Any]:
         """Return what is written of a flight."""
-        text = flights.program_text(reply)
         tally = invocation.tally
         found: dict[str, Any] = {
             "plungepool": FORMAT,
@@ -64,6 +91,11 @@ class Watch:
             "where": pool.caller(),
         }
         return found if error is None else found | {"error": flights.name_of(error)}
+
+
+def _leaves_session(error: BaseException) -> bool:
+    """Say whether a session may be asked something after an error, and whether there may be time for it."""
+    return isinstance(error, Error) and not error.disconnected and not isinstance(error, DeadlineExceeded)
 
 
 _watch: Watch | None = None
@@ -81,6 +113,13 @@ def start(environ: Mapping[str, str] | os._Environ[str], slow_s: float) -> None:
         _watch = Watch(environ, slow_s)
         _ends.append(observe.listen_to_flights(_watch.hear))
     _watch.slow_s = min(_watch.slow_s, slow_s)
+
+
+def explain(engine: Engine) -> None:
+    """Have the slow SELECTs of an engine explained, after `start`."""
+    if _watch is not None:
+        _watch.explains = True
+        event.listen(engine, "checkin", _watch.explain)
 
 
 def stop() -> None:

@@ -122,6 +122,8 @@ class Session:
     opening_round_trips = 0
     #: the seconds that each part of that took, as far as it came: name, tcp, tls, authentication
     opening_s: Mapping[str, float] = {}
+    #: True while its flights are nobody's but whose who uses it: `listener` and `ended` are not told of them
+    unheard = False
 
     def __init__(
         self,
@@ -397,12 +399,12 @@ class Session:
         transport, protocol = self._usable(), self._protocol
         if transport.deadline is not None and transport.deadline <= clock.time():
             passed = DeadlineExceeded("the deadline has passed: nothing was sent")
-            if ended is not None:
+            if ended is not None and not self.unheard:
                 ended(self, reply, 0.0, passed)
             raise passed
-        if listener is not None:
+        if listener is not None and not self.unheard:
             listener(self, reply)
-        if ended is None:
+        if ended is None or self.unheard:
             self._carry(transport, protocol, reply, before, times)
             return
         began = clock.time()

@@ -266,7 +266,8 @@ class Session:
                 if self.first is not None:
                     stage = "the first statement"
                     self._ask_first(self.first, reply, sent=login.is_followed)
-                    if self._protocol.status != IDLE:
+                    # An error in a transaction of the statement's own is its error, which `rollback` ends.
+                    if self._protocol.status != IDLE and self.first.error is None:
                         raise violation("a new session that is in a transaction")
                 transport.deadline = None
             except TooLate:

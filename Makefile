@@ -178,7 +178,7 @@ test-pythons: .venv/.ready services ## Run all unit and integration tests on eve
 test-versions: .venv/.ready .venv-sam/.ready services ## Test on every Python, 3.14 too, and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
 	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
 	@$(MAKE) --no-print-directory .venv-3.14/.ready
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-pythons
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-pythons
 
 .PHONY: test-on-python-3.14
 test-on-python-3.14:

@@ -17,7 +17,7 @@ help: ## Show the targets
 	@touch $@
 
 # Tools that must not share an environment with each other or with ours.
-TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-docs/.ready .mermaid/mermaid.min.js
+TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-docs/.ready .mermaid/mermaid.min.js
 $(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
@@ -196,13 +196,23 @@ docs: .venv-docs/.ready .mermaid/mermaid.min.js ## Build the documentation site 
 	@.venv-docs/bin/sphinx-build -q -W --keep-going -n -d build/docs-cache $(if $(REPOSITORY),-D repository=$(REPOSITORY)) docs build/docs
 	@echo "build/docs/index.html"
 
+# Bytecode for each of Lambda's Pythons: what this machine lacks comes from Debian sid, as for `test-versions`.
+.PHONY: release
+release: .venv/.ready ## Build wheels, source distributions, the layer's zip, its bill of materials and checksums into dist/, twice; try them out
+	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
+	@PATH="$$PATH:$(CURDIR)/.debian/python3.14/usr/bin" $(PYTHON) release/release.py
+
+.PHONY: version
+version: .venv/.ready ## Write VERSION=… into each file that holds it
+	@$(PYTHON) release/release.py "$(VERSION)"
+
 .PHONY: reference
 reference: .venv/.ready ## Write docs/reference anew from the code
 	@$(PYTHON) docs/write_reference.py --write
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
-	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/docs; do \
+	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/release requirements/docs; do \
 		.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --quiet $$file.in --output-file $$file.txt || exit 1; \
 	done
@@ -216,4 +226,4 @@ requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	@rm -rf .venv .venv-* .aws-sam .debian .mermaid .mypy_cache .pytest_cache .ruff_cache build
+	@rm -rf .venv .venv-* .aws-sam .debian .mermaid .mypy_cache .pytest_cache .ruff_cache build dist

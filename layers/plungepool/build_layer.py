@@ -16,6 +16,7 @@ and the layer is read-only, so Lambda would compile everything again at each col
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,14 @@ def strip(target: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def own_version(name: str) -> str:
+    """The version of this folder's package, which stands there and nowhere else."""
+    line = re.search(r'^__version__ = "(.+)"$', Path(name, "__init__.py").read_text(), re.MULTILINE)
+    if line is None:
+        sys.exit(f"build_layer: {name}/__init__.py has no __version__")
+    return line[1]
+
+
 def add_own_package(target: Path) -> None:
     """Copy the package of this folder, with the metadata that importlib.metadata and SQLAlchemy's entry points read."""
     pyproject = Path("pyproject.toml")
@@ -152,14 +161,15 @@ def add_own_package(target: Path) -> None:
         return
     project = tomllib.loads(pyproject.read_text())["project"]
     name = project["name"]
+    version = own_version(name)
     shutil.copytree(name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    information = target / f"{name}-{project['version']}.dist-info"
+    information = target / f"{name}-{version}.dist-info"
     (information / "licenses").mkdir(parents=True)
     shutil.copyfile("LICENSE", information / "licenses" / "LICENSE")
     lines = [
         "Metadata-Version: 2.4",
         f"Name: {name}",
-        f"Version: {project['version']}",
+        f"Version: {version}",
         f"Summary: {project['description']}",
         f"License-Expression: {project['license']}",
         "License-File: LICENSE",

@@ -17,6 +17,8 @@ from .pool import PoolExhausted
 from .settings import Settings
 from .transaction import once, run_transaction
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ConnectionLeak",
     "CredentialsError",

@@ -3,81 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy.exc import DBAPIError
 
-from plungepool import CredentialsError, Settings, SettingsError, build_engine, plans, statements
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from sqlalchemy import Connection
-
-    from plungepool.plans import Run
-
-FORMAT = "plungepool-slow/1"
-
-# As many of the server's entries are read, the worst first, and so much of the text of each.
-_ENTRIES, _TEXT = 1000, 20_000
-# What else pg_stat_statements counts, SET and CREATE ROLE among it, has no shape without a value on every server.
-_RANKED = frozenset(("select", "with", "insert", "update", "delete", "merge", "values", "table", "call"))
-
-_NOT_LOADED = (
-    "pg_stat_statements is not loaded: put it into shared_preload_libraries and restart the server; on RDS and Aurora "
-    "that is a setting of the parameter group"
-)
-_OLD = (
-    "the extension pg_stat_statements is older than PostgreSQL 14's: execute ALTER EXTENSION pg_stat_statements UPDATE"
-)
-
-
-class By(StrEnum):
-    """What makes a statement the worst."""
-
-    TOTAL = "total"
-    MEAN = "mean"
-    CALLS = "calls"
-
-
-_COLUMNS = {By.TOTAL: "total_exec_time", By.MEAN: "mean_exec_time", By.CALLS: "calls"}
-
-
-class SlowError(Exception):
-    """What keeps the statements from being listed, and what to do about it."""
-
-
-@dataclass(slots=True)
-class Ranked:
-    """What the server has counted of one statement, all its lists of values together."""
-
-    fingerprint: str
-    statement: str
-    calls: int
-    total_ms: float
-    rows: int
-    #: as the server normalised it, where the connected role has executed it itself
-    own_text: str = ""
-    why: dict[str, Any] | None = None
-    not_explained: str | None = None
-
-    @property
-    def mean_ms(self) -> float:
-        """Of one call."""
-        return self.total_ms / max(1, self.calls)
-
-    def as_document(self) -> dict[str, Any]:
-        """Return it as JSON takes it; without the text."""
-        known = asdict(self) | {"mean_ms": round(self.mean_ms, 3), "total_ms": round(self.total_ms, 3)}
-        del known["own_text"]
-        return known
+from plungepool import ranking
+from plungepool.ranking import By
 
 
 def slow(
@@ -95,122 +28,18 @@ def slow(
     Connects by the PLUNGEPOOL_ variables of this environment. Executes none of the statements, prints no value, and
     changes nothing. Exits with 1 where it could not work.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    try:
-        settings = Settings.from_env(os.environ, prefix=prefix)
-        if settings.auth == "dsql":
-            raise SlowError("Aurora DSQL has no pg_stat_statements")
-        # What is asked here touches no row of a tenant's, and is no slow statement of a function's.
-        engine = build_engine(replace(settings, require_settings=(), slow_query_s=0.0))
-        try:
-            with closing(engine.connect().execution_options(isolation_level="AUTOCOMMIT")) as connection:
-                document, found = _look(connection, by, limit, direct=settings.endpoint == "direct")
-        finally:
-            engine.dispose()
-    except (SlowError, SettingsError, CredentialsError, DBAPIError) as error:
-        problem = str(getattr(error, "orig", None) or error)
-        if as_json:
-            print(json.dumps({"format": FORMAT, "problem": problem}))
-        Console(highlight=False, soft_wrap=True, stderr=True).print(f"✗ {problem}", style="red", markup=False)
-        raise typer.Exit(1) from None
+    document = ranking.rank_process(prefix, by=by, limit=limit)
     if as_json:
-        print(json.dumps(document | {"statements": [one.as_document() for one in found], "problem": None}))
-        return
-    _print(console, document, found)
+        print(json.dumps(document))
+    if document["problem"]:
+        console = Console(highlight=False, soft_wrap=True, stderr=True)
+        console.print(f"✗ {document['problem']}", style="red", markup=False)
+        raise typer.Exit(1)
+    if not as_json:
+        _print(Console(highlight=False, soft_wrap=True), document)
 
 
-def _look(connection: Connection, by: By, limit: int, *, direct: bool) -> tuple[dict[str, Any], list[Ranked]]:
-    ours: set[str] = set()
-
-    def run(sql: str) -> Sequence[Sequence[Any]]:
-        ours.add(statements.fingerprint(sql))
-        result = connection.exec_driver_sql(sql)
-        return result.all() if result.returns_rows else ()
-
-    ((database, role, version),) = run(
-        "SELECT pg_catalog.current_database(), current_user, pg_catalog.current_setting('server_version_num')::int"
-    )
-    if version < 140000:
-        raise SlowError(f"PostgreSQL 14 or later is needed; this server is {version // 10000}")
-    place = run(
-        "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
-        "WHERE e.extname = 'pg_stat_statements'"
-    )
-    if not place:
-        raise SlowError(
-            f"the extension pg_stat_statements is not in the database {database}: execute CREATE EXTENSION "
-            "pg_stat_statements there, as a superuser or, on RDS and Aurora, with rds_superuser; it also has to be in "
-            "shared_preload_libraries (there: of the parameter group)"
-        )
-    schema = plans.quoted(place[0][0])
-    try:
-        ((since, hidden),) = run(
-            f"SELECT (SELECT stats_reset::text FROM {schema}.pg_stat_statements_info), pg_catalog.count(*) "
-            f"FROM {schema}.pg_stat_statements('f') s WHERE queryid IS NULL AND {_HERE}"
-        )
-        entries = run(
-            f"SELECT pg_catalog.left(query, {_TEXT}), calls, total_exec_time, rows, "
-            "userid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user) "
-            f"FROM {schema}.pg_stat_statements('t') s WHERE queryid IS NOT NULL AND {_HERE} "
-            f"ORDER BY {_COLUMNS[by]} DESC LIMIT {_ENTRIES}"
-        )
-    except DBAPIError as error:
-        state = plans.sqlstate(error.orig or error)
-        texts = {"55000": _NOT_LOADED, "42P01": _OLD, "42703": _OLD, "42883": _OLD}
-        if state not in texts:
-            raise
-        raise SlowError(texts[state]) from None
-    found = rank(entries, by, ours)[:limit]
-    if hidden and not found:
-        raise SlowError(f"{hidden} statements are other roles', and not shown to {role}; {_grant(role)}")
-    for one in found:
-        _explain(one, run, direct=direct)
-    known = {"format": FORMAT, "database": database, "role": role, "since": since, "by": by.value, "hidden": hidden}
-    return known, found
-
-
-_HERE = "dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-
-
-def rank(entries: Sequence[Sequence[Any]], by: By, but: Collection[str] = ()) -> list[Ranked]:
-    """Return what was counted, a line for each fingerprint, the worst first; `but`: fingerprints to leave out. Pure."""
-    found: dict[str, Ranked] = {}
-    for text, calls, total_ms, rows, own in entries:
-        if next(iter(statements.tokens(text)), "") not in _RANKED:
-            continue
-        fingerprint = statements.fingerprint(text)
-        if fingerprint in but:
-            continue
-        one = found.setdefault(fingerprint, Ranked(fingerprint, statements.shape(text), 0, 0.0, 0))
-        one.calls += calls
-        one.total_ms += total_ms
-        one.rows += rows
-        if own and len(text) < _TEXT and not one.own_text:
-            one.own_text = text
-    keys = {By.TOTAL: lambda one: one.total_ms, By.MEAN: lambda one: one.mean_ms, By.CALLS: lambda one: one.calls}
-    return sorted(found.values(), key=keys[by], reverse=True)
-
-
-def _explain(one: Ranked, run: Run, *, direct: bool) -> None:
-    if one.own_text and not plans.only_reads(one.own_text):
-        return
-    if not direct:
-        one.not_explained = "a prepared statement does not go well with a proxy: connect to the database itself"
-    elif not one.own_text:
-        # To plan is to call functions that say they are immutable: another role's must not run with this one's rights.
-        one.not_explained = "it is another role's: connect as that role"
-    else:
-        try:
-            one.why = plans.why(one.own_text, (), run).as_dict()
-        except DBAPIError as error:
-            one.not_explained = f"the server would not plan it: SQLSTATE {plans.sqlstate(error.orig or error)}"
-
-
-def _grant(role: str) -> str:
-    return f"execute GRANT pg_read_all_stats TO {plans.quoted(role)}"
-
-
-def _print(console: Console, document: dict[str, Any], found: list[Ranked]) -> None:
+def _print(console: Console, document: dict[str, Any]) -> None:
     def line(indent: str, text: str, *, cut: bool = False, style: str = "") -> None:
         # A name may hold what moves a terminal's cursor.
         shown = Text(indent + "".join(sign if sign.isprintable() else "?" for sign in text), style=style)
@@ -219,23 +48,26 @@ def _print(console: Console, document: dict[str, Any], found: list[Ranked]) -> N
         console.print(shown)
 
     line("", f"{document['database']}, since {document['since']}, by {document['by']}")
-    for one in found:
+    for one in document["statements"]:
         line("", "")
-        numbers = f"total {_time(one.total_ms)}, mean {_time(one.mean_ms)}, {one.calls} calls, {one.rows} rows"
-        line("", f"{one.fingerprint}  {numbers}", style="bold")
-        line("  ", one.statement, cut=True)
-        if one.not_explained:
-            line("  ", f"not explained: {one.not_explained}")
-        for scan in one.why["full_scans"] if one.why else ():
+        times = f"total {_time(one['total_ms'])}, mean {_time(one['mean_ms'])}"
+        numbers = f"{times}, {one['calls']} calls, {one['rows']} rows"
+        line("", f"{one['fingerprint']}  {numbers}", style="bold")
+        line("  ", one["statement"], cut=True)
+        if one["not_explained"]:
+            line("  ", f"not explained: {one['not_explained']}")
+        why = one["why"] or {"full_scans": (), "indexes": ()}
+        for scan in why["full_scans"]:
             condition = f", filter {scan['filter']}" if scan["filter"] else ""
             line("  ", f"reads all of {scan['table']}, about {scan['table_rows']} rows{condition}")
-        for index in one.why["indexes"] if one.why else ():
+        for index in why["indexes"]:
             line("  → ", index)
-    if not found:
+    if not document["statements"]:
         line("", "no statement was counted so far")
     if document["hidden"]:
         line("", "")
-        line("! ", f"{document['hidden']} statements of other roles are not shown; {_grant(document['role'])}")
+        grant = ranking.grant(document["role"])
+        line("! ", f"{document['hidden']} statements of other roles are not shown; {grant}")
 
 
 def _time(value_ms: float) -> str:

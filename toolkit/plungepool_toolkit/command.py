@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from plungepool_toolkit.interrupts import begin_to_work
 
 # In the order in which --help lists them; the module and its function have the same name, with underscores.
 COMMANDS = (
@@ -39,10 +41,16 @@ class _Commands(TyperGroup):
         return self.commands.get(cmd_name)
 
 
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        begin_to_work()
+        return super().invoke(ctx)
+
+
 def _load(name: str) -> Any:
     word = name.replace("-", "_")
     one = typer.Typer(add_completion=False)
-    one.command(name)(getattr(import_module(f"plungepool_toolkit.commands.{word}"), word))
+    one.command(name, cls=_Command)(getattr(import_module(f"plungepool_toolkit.commands.{word}"), word))
     return typer.main.get_command(one)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from elsewhere import wait_until
 from poolers import pgbouncer
+from typer.testing import CliRunner
 
 from plungepool import Settings, build_engine, drain
+from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -174,3 +176,34 @@ def test_a_pooler_s_connections_are_replaced_as_well(server: Postgres, fleet: Ca
         assert [invocation.error for invocation in after] == [None, None]
         assert not before & {invocation.payload for invocation in after}
         assert [text for environment in environments for text in environment.log if "was replaced" in text] == []
+
+
+def test_an_adaptive_fleet_is_drained_by_the_command(
+    server: Postgres, fleet: Callable[..., list[Environment]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    By hand and as its own role, with the fleet's variables: some hold tickets, others come and go, and fewer connections
+    than environments are allowed. No invocation fails, and no session is older than the drain.
+    """
+    monkeypatch.setenv("PLUNGEPOOL_URL", server.url("app", password="any"))
+    monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
+    monkeypatch.setenv("PLUNGEPOOL_POOL", "adaptive")
+    server.execute(f"ALTER ROLE app CONNECTION LIMIT {FLEET - 1}")
+    environments = fleet(server.port, PLUNGEPOOL_POOL="adaptive")
+    before = server.execute("SELECT number FROM counted")[0][0]
+    try:
+        with Load(environments) as load:
+            for _ in range(2):
+                load.wait_for_one_each()
+                [[began]] = server.execute("SELECT clock_timestamp()")
+                result = CliRunner().invoke(application, ["drain", "--rate", "20", "--limit", "60"])
+                assert (result.exit_code, "none left" in result.output) == (0, True), result.output
+                old = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND backend_start <= $1"
+                assert server.execute(old, began) == [[0]]
+            load.wait_for_one_each()
+        assert load.failures == []
+        assert [environment.log.count("init") for environment in environments] == [1] * FLEET
+        done = sum(len(pids) for pids in load.pids)
+        assert server.execute("SELECT number FROM counted")[0][0] == before + done
+    finally:
+        server.execute("ALTER ROLE app CONNECTION LIMIT -1")

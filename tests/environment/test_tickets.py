@@ -101,7 +101,7 @@ def sessions(server: Postgres) -> set[int]:
 
 @pytest.mark.parametrize("ahead", ["", "true"], ids=["", "connects on restore"])
 def test_clones_of_a_snapshot_share_no_ticket(server: Postgres, start: Callable[..., Environment], ahead: str) -> None:
-    """What was held at init is given back before the snapshot; each clone has its own, and who is killed gives it back."""
+    """What was held at init is given back before the snapshot; each clone has its own, which kill -9 gives back."""
     others = {"PLUNGEPOOL_CONNECT_ON_RESTORE": ahead} if ahead else {}
     snapshot = start(snap_start=True, **others).snapshot()
     wait_until(lambda: not sessions(server), "a session was frozen into the snapshot")
@@ -130,15 +130,14 @@ def test_children_of_an_environment_share_no_ticket(server: Postgres, start: Cal
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_those_that_are_killed_at_work_give_back(server: Postgres) -> None:
     """
-    Thirty environments at work on twenty connections, half of them killed at any moment: no other fails, no more tickets
-    are held than there are, and in the end none.
+    Thirty environments at work on twenty connections, half of them killed at any moment: no other fails, no more
+    tickets are held than there are, and in the end none.
     """
     engine = build_engine(
         Settings(url=server.url("app", password="-"), tls="disable", pool="adaptive", checkout_timeout_s=60.0)
     )
 
     def work(writes: int) -> None:
-        context = LambdaContext()
         while True:
             with guard_invocation(LambdaContext()), engine.begin() as connection:
                 connection.exec_driver_sql("SELECT pg_sleep(0.002)")

@@ -208,7 +208,7 @@ version: .venv/.ready ## Write VERSION=… into each file that holds it
 
 .PHONY: reference
 reference: .venv/.ready ## Write docs/reference anew from the code
-	@$(PYTHON) docs/write_reference.py --write
+	@$(PYTHON) docs/extension/write_reference.py --write
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files

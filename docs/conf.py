@@ -15,7 +15,7 @@ _package = tomllib.loads(_pyproject.read_text(encoding="utf-8"))["project"]
 project = "Plungepool"
 author = project_copyright = "the Plungepool authors"
 version = release = _package["version"]
-extensions = ["myst_parser", "sphinx_copybutton", "pages"]
+extensions = ["myst_parser", "sphinx_copybutton", "site_pages"]
 exclude_patterns = ["extension"]
 
 #: where the repository's files are read by whoever follows a link to one; without it such a link is its text alone

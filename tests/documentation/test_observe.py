@@ -1,4 +1,4 @@
-"""docs/observe.md: its examples run, and its table holds every number that there is."""
+"""docs/observe.md: its examples run; docs/reference/metrics.md holds every number that there is."""
 
 from __future__ import annotations
 
@@ -15,20 +15,8 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "observe.md").read_text(encoding="utf-8")
 
 
-def test_every_number_of_a_tally_is_explained() -> None:
-    """The table holds the tally's fields, all of them and no others."""
-    table = PAGE.partition("| number | what it counts |\n|---|---|\n")[2].partition("\n\n")[0]
-    first = " ".join(line.split("|")[1] for line in table.splitlines())
-    parts = {"name_s", "tcp_s", "tls_s", "authentication_s"}
-    assert set(re.findall(r"`(\w+)`", first)) | parts == {*observe.FIELDS, "reconnects", "errors", "failure"}
-    assert all(f"`{part}`" in table for part in parts)
-
-
-def test_every_metric_is_in_the_table() -> None:
-    """With its number and its unit, in the code's order."""
-    table = PAGE.partition("| metric | number | unit |\n|---|---|---|\n")[2].partition("\n\n")[0]
-    assert table.splitlines() == [f"| {name} | `{field}` | {unit.value} |" for field, (name, unit) in METRICS.items()]
-    assert set(METRICS) <= {*observe.FIELDS, "errors", "reconnects"}
+def test_number_of_metrics_is_right() -> None:
+    """What a fleet may cost at most depends on it."""
     assert f"{len(METRICS)} names at most" in PAGE
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "AGENTS.md"])
+def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     """The first block of Python is a whole handler that answers from a real server."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url())
     monkeypatch.setenv("PLUNGEPOOL_PASSWORD", postgres.password)
     monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
@@ -29,7 +29,7 @@ def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> No
     dispose_engine()
     names: dict[str, Any] = {}
     try:
-        exec(compile(example, "README.md", "exec"), names)
+        exec(compile(example, page, "exec"), names)
         answer = names["handler"]({"order_id": 7}, None)
     finally:
         dispose_engine()

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SPHINX = ROOT / ".venv-docs" / "bin" / "sphinx-build"
 
-_spec = importlib.util.spec_from_file_location("pages", DOCS / "extension" / "pages.py")
+_spec = importlib.util.spec_from_file_location("site_pages", DOCS / "extension" / "site_pages.py")
 assert _spec is not None
 assert _spec.loader is not None
 pages = importlib.util.module_from_spec(_spec)

@@ -59,9 +59,11 @@ class Tally:
 
     #: connections that were checked out, and the seconds that checkouts waited for one of the pool's to be free
     checkouts, checkout_wait_s = 0, 0.0
-    #: checkouts that ended without a connection, whatever the cause; and those that found none free in time
+    #: checkouts that ended without a connection, whatever the cause; those of them that found none free in time
+    #: (`PoolExhausted`)
     checkouts_failed, exhausted = 0, 0
-    #: sessions that were opened, attempts that failed, and attempts that were made because of those
+    #: sessions that were opened; attempts that failed; attempts that were made because the database was full,
+    #: restarting or silent
     connects, connects_failed, connect_retries = 0, 0, 0
     #: the seconds that attempts took from the name to the answer to the password, failed ones included
     connect_s = 0.0
@@ -96,7 +98,7 @@ class Tally:
 
     def __init__(self, request_id: str | None = None) -> None:
         self.request_id, self.began_at = request_id, time.time()
-        #: kept connections that were replaced, by why: age, lease, no_answer, lost, moved, or a SQLSTATE
+        #: kept connections that were replaced, by why: `age`, `lease`, `no_answer`, `lost`, `moved`, or a SQLSTATE
         self.reconnects: dict[str, int] = {}
         #: what the server, or the driver, raised: by SQLSTATE, else by the class's name
         self.errors: dict[str, int] = {}

@@ -33,9 +33,8 @@ class Error(Exception):
     """
     What every error here derives from.
 
-    `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (SQLSTATE
-    class
-    22) quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.
+    `str()` of a server's error holds nothing that was sent as a parameter, and nothing that a data exception (class 22)
+    quotes, which may be a value of the database: `…` stands for either. The whole of it is on the attributes.
     """
 
     #: the five-character code of the server, None when the error is the client's own

@@ -1,30 +1,20 @@
-"""
-Write docs/reference from the code: python docs/write_reference.py [--write]
-
-Without --write it says which page is not what the code says, and exits with 1 if one is. Needs both packages (make
-setup). tests/documentation/test_reference.py asks the same.
-"""
+"""docs/reference/settings.md: each setting, from the fields of Settings and the tables by which they are checked."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
-import re
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reference_text import WRITTEN, from_reference
 
 from plungepool import Settings, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs" / "reference"
-WRITTEN = "<!-- Written by docs/write_reference.py from the code: change it there, then `make reference`. -->"
-
-SETTINGS_INTRODUCTION = f"""\
+INTRODUCTION = f"""\
 # Settings
 
 {WRITTEN}
@@ -137,10 +127,10 @@ def _shown(value: object) -> str:
     return f"`{value:g}`" if isinstance(value, (int, float)) else f"`{value}`"
 
 
-def settings_page() -> str:
+def page() -> str:
     """Return docs/reference/settings.md."""
     found = list(read_settings())
-    lines = [SETTINGS_INTRODUCTION]
+    lines = [INTRODUCTION]
     for one in found:
         lines.append(f"| [{one.variable}](#{one.variable.lower()}) | {default_of(one.name)} | {values_of(one.name)} |")
     section = ""
@@ -149,39 +139,6 @@ def settings_page() -> str:
             section = one.section
             lines += ["", f"## {section}"]
         default = default_of(one.name)
-        lines += ["", f"### {one.variable}", "", _from_reference(one.about), ""]
+        lines += ["", f"### {one.variable}", "", from_reference(one.about), ""]
         lines.append(f"Keyword `{one.name}`: {values_of(one.name)}." + (f" Default: {default}." if default else ""))
     return "\n".join(lines) + "\n"
-
-
-def _from_reference(text: str) -> str:
-    """Return a text whose links start from docs with links that start from docs/reference."""
-    return re.sub(r"\]\((?![#a-z]+:)(?!#)", "](../", text)
-
-
-PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page}
-
-
-def problems() -> list[str]:
-    """Return which pages are not what the code says."""
-    there = {name: FOLDER / name for name in PAGES}
-    return [
-        f"docs/reference/{name} is not what the code says: make reference"
-        for name, path in there.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != PAGES[name]()
-    ]
-
-
-def main() -> int:
-    """Write the pages, or say what is wrong with them."""
-    if "--write" in sys.argv[1:]:
-        for name, page in PAGES.items():
-            (FOLDER / name).write_text(page(), encoding="utf-8")
-        return 0
-    for problem in problems():
-        print(problem)
-    return bool(problems())
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

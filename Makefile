@@ -206,6 +206,10 @@ release: .venv/.ready ## Build wheels, source distributions, the layer's zip, it
 version: .venv/.ready ## Write VERSION=… into each file that holds it
 	@$(PYTHON) release/release.py "$(VERSION)"
 
+.PHONY: screenshots
+screenshots: docs services .venv-sam/.ready ## Take the pictures of the site, the storm's report and the dashboard for docs
+	@$(PYTHON) docs/extension/take_screenshots.py
+
 .PHONY: reference
 reference: .venv/.ready ## Write docs/reference anew from the code
 	@$(PYTHON) docs/extension/write_reference.py --write

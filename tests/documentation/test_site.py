@@ -158,6 +158,16 @@ def test_search_finds_a_page(browser: Browser, address: str, word: str, page: st
     assert browser.complaints == []
 
 
+@pytest.mark.parametrize("picture", ["site.png", "storm-report.png", "dashboard.png"])
+def test_picture_is_linked_and_as_wide_as_a_screen(picture: str) -> None:
+    """What `make screenshots` has taken: a page 1,280 pixels wide, less its scroll bar, and a page of docs links it."""
+    begin = (DOCS / picture).read_bytes()[:24]
+    assert begin.startswith(b"\x89PNG")
+    assert 1260 <= int.from_bytes(begin[16:20], "big") <= 1280
+    linked = [page for page in (ROOT / "README.md", *DOCS.glob("*.md")) if f"{picture})" in page.read_text("utf-8")]
+    assert linked
+
+
 def wait_until(browser: Browser, expression: str) -> None:
     """Return when the page says that it is so; what it never says fails."""
     deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -14,12 +15,14 @@ _package = tomllib.loads(_pyproject.read_text(encoding="utf-8"))["project"]
 
 project = "Plungepool"
 author = project_copyright = "the Plungepool authors"
-version = release = _package["version"]
+# The one place where it stands.
+_source = (HERE.parent / "layers" / "plungepool" / "plungepool" / "__init__.py").read_text(encoding="utf-8")
+version = release = re.findall(r'^__version__ = "(.+)"$', _source, re.MULTILINE)[0]
 extensions = ["myst_parser", "sphinx_copybutton", "site_pages"]
 exclude_patterns = ["extension"]
 
-#: where the repository's files are read by whoever follows a link to one; without it such a link is its text alone
-repository = _package.get("urls", {}).get("Repository", "")
+#: where the repository's files are read by whoever follows a link to one; REPOSITORY=… says another place
+repository = _package["urls"]["Source"]
 
 # Links to a heading are checked, by the names that GitHub gives them.
 myst_heading_anchors = 4

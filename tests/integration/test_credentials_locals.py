@@ -390,7 +390,9 @@ def test_failed_connect_leaves_nothing_behind(authentication: Literal["scram-sha
     """
     with Postgres(tls=True, authentication=authentication) as server:
         server.execute("CREATE ROLE app LOGIN PASSWORD 'other'")
-        whole: dict[str, Any] = {"host": server.host, "port": server.port, "ca_file": str(server.ca_file)}
+        whole: dict[str, Any] = {
+            "host": server.host, "port": server.port, "ca_file": str(server.ca_file), "checkout_timeout_s": 0.05
+        }  # fmt: skip
         for changes in ({}, {"port": 1}, {"ca_file": None}, {"database": "nowhere"}, {"host": "nobody.invalid"}):
             engine = build_engine(Settings(**whole | changes, user="app", password=f"{MARK}-password"))
             with pytest.raises(OperationalError) as caught:

@@ -128,7 +128,7 @@ def test_unavailable_is_what_may_succeed_later(make_engine: Callable[..., Engine
             pass
 
     def unreachable() -> None:
-        with make_engine(port=1).connect():
+        with make_engine(port=1, checkout_timeout_s=0.05).connect():
             pass
 
     def run(sql: str) -> Callable[[], None]:

@@ -200,7 +200,7 @@ def test_server_gone_then_back(make_engine: Callable[..., Engine], pool_mode: st
     """While the server is away each invocation fails with OperationalError; once it is back the same engine works."""
     with Postgres({"max_connections": 10}) as server:
         engine = make_engine(
-            host=server.host, port=server.port, password=server.password, pool=pool_mode, connect_timeout_s=2
+            host=server.host, port=server.port, password=server.password, pool=pool_mode, checkout_timeout_s=1
         )
         with engine.connect() as connection:
             connection.execute(PID)

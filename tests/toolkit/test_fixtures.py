@@ -66,3 +66,67 @@ def test_every_part_of_an_invocation_is_documented() -> None:
     """The table of what an invocation gives names the fields of `Invocation`, all of them."""
     table = DOCUMENT.split("## What an invocation gives")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {field.name for field in fields(Invocation)}
+
+
+WRITERS = """
+import pytest
+
+names = []
+LEAVES = {
+    "a table": "CREATE TABLE left_behind ()",
+    "a schema": "CREATE SCHEMA left_behind",
+    "a sequence's value": "CREATE SEQUENCE left_behind; SELECT nextval('left_behind')",
+    "a large object": "SELECT lo_create(0)",
+    "a setting": "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = ''5MB''', current_database()); END $$",
+    "a transaction that is open": "BEGIN; CREATE TABLE left_behind ()",
+}
+
+@pytest.mark.parametrize("sql", LEAVES.values(), ids=LEAVES)
+def test_writes(database, sql, request):
+    session = database.server.session(database=database.name)
+    session.__enter__()(sql)
+    request.config.left = session
+    names.append(database.name)
+
+def test_reads(database):
+    assert database.execute("SELECT 1") == [[1]]
+    names.append(database.name)
+
+def test_leaves_a_session(database, request):
+    request.config.reader = database.server.session(database=database.name)
+    request.config.reader.__enter__()("SELECT pg_advisory_lock(1)")
+    names.append(database.name)
+
+def test_each_had_an_empty_one(database):
+    assert database.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [[1]]
+    names.append(database.name)
+    *writers, one, two, three = names
+    assert one == two == three
+    assert len({*writers, one}) == len(writers) + 1
+    assert database.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == [[database.name]]
+"""
+
+
+def test_a_database_serves_again_where_nothing_was_written(machine: Any, tmp_path: Path) -> None:
+    """Whatever a test leaves in its database, also with a session still open, the next one finds an empty one."""
+    (tmp_path / "test_writers.py").write_text(WRITERS)
+    result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
+    assert "9 passed" in result.stdout, result.stdout + result.stderr
+    assert machine.left_behind(60) == []
+
+
+def test_no_database_stays_in_data_that_is_kept(machine: Any, tmp_path: Path) -> None:
+    """On a server of one's own whose data lies in a folder of one's own."""
+    (tmp_path / "test_kept.py").write_text(
+        "import pytest\n"
+        "from pathlib import Path\n"
+        "from plungepool_toolkit.postgres import Postgres\n\n"
+        "@pytest.fixture(scope='module')\n"
+        f"def postgres():\n    with Postgres(data_folder=Path({str(machine.folder / 'data')!r})) as server:\n"
+        "        yield server\n"
+        "        assert server.execute(\"SELECT datname FROM pg_database WHERE datname LIKE 'test%'\") == []\n\n"
+        "def test_reads(database):\n    assert database.execute('SELECT 1') == [[1]]\n"
+    )
+    result = machine.run("-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path, cwd=tmp_path)
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    assert "error" not in result.stdout.splitlines()[-1]

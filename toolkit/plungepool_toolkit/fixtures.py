@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -54,13 +56,44 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+# To make a database takes longer than most tests: one in which nothing has been written serves the next test, too.
+_untouched: WeakKeyDictionary[Postgres, str] = WeakKeyDictionary()
+
+
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[Database]:
     """An empty database for one test, on the run's server; sessions that are left in it are ended."""
-    name = f"test_{secrets.token_hex(6)}"
-    postgres.execute(f"CREATE DATABASE {name}")
+    name = _untouched.pop(postgres, None)
+    if name is None:
+        name = f"test_{secrets.token_hex(6)}"
+        postgres.execute(f"CREATE DATABASE {name}")
+    before = _next_transaction(postgres)
     yield Database(postgres, name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    if before is not None and _end_sessions(postgres, name) and _next_transaction(postgres) == before:
+        _untouched[postgres] = name
+    else:
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _next_transaction(postgres: Postgres) -> int | None:
+    """
+    Return the number that the server's next transaction that writes will have; None where a database would outlive us.
+    """
+    if postgres.keeps_data:
+        return None
+    ((number,),) = postgres.execute("SELECT txid_snapshot_xmax(txid_current_snapshot())")
+    return int(number)
+
+
+def _end_sessions(postgres: Postgres, database: str, within_s: float = 5.0) -> bool:
+    """End a database's sessions; tell whether all of them have ended, with what they were writing."""
+    deadline = time.monotonic() + within_s
+    with postgres.session() as run:
+        while run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+    return True
 
 
 @pytest.fixture

@@ -111,6 +111,11 @@ class Postgres(Closing):
         return self._process is not None and self._process.poll() is None
 
     @property
+    def keeps_data(self) -> bool:
+        """Whether its data outlives it: `data_folder` was given."""
+        return self._given_data is not None
+
+    @property
     def pid(self) -> int:
         """
         The process id of the server (the postmaster). Raises: PostgresError if it was never started or is stopped.

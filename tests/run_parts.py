@@ -90,8 +90,10 @@ class Part:
 
 def how_far(written: str) -> str:
     """Return "12 of 345" of what pytest has written so far."""
-    counts = re.findall(r"\[ *(\d+)/(\d+)\]$", written, re.MULTILINE)
-    return "{} of {}".format(*counts[-1]) if counts else "collecting"
+    if counts := re.findall(r"\[ *(\d+)/(\d+)\]$", written, re.MULTILINE):
+        return "{} of {}".format(*counts[-1])
+    collected = re.search(r"collected (\d+) items?$", written, re.MULTILINE)
+    return f"0 of {collected[1]}" if collected else "collecting"
 
 
 def summary(written: str) -> str:

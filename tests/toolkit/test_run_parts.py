@@ -79,6 +79,18 @@ def test_each_part_says_how_far_it_is(tmp_path: Path) -> None:
     assert said.splitlines()[-1].endswith("minutes of parts; all passed")
 
 
+def test_one_whose_first_test_takes_long_says_how_many_it_has(tmp_path: Path) -> None:
+    """It has not ended one, and is not collecting them any more."""
+    first = WAITING.replace("def test_a(): pass", "")
+    with start(tmp_path, part(tmp_path, "one", first), report_every_s="0.1") as run:
+        assert run.stdout is not None
+        while "one 0 of 1 in" not in (said := run.stdout.readline()):
+            assert said
+        (tmp_path / "test_one.goes").touch()
+        run.communicate(timeout=120)
+    assert run.returncode == 0
+
+
 def test_beside_a_calm_part_runs_one_other(tmp_path: Path) -> None:
     """Of three that may run at a time the third waits, until the calm one has ended."""
     with start(

@@ -25,7 +25,7 @@ from plungepool_toolkit.rds_proxy import Credential, RdsProxy
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)  # a build or a deployment is in the set-up of a test
-SAM = ROOT / ".venv-sam" / "bin" / "sam"
+SAM = (ROOT / ".venv-sam" / "bin" / "python", Path(__file__).with_name("prompt_sam.py"))
 MINISTACK = ROOT / ".venv-ministack"
 REGION, ACCOUNT = "eu-west-1", "000000000000"
 MODES = ("existing", "aurora", "instance")
@@ -51,7 +51,7 @@ class Cloud:
 
     def sam(self, *arguments: str | Path, timeout: float = 240) -> str:
         result = subprocess.run(
-            [SAM, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+            [*SAM, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout + result.stderr

@@ -304,6 +304,20 @@ def test_converter_that_fails_costs_no_connection(connection: wire.Connection, c
     assert cursor.execute("SELECT 'x'::text").fetchone() == ("X",)
 
 
+@pytest.mark.parametrize("statement", [None, b"SELECT 1", text("SELECT 1")])
+def test_what_is_no_text_is_no_statement(cursor: Any, statement: Any) -> None:
+    """What another library composes is refused by the name of its type, and the cursor goes on."""
+    says = f"^a statement is text, not {type(statement).__name__}"
+    for call in (
+        lambda: cursor.execute(statement),
+        lambda: cursor.declare("some", statement),
+        lambda: cursor.executemany(statement, [(1,)]),
+    ):
+        with pytest.raises(wire.ProgrammingError, match=says):
+            call()
+    assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_cursor_after_pep_249(cursor: Any) -> None:
     """description, rowcount and the three ways to fetch."""
     with pytest.raises(wire.ProgrammingError):

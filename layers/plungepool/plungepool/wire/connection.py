@@ -687,6 +687,8 @@ class Cursor:
     def _start(self, operation: str, args: Iterable[Any]) -> None:
         if self._closed:
             raise InterfaceError("the cursor is closed")
+        if not isinstance(operation, str):
+            raise ProgrammingError(f"a statement is text, not {type(operation).__name__}")
         if self.connection.overhears is not None:
             self.connection.overhears(operation, args)
         self.description, self.rowcount, self._rows = None, -1, None

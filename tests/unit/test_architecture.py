@@ -119,3 +119,14 @@ def _below(folder: Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and not path.is_symlink():
             yield from _below(path)
+
+
+def test_what_the_last_table_names_is_where_it_says() -> None:
+    """Each name that a row of "to add or change" looks for stands in the file beside it, and each page is there."""
+    table = PAGE.partition("| to add or change |")[2].partition("\n\n")[0]
+    named = re.findall(r"`(\w+)` (?:in|of) \[[^\]]+\]\(\.\./([^)]+)\)", table)
+    assert len(named) >= 10
+    for name, path in named:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), f"{path} has no {name}"
+    for page in re.findall(r"\bdocs/[\w-]+\.md", table):
+        assert (ROOT / page).exists(), page

@@ -17,7 +17,7 @@ help: ## Show the targets
 	@touch $@
 
 # Tools that must not share an environment with each other or with ours.
-TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-docs/.ready .mermaid/mermaid.min.js
+TOOLS := .venv-sqlalchemy-2.0/.ready .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-docs/.ready .mermaid/mermaid.min.js
 $(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
@@ -175,10 +175,21 @@ test-pythons: .venv/.ready services ## Run all unit and integration tests on eve
 
 # What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.
 .PHONY: test-versions
-test-versions: .venv/.ready .venv-sam/.ready services ## Test on every Python, 3.14 too, and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
+test-versions: .venv/.ready .venv-sam/.ready .venv-sqlalchemy-2.0/.ready services ## Test on every Python, 3.14 too, and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
 	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
 	@$(MAKE) --no-print-directory .venv-3.14/.ready
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-pythons
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-on-sqlalchemy-2.0 test-pythons
+
+# dev.txt's, with SQLAlchemy's line before the one that the layer holds.
+.venv-sqlalchemy-2.0/.ready: requirements/dev.txt requirements/sqlalchemy-2.0.txt requirements/uv.txt toolkit/pyproject.toml layers/plungepool/pyproject.toml toolkit/set-up
+	@toolkit/set-up venv .venv-sqlalchemy-2.0 requirements/dev.txt
+	@toolkit/set-up instead .venv-sqlalchemy-2.0 requirements/sqlalchemy-2.0.txt
+	@toolkit/set-up develop .venv-sqlalchemy-2.0
+	@touch $@
+
+.PHONY: test-on-sqlalchemy-2.0
+test-on-sqlalchemy-2.0: .venv-sqlalchemy-2.0/.ready
+	@.venv-sqlalchemy-2.0/bin/python -m pytest -p no:cacheprovider tests/unit tests/integration tests/wire </dev/null
 
 .PHONY: test-on-python-3.14
 test-on-python-3.14:
@@ -216,7 +227,7 @@ reference: .venv/.ready ## Write docs/reference anew from the code
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
-	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/release requirements/docs; do \
+	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/release requirements/sqlalchemy-2.0 requirements/docs; do \
 		.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --quiet $$file.in --output-file $$file.txt || exit 1; \
 	done

@@ -51,7 +51,10 @@ assert concurrency.asyncio.TimeoutError is asyncio.TimeoutError
 assert concurrency.asyncio.get_running_loop is asyncio.get_running_loop
 async def nothing(): pass
 coroutine = nothing()
-assert concurrency.iscoroutine(coroutine) and not concurrency.iscoroutine(nothing)
+if hasattr(concurrency, "iscoroutine"):  # SQLAlchemy 2.1
+    assert concurrency.iscoroutine(coroutine) and not concurrency.iscoroutine(nothing)
+else:
+    assert concurrency._AsyncUtil().run(lambda: coroutine) is None
 coroutine.close()
 from types import ModuleType
 assert type(asyncio) is type(importlib.metadata) is ModuleType
@@ -202,7 +205,8 @@ def bundle(folder: Path, name: str, version: str, *, metadata: bool = True) -> N
 @pytest.mark.parametrize(
     ("name", "version"),
     [
-        ("sqlalchemy", "2.0.49"),
+        ("sqlalchemy", "1.4.54"),
+        ("sqlalchemy", "2.0.39"),
         ("sqlalchemy", "2.2.0"),
         ("pg8000", "1.31.4"),
         ("pg8000", "1.32.0"),
@@ -229,13 +233,13 @@ def test_version_without_metadata_is_read_from_the_package() -> None:
     """Bundles are slimmed by leaving the metadata out; SQLAlchemy says its version itself, also where it came first."""
     source = """
 import sqlalchemy
-sqlalchemy.__version__ = "2.0.49"
+sqlalchemy.__version__ = "2.0.39"
 try:
     import plungepool
 except ImportError as error:
     print(error)
 """
-    assert "needs sqlalchemy>=2.1,<2.2 and found 2.0.49" in run(source)
+    assert "needs sqlalchemy>=2.0.40,<2.2 and found 2.0.39" in run(source)
 
 
 def test_versions_are_those_that_are_declared() -> None:

@@ -65,6 +65,10 @@ class _Asyncio(_Later):
         """Hand on asyncio's: SQLAlchemy takes this one function while it is imported, without calling it."""
         return bool(self.__getattr__("iscoroutine")(candidate))
 
+    def Runner(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: N802 - asyncio names it
+        """Make one of asyncio's: SQLAlchemy 2.0 takes the class while it is imported, where greenlet is installed."""
+        return self.__getattr__("Runner")(*arguments, **keywords)
+
     @property
     def CancelledError(self) -> type[BaseException]:  # noqa: N802 - asyncio names it
         """Return asyncio's, if there is one: as long as nobody has imported it, nobody can raise it."""
@@ -185,7 +189,7 @@ def _import_sqlalchemy() -> None:
 
 
 # As pyproject.toml asks for them: from this version on, and below that one.
-_MADE_FOR = {"sqlalchemy": ((2, 1), (2, 2)), "pg8000": ((1, 31, 5), (1, 32))}
+_MADE_FOR = {"sqlalchemy": ((2, 0, 40), (2, 2)), "pg8000": ((1, 31, 5), (1, 32))}
 
 
 def _refuse_other_versions() -> None:

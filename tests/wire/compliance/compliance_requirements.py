@@ -5,8 +5,11 @@ SQLAlchemy's base class leaves closed what only some databases have; here everyt
 run against `postgresql+pg8000` opens, and more. What stays closed is in `EXCLUSIONS`, each with its reason.
 """
 
+import sqlalchemy
 from sqlalchemy.testing import exclusions
 from sqlalchemy.testing.requirements import SuiteRequirements
+
+IS_2_0 = sqlalchemy.__version__.startswith("2.0.")
 
 # The base class closes these for databases in general; PostgreSQL has them.
 _SUPPORTED = """
@@ -34,6 +37,12 @@ _SUPPORTED = """
     window_range_numeric datetime_timezone_historic time_timezone json_deserializer_binary
 """.split()
 
+# What SQLAlchemy 2.0 does not have for PostgreSQL, by any driver.
+FROM_2_1_ON = {
+    "reflect_table_options": "Inspector.get_table_options() knows MySQL's and Oracle's alone",
+    "computed_columns_virtual": "it always writes STORED, the one kind before PostgreSQL 18",
+}
+
 # More than EXCLUDED_FOR_PG8000 may not stand here.
 EXCLUSIONS = {
     "json_deserializer_binary": "the driver decodes a value before a converter sees it: a custom deserializer gets str",
@@ -53,7 +62,11 @@ class Requirements(SuiteRequirements):
 
     @property
     def computed_columns_virtual(self):
-        return exclusions.only_on("postgresql >= 18")
+        return exclusions.closed() if IS_2_0 else exclusions.only_on("postgresql >= 18")
+
+    @property
+    def computed_columns_default_persisted(self):
+        return exclusions.open() if IS_2_0 else exclusions.only_on("postgresql < 18")
 
     def get_order_by_collation(self, config):
         return "POSIX"
@@ -65,5 +78,5 @@ class Requirements(SuiteRequirements):
 
 
 for _name in _SUPPORTED:
-    if _name not in EXCLUSIONS:
+    if _name not in EXCLUSIONS and not (IS_2_0 and _name in FROM_2_1_ON):
         setattr(Requirements, _name, property(lambda _: exclusions.open()))

@@ -18,11 +18,12 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import NullPool, column, create_engine, exc, select, table, text
 
 from plungepool import dispose_engine, get_engine
+from plungepool_toolkit.fixtures import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plungepool_toolkit.fixtures import Database
+    from plungepool_toolkit.postgres import Postgres
 
 PAGES = {name: Page(f"from-{name}") for name in ("psycopg", "pg8000")}
 NAMES: dict[str, Any] = {
@@ -48,18 +49,27 @@ ROWS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def server(postgres: Postgres) -> Iterator[Database]:
+    """A database for all lines: each finds its table as the first one did."""
+    database = Database(postgres, "moving")
+    postgres.execute(f"CREATE DATABASE {database.name}")
+    yield database
+    postgres.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+
+
 @pytest.fixture
-def orders(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def orders(server: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """A table to ask, and the variables of a function."""
-    database.execute(
-        "CREATE TABLE orders"
+    server.execute(
+        "DROP TABLE IF EXISTS orders; CREATE TABLE orders"
         " (id bigint GENERATED ALWAYS AS IDENTITY, item text, code varchar, price numeric, tags jsonb, placed date);"
         "INSERT INTO orders (item, code, tags) VALUES ('towel', '5', '[1]')"
     )
-    for name, value in database.variables().items():
+    for name, value in server.variables().items():
         monkeypatch.setenv(name, value)
     dispose_engine()
-    yield database
+    yield server
     dispose_engine()
 
 

@@ -17,7 +17,7 @@ help: ## Show the targets
 	@touch $@
 
 # Tools that must not share an environment with each other or with ours.
-TOOLS := .venv-sqlalchemy-2.0/.ready .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-docs/.ready .mermaid/mermaid.min.js
+TOOLS := .venv-sqlalchemy-2.0/.ready .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-cdk/.ready .venv-docs/.ready .mermaid/mermaid.min.js
 $(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
@@ -227,7 +227,7 @@ reference: .venv/.ready ## Write docs/reference anew from the code
 
 .PHONY: requirements
 requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in files
-	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/release requirements/sqlalchemy-2.0 requirements/docs; do \
+	@for file in layers/plungepool/requirements requirements/dev requirements/uv requirements/sam requirements/bench requirements/checkov requirements/budget requirements/release requirements/sqlalchemy-2.0 requirements/docs requirements/cdk; do \
 		.venv-uv/bin/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-header --quiet $$file.in --output-file $$file.txt || exit 1; \
 	done

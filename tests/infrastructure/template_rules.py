@@ -929,9 +929,9 @@ def what_needs_somebody_wakes_somebody(name: str, stack: Stack) -> None:
     ours = ("DatabaseCheckoutsFailed", "DatabaseDeadlinesExceeded", "DatabaseLeaks")
     expected |= {("Plungepool", metric, stack.values["AWS::StackName"]) for metric in ours}
     if "DatabaseInstance" in DEPLOYMENTS[name]:
-        expected |= {("RDS", metric, "orders") for metric in ("DatabaseConnections", "DBLoadRelativeToNumVCPUs")}
-        watched = ("MaxDatabaseConnectionsAllowed", "DatabaseConnectionsBorrowLatency")
-        expected |= {("RDS", metric, "shared") for metric in (*watched, "DatabaseConnectionsCurrentlySessionPinned")}
+        of_instance = ("DatabaseConnections", "DBLoadRelativeToNumVCPUs", "FreeStorageSpace", "ACUUtilization")
+        expected |= {("RDS", metric, "orders") for metric in of_instance}
+        expected |= {("RDS", metric, "shared") for (_, metric), (kind, *_) in METRICS.items() if kind == "ProxyName"}
     assert sorted(alarms_of(stack, topic)) == sorted(expected), name
     for nested in stack.nested.values():
         of_database = "Cluster" if stack.values["DatabaseMode"] == "aurora" else "Instance"

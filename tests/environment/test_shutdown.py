@@ -343,3 +343,33 @@ def test_an_engine_of_another_thread_sets_no_handler(server: Postgres, start: Ca
     assert not shutdown.signalled
     assert SILENT_END in end_of(server, pid)
     assert environment.log == ()
+
+
+GUARDED = """
+import time
+
+from plungepool import get_engine, guard_invocation, observe
+from sqlalchemy import text
+
+engine = get_engine()
+observe.listen(lambda tally: print("told", tally.failure, tally.round_trips, flush=True))
+
+@guard_invocation
+def handler(event, context):
+    with engine.begin() as connection:
+        connection.execute(text("SELECT CAST(:value AS text)"), {"value": "unmistakable-4711"})
+    time.sleep(600)
+"""
+
+
+def test_an_invocation_that_is_cut_off_leaves_its_numbers_and_its_line(start: Callable[..., Environment]) -> None:
+    """At Lambda's time-out the guard does not come to its end: SIGTERM has it told, and the recorder writes why."""
+    environment = start(GUARDED, {"PLUNGEPOOL_RECORDER": "on", "PLUNGEPOOL_DEADLINE": "off"}, timeout_s=3.0)
+    invocation = environment.invoke({})
+    assert invocation.error is not None
+    assert invocation.error["errorType"] == "Sandbox.Timedout"
+    wait_until(lambda: '"why":"killed"' in "".join(environment.log), "no line was written")
+    written = "\n".join(environment.log)
+    assert "told SIGTERM 2" in written
+    assert '"failure":"SIGTERM"' in written
+    assert "unmistakable-4711" not in written

@@ -113,6 +113,8 @@ class Tally:
         }
 
 
+#: the `failure` of an invocation that SIGTERM ended, as Lambda sends it at a time-out
+KILLED = "SIGTERM"
 #: the names of a tally's numbers
 FIELDS: tuple[str, ...] = tuple(
     name for name, value in vars(Tally).items() if type(value) in (int, float) and not name.startswith("_")
@@ -146,7 +148,8 @@ _told: set[tuple[int, str]] = set()
 
 def listen(callback: Callable[[Tally], object]) -> Callable[[], None]:
     """
-    Call `callback` with the `Tally` of each guarded invocation when that ends, before its answer leaves.
+    Call `callback` with the `Tally` of each guarded invocation when that ends, before its answer leaves; and at
+    SIGTERM, where the function hears it (PLUNGEPOOL_SHUTDOWN), with that of the invocation that is cut off.
 
     Returns: what ends it; that may be called again.
     Raises: nothing, ever: what the callback raises is logged once (logger `plungepool`).
@@ -236,9 +239,19 @@ class _Observer:
         invocation.tally = None
         if tally is None:
             return
-        tally.duration_s = time.time() - tally.began_at
         if error is not None:
             tally.failure = type(error).__name__
+        self._hand_over(tally)
+
+    def kill(self) -> None:
+        """Hand over what there is of the invocation that SIGTERM cuts off: no guard comes to its end."""
+        tally = invocation.tally
+        if tally is not None:
+            tally.failure = KILLED
+            self._hand_over(tally)
+
+    def _hand_over(self, tally: Tally) -> None:
+        tally.duration_s = time.time() - tally.began_at
         for listener in _of_invocations.all:
             try:
                 listener(tally)

@@ -3,8 +3,9 @@ The flight recorder: the last exchanges of this environment, written as one line
 
 A ring holds what each exchange was: the text of its statements as it was parsed, without any parameter, sizes, times,
 rows, SQLSTATE. It is written when an exception leaves the guard, when the deadline was missed, when the database was
-unavailable, or when the invocation was slow; and only then are the texts turned into shapes, without literals. So
-neither what is kept nor what is written grows, and no value is written. `plungepool timeline` draws the line.
+unavailable, when SIGTERM cuts the invocation off, or when it was slow; and only then are the texts turned into shapes,
+without literals. So neither what is kept nor what is written grows, and no value is written. `plungepool timeline`
+draws the line.
 
 Units: seconds and milliseconds of wall clock.        Threads: safe; one ring a process.
 """
@@ -104,6 +105,8 @@ class Recorder:
             _logger.warning("%s", json.dumps(self.document(tally, why), separators=(",", ":")))
 
     def _why(self, tally: Tally) -> str:
+        if tally.failure == observe.KILLED:
+            return "killed"
         if tally.deadlines_exceeded:
             return "deadline"
         if tally.failure:

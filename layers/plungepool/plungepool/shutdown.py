@@ -23,7 +23,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from . import lifecycle
+from . import invocation, lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,6 +117,8 @@ class _Goodbye:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         lifecycle.say_goodbye()
+        if invocation.observer is not None:
+            invocation.observer.kill()
         if callable(self._before):
             self._before(number, frame)
         elif self._before == signal.SIG_DFL:

@@ -23,6 +23,7 @@ _WIDE, _NARROW = 760, 340
 _WHY = {
     "deadline": "the deadline had passed",
     "failed": "an exception left the handler",
+    "killed": "SIGTERM cut the invocation off",
     "unavailable": "the database was unavailable",
     "slow": "it was slow",
 }

@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "at_the_end: run after all other tests")
+    config.addinivalue_line("markers", "values_in_the_log: what it binds may be logged")
     config.stash[_OUTPUT] = {}
 
 
@@ -52,6 +53,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     written = "\n".join(text for _, text in report.sections)  # type: ignore[attr-defined]
     item.config.stash[_OUTPUT][f"{item.nodeid} ({report.when})"] = written  # type: ignore[attr-defined]
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_value_in_the_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail each test, in every part of the run, in which the package has logged a value that a statement has bound."""
+    from bound_values import BoundValues
+
+    with BoundValues() as values:
+        yield
+    if request.node.get_closest_marker("values_in_the_log") is None:
+        assert values.found() == {}
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ ELSEWHERE = {
 # Errors of a function's own programming: they say what to change, and never come with a busy or broken database.
 OF_THE_PROGRAM = {
     "ProgrammingError", "DataError", "NotSupportedError", "ArgumentError", "InvalidRequestError", "ValueError",
-    "TypeError", "AttributeError", "SettingsError", "DrainError",
+    "TypeError", "AttributeError", "SettingsError", "DrainError", "SlowError",
 }  # fmt: skip
 
 

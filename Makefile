@@ -17,7 +17,7 @@ help: ## Show the targets
 	@touch $@
 
 # Tools that must not share an environment with each other or with ours.
-TOOLS := .venv-sqlalchemy-2.0/.ready .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-cdk/.ready .venv-docs/.ready .mermaid/mermaid.min.js
+TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-cdk/.ready .venv-docs/.ready .mermaid/mermaid.min.js
 $(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
@@ -25,6 +25,9 @@ $(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
 .mermaid/mermaid.min.js: toolkit/set-up
 	@toolkit/set-up mermaid .mermaid
 	@touch $@
+
+# Another SQLAlchemy in an environment like ours has a recipe of its own, below.
+TOOLS += .venv-sqlalchemy-2.0/.ready
 
 .PHONY: setup
 setup: .venv/.ready ## Make the virtual environment that the other targets use

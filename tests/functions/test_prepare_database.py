@@ -613,6 +613,22 @@ def test_a_drain_has_one_connection_and_no_ticket(
     assert [(one.first, one.closed) for one in opened] == [(None, True)]
 
 
+def test_a_drain_of_aurora_dsql_is_refused(empty_shop: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command refuses it, and before anybody is asked for a token."""
+    function = load("prepare_database", empty_shop.url("postgres"))
+    monkeypatch.delenv("PLUNGEPOOL_URL")
+    monkeypatch.delenv("PLUNGEPOOL_TLS")
+    for name, value in {
+        "HOST": "nobody.dsql.eu-west-1.on.aws",
+        "USER": "app",
+        "AUTH": "dsql",
+        "REGION": "eu-west-1",
+    }.items():
+        monkeypatch.setenv(f"PLUNGEPOOL_{name}", value)
+    with pytest.raises(plungepool.PlungepoolError, match="Aurora DSQL has no session to end"):
+        function.invoke({"drain": {}})
+
+
 def test_a_drain_by_an_unknown_name_is_told(empty_shop: Any, load: Any, client: Any, caplog: Any) -> None:
     """With the names that there are, since a slip would look like a fleet that is drained."""
     backend(client)

@@ -28,6 +28,8 @@ def small() -> Iterator[Postgres]:
     """A server whose role `app` may have six connections, and `closed` none; ten are left to the others."""
     with Postgres({"max_connections": 16, "superuser_reserved_connections": 3}) as server:
         server.execute(f"CREATE ROLE app LOGIN CONNECTION LIMIT {LIMIT}; CREATE ROLE closed LOGIN CONNECTION LIMIT 0")
+        server.execute("CREATE ROLE locked")
+        server.execute("CREATE DATABASE shut ALLOW_CONNECTIONS false")
         yield server
 
 
@@ -199,11 +201,13 @@ def test_one_that_hangs_up_is_asked_again(small: Postgres) -> None:
     [
         ({"user": "nobody"}, "does not exist"),
         ({"database": "nowhere"}, "does not exist"),
+        ({"user": "locked"}, "not permitted to log in"),
+        ({"database": "shut"}, "not currently accepting connections"),
         ({"host": "nowhere.invalid"}, "nowhere.invalid"),
     ],
 )
 def test_what_does_not_pass_is_told_at_once(small: Postgres, changes: dict[str, str], words: str) -> None:
-    """A role, a database, a name that is not there: asked once, however long the time-out."""
+    """A role, a database, a name that is not there or lets nobody in: asked once, however long the time-out."""
     engine = build_engine(settings_for(small, checkout_timeout_s=900.0, **changes))
     with pytest.raises(DBAPIError, match=words) as caught:
         engine.connect()

@@ -203,8 +203,10 @@ def own_engine(settings: Settings) -> Engine:
     Return an engine for a drain, which connects as these settings say, keeps one connection and holds no ticket.
 
     The fleet's own policy would open one for each look. What a drain asks touches no row of a tenant's, so that no
-    setting is required of it. The caller disposes of it.
+    setting is required of it. The caller disposes of it. Raises: DrainError for Aurora DSQL.
     """
+    if settings.auth == "dsql":
+        raise DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")
     return build_engine(
         replace(
             settings,

@@ -57,8 +57,6 @@ def drain(
             dry_run=dry_run,
         )
         settings = Settings.from_env(os.environ, prefix=prefix)
-        if settings.auth == "dsql":
-            raise fleet.DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")
         engine = fleet.own_engine(settings)
         with ExitStack() as stack:
             stack.callback(engine.dispose)

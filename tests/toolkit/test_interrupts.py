@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plungepool_toolkit import watchdog
 from plungepool_toolkit.command import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +103,28 @@ def test_the_script_begins_there() -> None:
     """As `python -m plungepool_toolkit` does."""
     scripts = tomllib.loads((ROOT / "toolkit" / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"plungepool": "plungepool_toolkit.__main__:main"}
+
+
+@pytest.mark.parametrize("what", ["a folder", "a process"])
+def test_what_was_begun_for_one_that_is_gone_ends(machine: Any, what: str) -> None:
+    """Struck before the watchdog's first word: it says nothing of that to the terminal, and nothing is left."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    order: dict[str, Any] = {"keep": str(machine.folder / "kept")}
+    if what == "a process":
+        sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+        order = {"command": sleep, "cwd": "/", "identity": None, "stop": [], "linger_s": 0.0, "report": writes}
+        order["descriptors"] = [writes]
+    started = subprocess.run(
+        [sys.executable, "-I", "-S", watchdog.__file__, json.dumps(order)],
+        stdin=subprocess.DEVNULL,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        pass_fds=[writes],
+        env={"TMPDIR": str(machine.folder)},
+        check=False,
+        timeout=60,
+    )
+    os.close(writes)
+    assert (started.returncode, started.stderr) == (0, b"")
+    assert machine.left_behind(within_s=10) == []

@@ -50,6 +50,12 @@ def anybody_in(group: int) -> bool:
     return True
 
 
+def tell(descriptor: int, text: str) -> None:
+    """Tell the toolkit; it may be gone, struck by Ctrl-C before it has heard the first word."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(descriptor, text.encode())
+
+
 def watch(order: dict[str, Any]) -> None:
     report = order["report"]
     for descriptor in order["descriptors"]:
@@ -66,7 +72,7 @@ def watch(order: dict[str, Any]) -> None:
         except OSError as error:
             os.write(2, f"cannot run {order['command'][0]}: {error}\n".encode())
         os._exit(127)
-    os.write(report, f"{child}\n".encode())
+    tell(report, f"{child}\n")
 
     sources, stops, next_stop = [0, woken], list(order["stop"]), None
     while True:
@@ -92,13 +98,12 @@ def watch(order: dict[str, Any]) -> None:
     while time.monotonic() < patience and anybody_in(child):
         time.sleep(0.002)
     send(child, signal.SIGKILL)  # whatever it started in its group and left behind
-    with contextlib.suppress(BrokenPipeError):  # nobody may be left to hear it
-        os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    tell(report, f"{os.waitstatus_to_exitcode(status)}\n")
 
 
 def keep(folder: str) -> None:
     os.mkdir(folder, 0o711)  # others, such as PostgreSQL's user, get through to what they know by name
-    os.write(1, b".")
+    tell(1, ".")
     os.read(0, 1)
     import shutil  # slow to import, and only needed now
 

@@ -91,10 +91,10 @@ CHAOS_RUN := tests/chaos/test_randomised.py
 STORIES := $(filter-out $(CHAOS_RUN),$(wildcard tests/chaos/test_*.py))
 APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/shared %.py %__pycache__,$(wildcard tests/*))
 # What depends on the Python that runs it: each module as it is imported, in what order objects end and threads are interrupted,
-# signals, forks and exits, TLS sockets; and what reads or writes every byte. The rest of the core is the same code again.
+# signals, forks and exits, TLS sockets, and what reads or writes every byte. Of the rest what takes seconds and runs most lines.
 OLDEST := tests/unit tests/wire/test_protocol.py tests/wire/test_types.py tests/wire/test_parameters.py tests/wire/test_large_values.py \
-	$(patsubst %,tests/integration/test_%.py,cold_start_modules engine_options exit first_errors guard lifecycle_hooks observe \
-	pool pool_strikes shutdown_strikes tls transaction)
+	$(patsubst %,tests/integration/test_%.py,cold_start_modules deadline engine_options exit first_errors guard lifecycle_hooks observe \
+	pinning_guard plans pool pool_strikes rds_proxy reader shutdown_strikes slow tenants tls transaction)
 # Most tests wait for something (a server, a network that is cut, a time-out): with two at a time, two cores idle half the time; but
 # many parts at a time crowd them, so that some tests run into their time limits.
 JOBS := 3

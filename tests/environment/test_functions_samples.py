@@ -65,6 +65,14 @@ def start(shop: Postgres, lambda_environment: Callable[..., Environment]) -> Cal
     return start_function
 
 
+@contextlib.contextmanager
+def short(environment: Environment) -> Iterator[None]:
+    """Give invocations six seconds: who cannot be served waits for all the time that there is."""
+    before, environment.timeout_s = environment.timeout_s, 6.0
+    yield
+    environment.timeout_s = before
+
+
 def backends(server: Postgres, name: str) -> list[int]:
     """Return the backends that a function's environments hold, as the database counts them."""
     rows = server.execute("SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1 || ':%'", name)
@@ -174,8 +182,9 @@ def test_an_environment_that_starts_without_the_database_recovers(
     try:
         environment = start(name)
         process = environment.pid
-        assert refused(environment.invoke(event(name)), name) is None
-        assert refused(environment.invoke(event(name)), name) is None
+        with short(environment):
+            assert refused(environment.invoke(event(name)), name) is None
+            assert refused(environment.invoke(event(name)), name) is None
     finally:
         shop.start()
     assert_well(environment.invoke(event(name)), name)
@@ -208,7 +217,8 @@ def test_a_full_database_is_told_apart(shop: Postgres, start: Callable[..., Envi
                 stack.callback(connection.close)
         assert raised.value.args[0]["C"] == "53300"
         environment = start(name)
-        assert refused(environment.invoke(event(name)), name) == "53300"
+        with short(environment):
+            assert refused(environment.invoke(event(name)), name) == "53300"
     assert_well(environment.invoke(event(name)), name)
 
 

@@ -154,7 +154,7 @@ test-chaos: .venv/.ready services ## Run the stories of failures, and the random
 	@$(PYTHON) -m pytest $(CHAOS)
 
 .PHONY: test-wire
-test-wire: .venv/.ready services ## Run the tests of the wire: protocol, poolers, dead networks, SQLAlchemy's own suite
+test-wire: .venv/.ready .venv-sqlalchemy-2.0/.ready services ## Run the tests of the wire: protocol, poolers, dead networks, SQLAlchemy's own suite
 	@$(PYTHON) -m pytest $(WIRE)
 
 .PHONY: test-application
@@ -181,7 +181,8 @@ test-pythons: .venv/.ready services ## Run all unit and integration tests on eve
 test-versions: .venv/.ready .venv-sam/.ready .venv-sqlalchemy-2.0/.ready services ## Test on every Python, 3.14 too, and on PostgreSQL 18 with TLS, both from Debian sid if not here (not in `make test`)
 	@toolkit/set-up pythons | grep -q '^3\.14 ' || $(MAKE) --no-print-directory .debian/python3.14/.ready
 	@$(MAKE) --no-print-directory .venv-3.14/.ready
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 test-on-sqlalchemy-2.0 test-pythons
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-on-python-3.14 test-on-postgresql-18 \
+		$(EARLIER:%=test-on-postgresql-%) test-on-sqlalchemy-2.0 test-pythons
 
 # dev.txt's, with SQLAlchemy's line before the one that the layer holds.
 .venv-sqlalchemy-2.0/.ready: requirements/dev.txt requirements/sqlalchemy-2.0.txt requirements/uv.txt toolkit/pyproject.toml layers/plungepool/pyproject.toml toolkit/set-up
@@ -192,16 +193,40 @@ test-versions: .venv/.ready .venv-sam/.ready .venv-sqlalchemy-2.0/.ready service
 
 .PHONY: test-on-sqlalchemy-2.0
 test-on-sqlalchemy-2.0: .venv-sqlalchemy-2.0/.ready
-	@.venv-sqlalchemy-2.0/bin/python -m pytest -p no:cacheprovider tests/unit tests/integration tests/wire </dev/null
+	@.venv-sqlalchemy-2.0/bin/python -m pytest -p no:cacheprovider \
+		$(call REPORT,SQLAlchemy $$(.venv-sqlalchemy-2.0/bin/python -c "import sqlalchemy; print(sqlalchemy.__version__)")) tests/unit tests/integration tests/wire </dev/null
 
 .PHONY: test-on-python-3.14
 test-on-python-3.14:
-	@.venv-3.14/bin/python -m pytest -p no:cacheprovider tests/unit tests/integration tests/wire </dev/null
+	@.venv-3.14/bin/python -m pytest -p no:cacheprovider \
+		$(call REPORT,$$(.venv-3.14/bin/python --version)) tests/unit tests/integration tests/wire </dev/null
 	@$(PYTHON) -m pytest -p no:cacheprovider -k bytecode_for_every_python tests/infrastructure/test_build.py </dev/null
+
+# 14 to 17: every server of these tests, with TLS or without, is that one. What does not depend on the server is left out.
+.postgresql/%/.ready: requirements/postgresql.txt toolkit/set-up
+	@toolkit/set-up earlier-postgresql .postgresql/$* $*
+	@touch $@
+
+ON_POSTGRESQL := $(filter-out %fuzzed_server.py %dead_networks.py %asynchronous_exceptions.py,$(wildcard tests/wire/test_*.py)) \
+	$(addprefix tests/integration/test_,$(addsuffix .py,deadline default_schema doctor doctor_rls drain observe plans pool reader slow \
+	tenants thaw tls transaction))
+EARLIER := 14 15 16 17
+.PHONY: $(EARLIER:%=test-on-postgresql-%)
+$(EARLIER:%=test-on-postgresql-%): test-on-postgresql-%: .postgresql/%/.ready
+	@POSTGRES_BINARIES="$(CURDIR)/.postgresql/$*/bin" POSTGRES_WITH_TLS="$(CURDIR)/.postgresql/$*/bin" $(PYTHON) -m pytest \
+		-p no:cacheprovider $(call REPORT,$$(.postgresql/$*/bin/postgres --version | tr -d '()' | cut -d' ' -f2-)) $(ON_POSTGRESQL) </dev/null
+
+# What ran, by which docs/versions.md is written: pytest's report, under the version's name.
+REPORT = --junitxml build/versions/$@.xml -o "junit_suite_name=$(1)"
+
+.PHONY: versions
+versions: .venv/.ready ## Write the table in docs/versions.md anew, from what `make test-versions` has left
+	@$(PYTHON) docs/write_versions.py
 
 .PHONY: test-on-postgresql-18
 test-on-postgresql-18:
 	@POSTGRES_WITH_TLS="$(CURDIR)/.debian/postgresql-18/lib/postgresql/18/bin" $(PYTHON) -m pytest -p no:cacheprovider \
+		$(call REPORT,$$(.debian/postgresql-18/lib/postgresql/18/bin/postgres --version | tr -d '()' | cut -d' ' -f2-3)) \
 		tests/wire tests/integration/test_tls.py tests/integration/test_doctor.py </dev/null
 
 .PHONY: docs
@@ -244,4 +269,4 @@ requirements: .venv/.ready ## Renew the pinned, hashed requirements from the .in
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	@rm -rf .venv .venv-* .aws-sam .debian .mermaid .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf .venv .venv-* .aws-sam .debian .postgresql .mermaid .mypy_cache .pytest_cache .ruff_cache build dist

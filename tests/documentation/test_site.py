@@ -150,6 +150,16 @@ def test_a_browser_shows_it(browser: Browser, address: str, page: str, width: in
     assert browser.complaints == []
 
 
+def test_every_page_fits_a_phone(browser: Browser, address: str) -> None:
+    """No page of the site has to be scrolled sideways, or complains; what is wide on it scrolls by itself."""
+    wide = {}
+    for name in sorted(pages.names()):
+        browser.open(f"{address}/{name}.html", width=390, scheme="dark")
+        if (over := browser.evaluate(_OVERFLOW)) or browser.complaints:
+            wide[name] = (over, browser.complaints[:1])
+    assert wide == {}
+
+
 @pytest.mark.parametrize(("word", "page"), [("snapshot", "snapstart.html"), ("PLUNGEPOOL_POOL_SIZE", "settings.html")])
 def test_search_finds_a_page(browser: Browser, address: str, word: str, page: str) -> None:
     """What a reader types leads to the page that answers."""

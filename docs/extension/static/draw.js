@@ -6,7 +6,8 @@
     return chosen === "dark" || (chosen !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
   };
   const draw = async () => {
-    mermaid.initialize({startOnLoad: false, theme: dark() ? "dark" : "neutral", maxEdges: 2000, maxTextSize: 200000});
+    mermaid.initialize({startOnLoad: false, theme: dark() ? "dark" : "neutral", maxEdges: 2000, maxTextSize: 200000,
+      flowchart: {useMaxWidth: false}});  // as large as it can be read: it scrolls by itself
     for (const [node, text] of drawings) {
       node.removeAttribute("data-processed");
       node.textContent = text;

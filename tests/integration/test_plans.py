@@ -61,6 +61,23 @@ def test_an_index_that_the_planner_spurns_is_advised_no_second_time(run: Run) ->
     assert found.indexes == []
 
 
+@pytest.mark.parametrize(
+    ("condition", "indexes"),
+    [
+        ("sku = $1", ["CREATE INDEX CONCURRENTLY ON public.lines (sku)"]),
+        ("sku = $1 AND quantity > $2", ["CREATE INDEX CONCURRENTLY ON public.lines (sku, quantity)"]),
+        ("order_no = $1 AND sku = $2", []),
+        ("order_no > $1", []),
+    ],
+)
+def test_an_index_that_begins_with_another_column_serves_nothing(run: Run, condition: str, indexes: list[str]) -> None:
+    """To use it is to read all of it: a key of two columns is no index for the second."""
+    run("CREATE TABLE lines (order_no int, sku text, quantity int, PRIMARY KEY (order_no, sku))")
+    run("INSERT INTO lines SELECT n / 2, 'P' || n % 400, n FROM generate_series(1, 40000) n")
+    run("ANALYZE lines")
+    assert plans.why(f"SELECT * FROM lines WHERE {condition}", (), run).indexes == indexes
+
+
 @pytest.mark.parametrize("sql", ["DELETE FROM orders WHERE note = $1", "SELECT * FROM orders FOR UPDATE"])
 def test_what_does_more_than_read_is_not_asked(run: Run, sql: str) -> None:
     """Nothing reaches the server."""

@@ -292,10 +292,44 @@ def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> W
         if rows >= LARGE_ROWS or pages >= LARGE_PAGES
     ]
     if any(scan.filter for scan, _ in scans):
-        unserved = set(full_scans(explain(text, types, run, within=False, limit_ms=limit_ms)))
-        # The planner knows an index, and finds it dearer than the whole table: another one like it is no help.
-        scans = [(scan if scan in unserved else _without_index(scan), rows) for scan, rows in scans]
+        discouraged = explain(text, types, run, within=False, limit_ms=limit_ms)
+        unserved = set(full_scans(discouraged))
+        # The planner knows an index, and finds it dearer than the whole table: another one like it is no help. But one
+        # whose first column is not asked for is read whole as well.
+        skimmed = _skimmed(discouraged, {scan.name for scan, _ in scans if scan not in unserved}, run)
+        scans = [
+            (scan if scan in unserved or scan.name in skimmed else _without_index(scan), rows) for scan, rows in scans
+        ]
     return Why(shape(top), int(top.get("Plan Rows", 0)), scans)
+
+
+def _skimmed(node: dict[str, Any], tables: set[str], run: Run) -> set[str]:
+    """Return those of the tables of which a plan reads an index without a condition on its first column."""
+    found: set[str] = set()
+    for table, index, condition in _index_scans(node):
+        if f"{quoted(table[0])}.{quoted(table[1])}" not in tables:
+            continue
+        rows = run(
+            "SELECT pg_catalog.pg_get_indexdef(c.oid, 1, true) FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
+            f"WHERE relname OPERATOR(pg_catalog.=) {_literal(index)} "
+            f"AND nspname OPERATOR(pg_catalog.=) {_literal(table[0])}"
+        )
+        first = str(rows[0][0]) if rows else ""
+        # An expression is written otherwise in the condition: nobody knows.
+        if re.fullmatch(_WORD, first) and not re.search(rf"\.{re.escape(first)}(?![\w$])", condition):
+            found.add(f"{quoted(table[0])}.{quoted(table[1])}")
+    return found
+
+
+def _index_scans(node: dict[str, Any], table: tuple[str, str] = ("", "")) -> Iterator[tuple[tuple[str, str], str, str]]:
+    """Yield table, index and condition of each index that a plan reads."""
+    if "Relation Name" in node:
+        table = str(node.get("Schema", "")), str(node["Relation Name"])
+    if "Index Cond" in node and "Index Name" in node:
+        yield table, str(node["Index Name"]), str(node["Index Cond"])
+    for child in node.get("Plans", ()):
+        yield from _index_scans(child, table)
 
 
 def only_reads(text: str) -> bool:

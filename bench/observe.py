@@ -1,14 +1,16 @@
 """
-What listening costs an invocation: off, a listener for the numbers, the flight recorder with it, side by side.
+What observing costs an invocation: nobody, the line of a slow query (the default), with it a listener for the numbers,
+with that the flight recorder, side by side.
 
     .venv/bin/python bench/observe.py                              measures and prints; a minute
-    .venv/bin/python bench/observe.py --write docs/observe.md      writes the page's figures, too
+    .venv/bin/python bench/observe.py --instructions               counts instructions instead; some minutes
+    .venv/bin/python bench/observe.py … --write docs/observe.md    writes the page's figures, too, of either
 
 Within one process of the real runtime client, on the engine that `get_engine()` returns, an invocation's flights are
 taken down as they are told of. Then what is done with an invocation (its begin, those flights, its counts, its end) is
-done again and again, the three ways in turns: the figure is the least of many, which hardly depends on what else the
-machine does. Instructions, by valgrind's callgrind, are those of a whole invocation more (--instructions; needs
-Debian's package valgrind, and minutes).
+done again and again, the ways in turns: the figure is the least of many, which hardly depends on what else the machine
+does. Instructions, by valgrind's callgrind, are those of a whole invocation on the same engine, its handler guarded and
+with the runtime client's context (--instructions; needs Debian's package valgrind).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 APP = """
 import os, time
 
-from plungepool import get_engine, guard_invocation, invocation, observe, recorder
+from plungepool import get_engine, guard_invocation, invocation, observe, recorder, slow
 from plungepool.wire import session
 from sqlalchemy import text
 
@@ -40,18 +43,23 @@ told = []
 
 def nothing():
     recorder.stop()
+    slow.stop()
     while told:
         told.pop()()
 
-def listen():
+def watch():
     nothing()
+    slow.start(os.environ, 1.0)
+
+def listen():
+    watch()
     told.append(observe.listen(lambda tally: None))
 
 def record():
     listen()
     recorder.start(os.environ, slow_s=1.0)
 
-WAYS = {"off": nothing, "listening": listen, "recording": record}
+WAYS = {"off": nothing, "watching": watch, "listening": listen, "recording": record}
 
 @guard_invocation
 def select(event, context):
@@ -105,8 +113,9 @@ WARM = (
     "os._exit(0)"
 )
 WAYS = {
-    "off": "nobody listens",
-    "listening": "a listener for the numbers",
+    "off": "nobody listens, `PLUNGEPOOL_SLOW_QUERY_S=0`",
+    "watching": "the line of a slow query, the default",
+    "listening": "and a listener for the numbers",
     "recording": "and the flight recorder",
 }
 FEW, MANY = 50, 250
@@ -119,11 +128,36 @@ def cost(way: str, environ: Mapping[str, str]) -> int:
     return (counts[1] - counts[0]) // (MANY - FEW)
 
 
+def timed(folder: Path, environ: Mapping[str, str], rounds: int) -> list[str]:
+    """Return the table of what observing takes, in the runtime client."""
+    with Environment(folder, variables=environ, timeout_s=120, init_timeout_s=60) as environment:
+        invocation = environment.invoke({"rounds": rounds})
+        if invocation.error:
+            sys.exit(str(invocation.error))
+        found: Any = invocation.payload
+    lines = ["| of an invocation of one SELECT in a transaction | µs | adds, µs |", "|---|---:|---:|"]
+    for way, title in WAYS.items():
+        took, off = found["least"][way] / 1e3, found["least"]["off"] / 1e3
+        lines.append(f"| {title} | {took:.1f} | {took - off:.1f} |")
+    return [*lines, "", f"{found['flights']} exchanges; the least of {rounds} turns;"]
+
+
+def counted(environ: Mapping[str, str]) -> list[str]:
+    """Return the table of the instructions of a whole invocation."""
+    with ThreadPoolExecutor(2) as pool:
+        counts = dict(zip(WAYS, pool.map(lambda way: cost(way, environ), WAYS), strict=True))
+    lines = ["| an invocation of one SELECT in a transaction | instructions | adds | |", "|---|---:|---:|---:|"]
+    for way, title in WAYS.items():
+        added = counts[way] - counts["off"]
+        lines.append(f"| {title} | {counts[way]:,} | {added:,} | {added / counts['off']:.1%} |")
+    return [*lines, "", f"A whole invocation, the mean of {MANY - FEW}, by callgrind;"]
+
+
 def main() -> None:
     """Measure, print, and write the figures into the page if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=300, help="turns of the three (default 300)")
-    parser.add_argument("--instructions", action="store_true", help="count them, too, by valgrind")
+    parser.add_argument("--rounds", type=int, default=300, help="turns of the ways (default 300)")
+    parser.add_argument("--instructions", action="store_true", help="count instructions instead, by valgrind")
     parser.add_argument("--write", type=Path, help="write the figures into this page, between its marks")
     options = parser.parse_args()
     with Postgres() as server, tempfile.TemporaryDirectory() as scratch:
@@ -134,27 +168,16 @@ def main() -> None:
             "PYTHONPATH": scratch, "PLUNGEPOOL_URL": server.url(), "PLUNGEPOOL_PASSWORD": server.password or "unused",
             "PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CONNECT_TIMEOUT_S": "300",
         }  # fmt: skip
-        with Environment(folder, variables=environ, timeout_s=120, init_timeout_s=60) as environment:
-            invocation = environment.invoke({"rounds": options.rounds})
-            if invocation.error:
-                sys.exit(str(invocation.error))
-            found: Any = invocation.payload
-        counts = {way: cost(way, environ) for way in WAYS} if options.instructions else {}
-    lines = ["| of an invocation of one SELECT in a transaction | µs | adds, µs |", "|---|---:|---:|"]
-    for way, title in WAYS.items():
-        took, off = found["least"][way] / 1e3, found["least"]["off"] / 1e3
-        added = f"; {counts[way] - counts['off']:,} instructions more" if counts else ""
-        lines.append(f"| {title}{added} | {took:.1f} | {took - off:.1f} |")
+        lines = counted(environ) if options.instructions else timed(folder, environ, options.rounds)
+    command = "bench/observe.py" + " --instructions" * options.instructions
     lines += [
-        "",
-        f"{conditions('sqlalchemy', 'awslambdaric', server=server_version)};",
-        f"{found['flights']} exchanges; the least of {options.rounds} turns; measured again by",
-        "`.venv/bin/python bench/observe.py --write docs/observe.md`.",
+        f"{conditions('sqlalchemy', 'awslambdaric', server=server_version)}; measured again by",
+        f"`.venv/bin/python {command} --write docs/observe.md`.",
     ]
     text = "\n".join(lines)
     print(text)
     if options.write:
-        write_figures(options.write, "observe", text)
+        write_figures(options.write, "observe-instructions" if options.instructions else "observe", text)
 
 
 if __name__ == "__main__":

@@ -26,3 +26,11 @@ def test_newer_run_replaces_the_row_of_its_line_and_no_other() -> None:
     page = f"# A\n{begin}{head}| PostgreSQL 14.1 | wire 1 |\n| PostgreSQL 16.14 | wire 1 |\n{end}\nB\n"
     told = WRITE["written"](page, ["| PostgreSQL 16.15 | wire 2 |"])
     assert told == f"# A\n{begin}{head}| PostgreSQL 14.1 | wire 1 |\n| PostgreSQL 16.15 | wire 2 |\n{end}\nB\n"
+
+
+def test_nothing_failed_where_the_page_says_what_ran() -> None:
+    """The oldest PostgreSQL and the older line of SQLAlchemy are among the rows."""
+    table = (ROOT / "docs" / "versions.md").read_text().partition(WRITE["BEGIN"])[2].partition(WRITE["END"])[0]
+    rows = {WRITE["line_of"](row).strip(): row.split("|") for row in table.splitlines()[2:]}
+    assert {"PostgreSQL 14", "SQLAlchemy 2.0"} <= set(rows)
+    assert {row[4].strip() for row in rows.values()} == {"0"}

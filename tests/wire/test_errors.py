@@ -179,7 +179,7 @@ def test_texts_hold_no_value(connection: wire.Connection, sql: str, values: Any)
     ("sql", "values", "secrets", "sqlstate"),
     [
         ("SELECT to_tsquery($1)", ("4929 1234",), ("4929", "1234"), "42601"),
-        ("SELECT $1::text::regproc", ("Secret.Fn",), ("secret",), "42883"),
+        ("SELECT $1::text::regproc", ("Secret.Fn",), ("secret",), "42883 3F000"),  # 3F000 before PostgreSQL 16
         ("SELECT $1::text::regproc", ("secretfn",), ("secretfn",), "42883"),
         ("SELECT $1::text::regclass", ("secret_table_" + "x" * 80,), ("secret_table",), "42P01"),
         ("SELECT pg_has_role($1::text, 'USAGE')", ("topsecret",), ("topsecret",), "42704"),
@@ -203,8 +203,8 @@ def test_no_parameter_is_shown_whatever_the_code(
     )
     error = failing(connection, sql, *values)
     shown = "".join(traceback.format_exception_only(error)) + repr(error)
-    assert error.sqlstate == sqlstate, shown
-    assert [secret for secret in secrets if secret.lower() in shown.replace(sqlstate, "").lower()] == [], shown
+    assert error.sqlstate in sqlstate.split(), shown
+    assert [secret for secret in secrets if secret.lower() in shown.replace(error.sqlstate, "").lower()] == [], shown
     assert [secret for secret in secrets if secret.lower() in error.message.lower()], error.message
 
 

@@ -30,7 +30,7 @@ VERSION_IN = {
     "layers/plungepool/plungepool/__init__.py": r'^__version__ = "(.+)"$',
     "toolkit/pyproject.toml": r'"plungepool==(.+?)"',
     "template.yaml": r"^    SemanticVersion: (.+)$|Description: Plungepool (\d\S*) with",
-    "layers/plungepool/template.yaml": r"Description: Plungepool (\d\S*) with",
+    "layers/plungepool/template.yaml": r"^    SemanticVersion: (.+)$|Description: Plungepool (\d\S*) with",
     "templates/{{cookiecutter.project_name}}/template.yaml": r"Description: Plungepool (\d\S*) with",
 }
 # Semantic versions that PEP 440 spells alike: the Serverless Application Repository takes the first, PyPI the second.

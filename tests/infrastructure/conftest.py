@@ -39,10 +39,13 @@ def run_sam(pythons: dict[str, str]) -> Callable[..., subprocess.CompletedProces
         "PATH": f"{Path(pythons['3.13']).parent}:{SAM}:{os.environ['PATH']}:{PYTHON_3_14}",
     }
 
-    def run(program: str, *arguments: str | Path, standard_input: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        program: str, *arguments: str | Path, standard_input: str = "", endpoint: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [SAM / program, *arguments]
+        given = environment | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
         return subprocess.run(
-            command, cwd=ROOT, env=environment, input=standard_input, capture_output=True, text=True, timeout=800
+            command, cwd=ROOT, env=given, input=standard_input, capture_output=True, text=True, timeout=800
         )
 
     return run

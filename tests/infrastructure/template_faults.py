@@ -235,7 +235,10 @@ FAULTS = [
     Fault("database of every stack", rules.two_stacks_fit_into_one_account, "      DBProxyName: !Sub\n        - plungepool-${Id}\n", "      DBProxyName: !Sub\n        - plungepool\n", DATABASE),
     # The layer's own template, and the project's.
     Fault("published layer that goes with the next one", rules.what_others_use_is_kept, "RetentionPolicy: Retain", "RetentionPolicy: Delete", LAYER),
-    Fault("parameter that docs call otherwise", rules.layer_is_handed_on, "Name: /plungepool/layer-arn", "Name: /layer-arn", LAYER),
+    Fault("parameter that docs call otherwise", rules.layer_is_handed_on, "Default: /plungepool/layer-arn", "Default: /layer-arn", LAYER),
+    Fault("parameter that cannot be left out", rules.layer_is_handed_on, "Condition: WritesParameter", "DeletionPolicy: Delete", LAYER),
+    Fault("application of the same name", rules.repository_metadata_is_complete, "Name: plungepool-layer", "Name: plungepool", LAYER),
+    Fault("read-me that is not there", rules.repository_metadata_is_complete, "ReadmeUrl: README.md", "ReadmeUrl: docs/README.md", LAYER),
     Fault("layer for one architecture", rules.functions_run_where_the_layer_is_compiled, "CompatibleArchitectures: [x86_64, arm64]", "CompatibleArchitectures: [x86_64]", LAYER),
     Fault("layer for one Python", rules.functions_run_where_the_layer_is_compiled, "CompatibleRuntimes: [python3.12, python3.13, python3.14]", "CompatibleRuntimes: [python3.13]", LAYER),
     Fault("layer built from another folder", rules.layer_is_handed_on, "ContentUri: .", "ContentUri: plungepool", LAYER),

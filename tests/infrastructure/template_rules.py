@@ -1623,6 +1623,8 @@ def layer_is_handed_on(templates: Templates) -> None:
     [parameter] = alone.of_type("AWS::SSM::Parameter").values()
     assert parameter == {"Name": "/plungepool/layer-arn", "Type": "String", "Value": alone.outputs()["LayerArn"]}
     assert alone.outputs()["LayerArn"].startswith("ref-PlungepoolLayer")
+    # In a second stack of an account the name is taken.
+    assert not Stack(templates.layer, {"LayerArnParameter": ""}).of_type("AWS::SSM::Parameter")
     assert f"--name {parameter['Name']}" in (ROOT / "docs" / "start-a-project.md").read_text()
     text = templates.texts["layers/plungepool/template.yaml"]
     assert re.search(r"^      ContentUri: \.$", text, re.MULTILINE)
@@ -1678,14 +1680,20 @@ def nothing_names_a_partition_or_a_region(templates: Templates) -> None:
 
 
 def repository_metadata_is_complete(templates: Templates) -> None:
-    """The Serverless Application Repository gets what it requires, and the files exist."""
-    metadata = templates.source["Metadata"]["AWS::ServerlessRepo::Application"]
-    assert re.fullmatch(r"[a-zA-Z0-9-]{1,140}", metadata["Name"])
-    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", metadata["Author"])
-    assert 0 < len(metadata["Description"]) <= 256
-    assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["SemanticVersion"])
-    assert (ROOT / metadata["LicenseUrl"]).exists()
-    assert metadata["SpdxLicenseId"] == "Apache-2.0"
+    """The Serverless Application Repository gets what it requires, under names of their own, and the files exist."""
+    names = set()
+    for template, folder in ((templates.source, ROOT), (templates.layer, ROOT / "layers" / "plungepool")):
+        metadata = template["Metadata"]["AWS::ServerlessRepo::Application"]
+        assert re.fullmatch(r"[a-zA-Z0-9-]{1,140}", metadata["Name"])
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", metadata["Author"])
+        assert 0 < len(metadata["Description"]) <= 256
+        assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["SemanticVersion"])
+        assert len(metadata["Labels"]) <= 10
+        assert (folder / metadata["LicenseUrl"]).exists()
+        assert (folder / metadata["ReadmeUrl"]).exists()
+        assert metadata["SpdxLicenseId"] == "Apache-2.0"
+        names.add(metadata["Name"])
+    assert len(names) == 2
 
 
 RULES: list[Callable[[Templates], None]] = [

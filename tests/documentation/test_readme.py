@@ -51,6 +51,24 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
+def test_anchors_lead_to_a_heading() -> None:
+    """Every link to a heading of a page names one, as GitHub writes it."""
+    wrong = []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            there = (page.parent / target).resolve() if target else page
+            if anchor not in _anchors(there):
+                wrong.append(f"{page.name} links to {target}#{anchor}")
+    assert wrong == []
+
+
+def _anchors(page: Path) -> set[str]:
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
 def test_commands_are_targets_of_the_makefile() -> None:
     """Every `make …` that a page tells the reader to type exists."""
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:

@@ -107,9 +107,9 @@ def test_a_slow_statement_is_one_line(
 @pytest.mark.parametrize(
     ("options", "sql", "fingerprint"),
     [
-        ({"access": "read-only"}, "SELECT pg_sleep(0.03)", "SELECT pg_sleep(1)"),
-        ({}, "SELECT pg_sleep(0.03); SELECT 1", "SELECT pg_sleep(1); SELECT 2"),
-        ({}, "SELECT pg_sleep(0.03)", "SELECT pg_sleep(1)"),
+        ({"access": "read-only"}, "SELECT pg_sleep(0.3)", "SELECT pg_sleep(1)"),
+        ({}, "SELECT pg_sleep(0.3); SELECT 1", "SELECT pg_sleep(1); SELECT 2"),
+        ({}, "SELECT pg_sleep(0.3)", "SELECT pg_sleep(1)"),
     ],
     ids=["read-only", "script", "plain"],
 )
@@ -123,7 +123,7 @@ def test_what_goes_with_it_is_no_part_of_it(
     isolation: str,
 ) -> None:
     """BEGIN, the deadline, COMMIT: the fingerprint is the statement's, however it was sent."""
-    engine = make(slow_query_s=0.02, **options)
+    engine = make(slow_query_s=0.2, **options)
 
     @guard_invocation
     def handler(_event: object, _context: Context) -> None:

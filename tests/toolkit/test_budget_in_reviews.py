@@ -95,3 +95,11 @@ def test_the_page_uses_them_by_their_names() -> None:
     assert use["with"].keys() <= ACTION["inputs"].keys()
     [repository] = configuration["repos"]
     assert [hook["id"] for hook in repository["hooks"]] == [hook["id"] for hook in HOOKS]
+
+
+def test_the_page_lists_every_input() -> None:
+    """The table of docs/budget.md has the inputs of the action, all of them, in their order, with their defaults."""
+    page = (ROOT / "docs" / "budget.md").read_text(encoding="utf-8")
+    table = page.split("| input | default | meaning |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `([\w-]+)` \| (?:`(.+?)`)? ?\| \S", table, re.MULTILINE)
+    assert rows == [(name, of["default"]) for name, of in ACTION["inputs"].items()]

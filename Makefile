@@ -45,10 +45,11 @@ sam-local: .venv/.ready .venv-sam/.ready ## Run every function by `sam local` in
 	@$(PYTHON) -m plungepool_toolkit sam-local
 
 .PHONY: check
-check: .venv/.ready ## Lint, formatting and types (ruff, mypy strict)
+check: .venv/.ready ## Lint, formatting and types (ruff, mypy strict), and whether the reference is what the code says
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@$(PYTHON) docs/extension/write_reference.py
 
 .PHONY: format
 format: .venv/.ready ## Format, and mend what the linter can mend
@@ -172,11 +173,11 @@ test-oldest-python: .venv/.ready services ## Run on the oldest supported Python 
 test-pythons: HOW_MANY := cat
 test-pythons: OF := $(CORE)
 test-pythons: .venv/.ready services ## Run all unit and integration tests on every other supported Python installed here
-	@$(OTHER_PYTHONS) | $(HOW_MANY) | while read -r version; do \
+	@$(OTHER_PYTHONS) | $(HOW_MANY) | { failed=; while read -r version; do \
 		$(MAKE) --no-print-directory ".venv-$$version/.ready" || exit 1; \
 		echo "Tests on Python $$version"; \
-		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider $(OF) </dev/null || exit 1; \
-	done
+		".venv-$$version/bin/python" -m pytest -q -p no:cacheprovider $(OF) </dev/null || failed="$$failed $$version"; \
+	done; [ -z "$$failed" ] || { echo "failed on Python$$failed"; exit 1; }; }
 
 # What `make test` does not run on them: it takes this machine's own Pythons, and PostgreSQL 18 where a test asks for it.
 .PHONY: test-versions

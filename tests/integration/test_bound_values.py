@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-VALUE = "unmistakable-4711"
+VALUE = "recognisable-4711"
 
 
 @pytest.mark.values_in_the_log

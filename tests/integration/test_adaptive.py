@@ -59,7 +59,10 @@ def nothing_is_left(server: Postgres) -> Iterator[None]:
     dispose_engine()
     yield
     dispose_engine()
-    wait_until(lambda: sessions(server) == 0, "a session is left")
+    try:
+        wait_until(lambda: sessions(server) == 0, "a session is left")
+    finally:  # or every test behind one that fails would wait for it, a minute each
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename NOT IN ('postgres')")
 
 
 @pytest.fixture
@@ -761,7 +764,8 @@ def test_strike_at_each_line_costs_a_connection_at_most(
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     logging.disable(logging.CRITICAL)
     try:
-        thread = threading.Thread(target=work)  # a trace function may leave its thread as if it handled an exception
+        # A trace function may leave its thread as if it handled an exception.
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join()
     finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -35,6 +36,7 @@ _SETTINGS: dict[str, object] = {
     "max_connections": 40,
 }
 # Where Debian and Ubuntu install servers, a folder a version.
+_LOWEST_PORT = 10240  # of those that a server is given; well-known services are below
 _DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 
 
@@ -480,6 +482,20 @@ def _setting(value: object) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a port that nobody has: below those that the kernel gives to whoever connects, so that none of them has it
+    while the server is stopped and is to come back on it.
+    """
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        lowest = 0
+    choices = [random.SystemRandom().randrange(_LOWEST_PORT, lowest) for _ in range(50) if lowest > _LOWEST_PORT + 1000]
+    for port in [*choices, 0]:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise PostgresError("no port of 127.0.0.1 is free")

@@ -313,6 +313,8 @@ class Shop(Closing):
         calm.set()
         disturbing.join()
         over.set()
+        if disturbing.failure is not None:  # a server may be down for good: what comes next would only say that
+            raise disturbing.failure
         for thread in working:
             thread.join()
         self._report.faults = faults.done

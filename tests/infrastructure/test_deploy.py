@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from elsewhere import wait_until
 
+from plungepool_toolkit.network import free_port
 from plungepool_toolkit.postgres import Postgres
 from plungepool_toolkit.processes import GuardedProcess
 from plungepool_toolkit.rds_proxy import Credential, RdsProxy
@@ -64,12 +64,6 @@ class Cloud:
         [described] = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
         assert described["StackStatus"].endswith("_COMPLETE"), described["StackStatus"]
         return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

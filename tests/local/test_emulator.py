@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from elsewhere import wait_until
 
+from plungepool_toolkit.network import free_port
 from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,6 @@ def emulator() -> Path:
     machine = {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
     (found,) = ROOT.glob(f".venv-sam/lib/python*/site-packages/samcli/local/rapid/aws-lambda-rie-{machine}")
     return found
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.skipif(

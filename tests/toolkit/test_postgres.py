@@ -267,8 +267,8 @@ def test_a_port_that_was_taken_meanwhile_is_given_up(monkeypatch: pytest.MonkeyP
     """Between finding a free port and using it another process may come first; then another port is tried."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        ports = iter([taken, module._free_port()])
-        monkeypatch.setattr(module, "_free_port", lambda: next(ports))
+        ports = iter([taken, module.free_port()])
+        monkeypatch.setattr(module, "free_port", lambda: next(ports))
         with Postgres() as server:
             assert taken != server.port
             assert server.execute("SELECT 1") == [[1]]

@@ -8,15 +8,18 @@ exactly under TLS too; a listener of its may.
 from __future__ import annotations
 
 import collections
+import errno
 import functools
 import heapq
 import itertools
+import random
 import select
 import selectors
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from plungepool_toolkit.processes import Closing
@@ -43,6 +46,7 @@ _Result = TypeVar("_Result")
 _CHUNK_BYTES = 65536
 # Small, so that a client and a server that both wait for the other to read block here as they would on a real network.
 _BUFFER_BYTES = 262144
+_LOWEST_PORT = 10240  # of those that a server is given; well-known services are below
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -510,3 +514,25 @@ class ChaosProxy(Closing):
             if reset:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             end.close()
+
+
+def free_port() -> int:
+    """
+    Return a port that nobody has: below those that the kernel gives to whoever connects, so that none of them has it
+    while a server is stopped and is to come back on it.
+
+    Raises: OSError if none is free.
+    """
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        lowest = 0
+    choices = [random.SystemRandom().randrange(_LOWEST_PORT, lowest) for _ in range(50) if lowest > _LOWEST_PORT + 1000]
+    for port in [*choices, 0]:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(errno.EADDRINUSE, "no port of 127.0.0.1 is free")

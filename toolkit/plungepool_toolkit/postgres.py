@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from plungepool_toolkit.network import free_port
 from plungepool_toolkit.processes import Closing, GuardedProcess, TemporaryFolder, lifelines
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _SETTINGS: dict[str, object] = {
     "max_connections": 40,
 }
 # Where Debian and Ubuntu install servers, a folder a version.
-_LOWEST_PORT = 10240  # of those that a server is given; well-known services are below
 _DEBIAN_SERVERS = Path("/usr/lib/postgresql")
 
 
@@ -219,7 +218,7 @@ class Postgres(Closing):
             for attempt in range(5):
                 # Another process may take a free port before the server does; then there is another one to try.
                 chosen = not self.port
-                self.port = self.port or _free_port()
+                self.port = self.port or free_port()
                 seen = len(self.log)
                 self._process = self._launch(folder)
                 failure = self._wait_until_ready(timeout_s)
@@ -479,23 +478,3 @@ def _server_environment() -> dict[str, str]:
 
 def _setting(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _free_port() -> int:
-    """
-    Return a port that nobody has: below those that the kernel gives to whoever connects, so that none of them has it
-    while the server is stopped and is to come back on it.
-    """
-    try:
-        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError):
-        lowest = 0
-    choices = [random.SystemRandom().randrange(_LOWEST_PORT, lowest) for _ in range(50) if lowest > _LOWEST_PORT + 1000]
-    for port in [*choices, 0]:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise PostgresError("no port of 127.0.0.1 is free")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plungepool_toolkit.network import free_port
 from plungepool_toolkit.processes import GuardedProcess, TemporaryFolder, end_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _pgbouncer(server: Postgres, direct: Address, connections: int) -> Iterator[
     if program is None:
         raise EndpointError("PgBouncer is not installed: see Debian's package pgbouncer, or leave its endpoint out")
     temporary = TemporaryFolder("pgbouncer")
-    folder, port = temporary.path, _free_port()
+    folder, port = temporary.path, free_port()
     users = folder / "users"
     users.touch(mode=0o600)
     users.write_text(f'"{direct.user}" "{direct.password}"\n')
@@ -174,12 +175,6 @@ def _listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _main() -> None:

@@ -33,7 +33,7 @@ TEMPLATES = (ROOT / "template.yaml", ROOT / "infrastructure" / "database.yaml")
 PAGE = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 TROUBLESHOOT = (ROOT / "docs" / "troubleshoot.md").read_text(encoding="utf-8")
 QUERIES = dict(re.findall(r"<!-- query: (\w+) -->\n```sql\n(.*?)```", PAGE, re.DOTALL))
-TABLE = PAGE.partition("## Errors by their text")[2].partition("\n### ")[0]
+TABLE = PAGE.partition("## Errors by message")[2].partition("\n### ")[0]
 # Whatever stands for a value, in the page and in a text of the package.
 ANYTHING = "…"
 # What is quoted and cannot be looked up here: who says it, and where that is written.
@@ -179,7 +179,7 @@ def test_every_text_of_the_package_is_explained() -> None:
 def test_every_row_of_the_table_leads_to_a_section_of_its_errors() -> None:
     """Each section about an error is found by a text, and no section is left without one."""
     linked = set(re.findall(r"\]\(#([a-z0-9-]+)\)", TABLE))
-    body = PAGE.partition("## Errors by their text")[2].partition("\n## ")[0]
+    body = PAGE.partition("## Errors by message")[2].partition("\n## ")[0]
     assert anchors(body) == linked
 
 

@@ -2,10 +2,10 @@
 What the tests would not notice: each line of a module is changed in one way at a time, and the tests that run it are
 run against it.
 
-    .venv/bin/python tests/mutants/run.py engine tls              these topics: modules, or packages with all that is in
-    them .venv/bin/python tests/mutants/run.py                         every topic of TOPICS .venv/bin/python
-    tests/mutants/run.py rds_proxy --sample 300  as many mutants of each, always the same ones .venv/bin/python
-    tests/mutants/run.py --write                 and put the results into docs/mutants.md
+    .venv/bin/python tests/mutants/run.py engine tls             these topics: modules, or packages with all in them
+    .venv/bin/python tests/mutants/run.py                        every topic of TOPICS
+    .venv/bin/python tests/mutants/run.py rds_proxy --sample 300 as many mutants of each, always the same ones
+    .venv/bin/python tests/mutants/run.py --write                and put the results into docs/mutants.md
 
 A mutant is killed where a test fails; it is timed out where a test takes many times as long as without it, twice, the
 second time with nothing beside it; no test may run its line at all; or it survives: a test is missing, or the change
@@ -84,23 +84,37 @@ TOPICS = {
     "engine": Topic(
         (f"{PACKAGE}/engine*",),
         (
-            "unit/test_engine*", "integration/test_engine*", "environment/test_shutdown*", "environment/test_snapshot*",
-            "integration/test_reader*", "integration/test_lifecycle*",
+            "unit/test_engine*",
+            "integration/test_engine*",
+            "environment/test_shutdown*",
+            "environment/test_snapshot*",
+            "integration/test_reader*",
+            "integration/test_lifecycle*",
         ),
     ),
     "connect": Topic(
         (f"{PACKAGE}/connect*",),
         (
-            "unit/test_connect*", "unit/test_engine_wiring*", "unit/test_tls*", "integration/test_engine*",
+            "unit/test_connect*",
+            "unit/test_engine_wiring*",
+            "unit/test_tls*",
+            "integration/test_engine*",
             "integration/test_cred*",
-            "unit/test_cred*", "integration/test_full*", "integration/test_adaptive*", "integration/test_tenants.py",
-            "integration/test_connect*", "integration/test_reader*", "environment/test_snapshot*",
+            "unit/test_cred*",
+            "integration/test_full*",
+            "integration/test_adaptive*",
+            "integration/test_tenants.py",
+            "integration/test_connect*",
+            "integration/test_reader*",
+            "environment/test_snapshot*",
         ),
     ),
     "lifecycle": Topic(
         (f"{PACKAGE}/lifecycle*", f"{PACKAGE}/snapshot*"),
         (
-            "integration/test_lifecycle*", "unit/test_engine*", "environment/test_lifecycle*",
+            "integration/test_lifecycle*",
+            "unit/test_engine*",
+            "environment/test_lifecycle*",
             "environment/test_snapshot*",
             "integration/test_pool.py",
         ),
@@ -108,30 +122,84 @@ TOPICS = {
     "tls": Topic((f"{PACKAGE}/tls*",), ("unit/test_tls*", "integration/test_tls*")),
     "credentials": Topic(
         (f"{PACKAGE}/credentials*", f"{PACKAGE}/iam*", f"{PACKAGE}/secret*"),
-        ("unit/test_credentials*", "integration/test_credentials*", "unit/test_keys*", "unit/test_iam*",
-        "unit/test_secret*"),
+        (
+            "unit/test_credentials*",
+            "integration/test_credentials*",
+            "unit/test_keys*",
+            "unit/test_iam*",
+            "unit/test_secret*",
+        ),
     ),
     "pool": Topic(
         (f"{PACKAGE}/pool*",),
         (
-            "unit/test_pool*", "unit/test_thaw*", "unit/test_prefix*", "integration/test_pool*",
+            "unit/test_pool*",
+            "unit/test_thaw*",
+            "unit/test_prefix*",
+            "integration/test_pool*",
             "integration/test_thaw*",
-            "integration/test_guard.py", "integration/test_deadline*",
+            "integration/test_guard.py",
+            "integration/test_deadline*",
         ),
     ),
     "wire": Topic(
         (f"{PACKAGE}/wire*",),
-        ("wire/test_errors*", "wire/test_address*", "wire/test_auth*", "wire/test_conn*", "wire/test_scram*",
-        "wire/test_protocol*", "wire/test_start*", "wire/test_fewer*"),
+        (
+            "wire/test_errors*",
+            "wire/test_address*",
+            "wire/test_auth*",
+            "wire/test_conn*",
+            "wire/test_scram*",
+            "wire/test_protocol*",
+            "wire/test_start*",
+            "wire/test_fewer*",
+        ),
         only="connect|_?open|startup|dial|secure|_shake_hands|_read_message|authenticate|Authentication|_md5"
         "|_encoded_password|Scram|saslprep|tune",
     ),
-    "checks": Topic((f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"), ("unit/test_checks*", "unit/test_prefix*",
-    "integration/test_doctor*")),
+    "checks": Topic(
+        (f"{PACKAGE}/checks*", f"{TOOLKIT}/checks*"),
+        ("unit/test_checks*", "unit/test_prefix*", "integration/test_doctor*"),
+    ),
+    "observe": Topic(
+        tuple(f"{PACKAGE}/{name}*" for name in ("observe", "recorder", "metrics", "comments", "tracing")),
+        (
+            "unit/test_observe*",
+            "integration/test_observe*",
+            "integration/test_comments*",
+            "integration/test_bound*",
+            "toolkit/test_timeline*",
+        ),
+    ),
+    "slow": Topic(
+        tuple(f"{PACKAGE}/{name}*" for name in ("slow", "why", "plans", "ranking")),
+        (
+            "unit/test_plans*",
+            "integration/test_slow*",
+            "integration/test_why*",
+            "integration/test_plans*",
+            "toolkit/test_slow*",
+        ),
+    ),
+    "transaction": Topic(
+        tuple(f"{PACKAGE}/{name}*" for name in ("transaction", "idempotency")),
+        ("integration/test_transaction*", "functions/test_idempotency*"),
+    ),
+    "fleet": Topic(
+        tuple(f"{PACKAGE}/{name}*" for name in ("fleet", "tickets", "drain")),
+        (
+            "unit/test_fleet*",
+            "unit/test_tickets*",
+            "unit/test_drain*",
+            "integration/test_adaptive*",
+            "integration/test_full*",
+            "integration/test_drain*",
+        ),
+    ),
     "rds_proxy": Topic(
         (f"{TOOLKIT}/rds_proxy*",), ("toolkit/test_rds_proxy*", "unit/test_pinning*", "integration/test_rds_proxy*")
     ),
-}  # fmt: skip
+}
 
 
 def _digest(*parts: str | bytes) -> str:

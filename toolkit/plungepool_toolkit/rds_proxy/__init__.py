@@ -6,9 +6,10 @@ database connections, a borrow time-out, an idle-client time-out, a client conne
 start-up options refused, cancel requests ignored. Where the documentation leaves two answers open, it takes the one
 that is harder on the client. What it does not prove is in docs/rds-proxy.md.
 
-    messages    the protocol, pure          tokens      is this IAM token good          pinning     does this statement
-    pin peer        a socket and its messages   upstream    the database, and who has it    startup     who a client is
-    service     what all sessions share     session     one client, start to end        RdsProxy    the service, running
+    messages    the protocol, pure             upstream    the database, and who has it
+    peer        a socket and its messages      service     what all sessions share
+    tokens      is this IAM token good         startup     who a client is
+    pinning     does this statement pin        session     one client, start to end
 
 Nothing here imports the package under test, nor botocore: a mistake in the one is not repeated in the other.
 """

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from aws_lambda_powertools import Metrics
 
-from plungepool import guard_invocation, invocation, observe
+from plungepool import guard_invocation, invocation, metrics, observe, recorder
+from plungepool.observe import Tally
 from plungepool.wire import session
 from plungepool.wire.messages import BIND_NOTHING, EXECUTE, SYNC, parse, query
 from plungepool.wire.protocol import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from plungepool.observe import Tally
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,41 @@ def test_what_is_no_exception_of_a_listeners_goes_on(tallies: list[Tally]) -> No
     finally:
         stop()
     assert invocation.tally is None
+
+
+def test_a_line_of_metrics_has_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds of a tally are milliseconds in CloudWatch, the parts of a connect too; amounts stay what they are."""
+    tally = Tally("7")
+    tally.rows, tally.connect_s, tally.tls_s, tally.credentials_s = 3, 0.25, 0.125, 0.002
+    emit = metrics.Emitter(Metrics(namespace="Shop", service="orders"))
+    emit(tally)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["DatabaseRows"], line["DatabaseConnectTime"]) == ([3.0], [250.0])
+    assert (line["database_tls_ms"], line["database_credentials_ms"]) == (125.0, 2.0)
+
+
+def test_an_invocation_without_the_database_has_no_metrics(
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Powertools would warn of a line without metrics, at each invocation."""
+    metrics.Emitter(Metrics(namespace="Shop", service="orders"))(Tally("7"))
+    assert capsys.readouterr().out == ""
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("part", ["database_s", "connect_s", "checkout_wait_s"])
+def test_an_invocation_is_slow_by_all_its_waits_together(part: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Statements, connects and the pool's queue are one wait for the user; the line says what the tally does, once."""
+    record = recorder.Recorder({}, slow_s=1.0)
+    tally = Tally("7")
+    tally.duration_s = 3.0
+    tally.database_s = tally.connect_s = tally.checkout_wait_s = 0.3
+    record.end(tally)
+    assert caplog.messages == []
+    setattr(tally, part, 0.4)
+    record.end(tally)
+    (line,) = map(json.loads, caplog.messages)
+    assert (line["why"], line["request_id"], line["duration_ms"]) == ("slow", "7", 3000.0)
+    assert line["tally"] == {
+        f"{name}_ms": 400.0 if f"{name}_s" == part else 300.0 for name in ("checkout_wait", "connect", "database")
+    }

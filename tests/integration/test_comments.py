@@ -118,6 +118,15 @@ def test_copy_executemany_and_cursors_on_the_server_work(make: Callable[..., Eng
         assert [n for (n,) in rows] == [1, 2, 3, 4]
 
 
+def test_a_name_that_utf_8_does_not_hold_breaks_nothing(make: Callable[..., Engine]) -> None:
+    """What is wrong in it is a question mark, in a comment that goes out."""
+    with guard_invocation(Context("a\ud800*/")), make().connect() as connection:
+        shown = connection.exec_driver_sql(
+            "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        ).scalar_one()
+    assert "request_id='a%3F%2A%2F'" in shown
+
+
 def test_an_error_says_the_same_as_without(make: Callable[..., Engine]) -> None:
     """The position counts in the program's text, and the comment is in no message."""
     said = []

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from plungepool import Settings, build_engine, statements
+from plungepool import Settings, build_engine, ranking, statements
 from plungepool_toolkit.command import application
 from plungepool_toolkit.postgres import Postgres
 
@@ -220,6 +220,13 @@ def test_an_extension_of_an_older_server_is_told(server: Postgres, slow: Callabl
     result = slow(database="older")
     assert result.exit_code == 1
     assert "execute ALTER EXTENSION pg_stat_statements UPDATE" in result.stderr
+
+
+def test_a_statement_whose_text_the_server_has_lost_is_left_out() -> None:
+    """Texts are in a file, which it may not be able to read."""
+    assert [
+        one.calls for one in ranking.rank([(None, 9, 9.0, 9, True), ("SELECT 1", 1, 1.0, 1, True)], ranking.By.CALLS)
+    ] == [1]
 
 
 def test_nothing_is_left_on_the_server(server: Postgres, slow: Callable[..., Result]) -> None:

@@ -87,6 +87,45 @@ def test_every_damage_of_the_line_is_survived() -> None:
             assert "<main>" in timeline.page(timeline.read(damaged.replace('": "', '":"')))
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"began_at":9e11',
+        '"began_at":-9e11',
+        f'"tally":{{"a":{'{"a":' * 900}1{"}" * 900}}}',
+        f'"why":{"[" * 900}{"]" * 900}',
+        '"duration_ms":1e11,"exchanges":[{"what":"a","at_ms":-9e11,"took_ms":9e11},{"took_ms":-5}]',
+        '"function":"\\ud800\\u001b]0;title\\u0007\\u202e\\u009b2J"',
+    ],
+    ids=["future", "past", "deep numbers", "deep list", "long", "terminal"],
+)
+def test_what_nobody_would_write_is_drawn(tmp_path: Path, field: str) -> None:
+    """A moment that no calendar has, depth, times without measure, what moves a terminal's cursor."""
+    log, page = tmp_path / "log.txt", tmp_path / "page.html"
+    log.write_text(f'{{"plungepool":"{timeline.FORMAT}","request_id":"8f5",{field}}}')
+    result = CliRunner().invoke(application, ["timeline", str(log), "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    for shown in (result.output, page.read_text()):
+        assert "8f5" in shown
+        assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(shown)
+
+
+def test_a_log_of_one_line_is_read_in_time_that_grows_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `jq -c` makes of an export: of each of the recorder's lines in it no more is looked at than one may have."""
+    looked_at: list[int] = []
+    original = timeline._unquoted
+
+    def note(text: str) -> str:
+        looked_at.append(len(text))
+        return original(text)
+
+    monkeypatch.setattr(timeline, "_unquoted", note)
+    message = json.dumps({"message": LINE})
+    count = 5 * timeline._LONGEST // len(message)
+    assert len(timeline.read(f"[{','.join([message] * count)}]")) == count
+    assert max(looked_at) == timeline._LONGEST
+
+
 def test_format_is_the_recorders() -> None:
     """The layer writes what the toolkit looks for."""
     assert timeline.FORMAT == recorder.FORMAT

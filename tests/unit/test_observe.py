@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING
+from unittest.mock import MagicMock
 
 import pytest
 from aws_lambda_powertools import Metrics
@@ -98,6 +99,59 @@ def test_whoever_stops_hears_no_more(tallies: list[Tally]) -> None:
         pass
     assert told == []
     assert len(tallies) == 1
+
+
+def test_what_listens_twice_is_told_twice_and_ends_once_for_each(tallies: list[Tally]) -> None:
+    """Each end is that of its own beginning, however often it is called."""
+    told: list[Tally] = []
+    hear = told.append
+    first, second = observe.listen(hear), observe.listen(hear)
+    for expected in (2, 3, 3):
+        with guard_invocation(None):
+            pass
+        assert len(told) == expected
+        first()
+        first()
+        if expected == 3:
+            second()
+
+
+@pytest.mark.parametrize("name", [object(), 7, MagicMock()])
+def test_a_name_that_is_none_is_no_invocations(tallies: list[Tally], name: object) -> None:
+    """A mock for a context answers anything; a log takes a text."""
+    context = MagicMock(aws_request_id=name)
+    with guard_invocation(context):
+        assert invocation.request_id() is None
+    assert json.dumps(tallies[0].as_dict())
+
+
+def test_what_sigterm_cuts_off_is_handed_over_once(tallies: list[Tally]) -> None:
+    """Also where the program's own handler exits, so that the guard comes to its end behind it."""
+    with pytest.raises(SystemExit), guard_invocation(None):
+        invocation.count("checkouts")
+        assert invocation.observer is not None
+        invocation.observer.kill()
+        raise SystemExit
+    assert [(tally.failure, tally.checkouts) for tally in tallies] == [(observe.KILLED, 1)]
+
+
+def test_a_session_has_received_what_it_has_and_not_another_servers() -> None:
+    """Two servers give their processes the same numbers."""
+
+    class Session:
+        backend_pid, opening_s = 77, dict[str, float]()
+
+        def __init__(self) -> None:
+            self.received = 0
+
+    recording = recorder.Recorder({}, 0.0)
+    one, other = Session(), Session()
+    reply = Reply((query("SELECT 1"),))
+    for session_, received in ((one, 5000), (other, 60), (one, 5300), (other, 100)):
+        session_.received = received
+        recording.hear(session_, reply, 1.0, 0.1, None)  # type: ignore[arg-type]
+    exchanges = recording.document(observe.Tally(), "slow")["exchanges"]
+    assert [exchange["received"] for exchange in exchanges] == [5000, 60, 300, 40]
 
 
 def test_every_number_of_a_tally_is_a_field() -> None:

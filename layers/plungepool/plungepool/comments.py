@@ -48,7 +48,9 @@ class Comment:
             "traceparent": traceparent,
             "version": self._version,
         }
-        given = ",".join(f"{name}='{quote(str(value), safe='')}'" for name, value in pairs.items() if value)
+        given = ",".join(
+            f"{name}='{quote(str(value), safe='', errors='replace')}'" for name, value in pairs.items() if value
+        )
         return f"\n/*{given}*/" if given else ""
 
     def _traceparent(self) -> str | None:

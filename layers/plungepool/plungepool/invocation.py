@@ -81,7 +81,7 @@ class _Guard:
 
     def __init__(self, context: Context | None) -> None:
         self.is_bare = context is None
-        self.request_id = getattr(context, "aws_request_id", None)
+        self.request_id = _name_of(context)
         left_s = _left_s(context)
         self.ends_at = None if left_s is None else time.time() + left_s
         # A margin that is longer than the function's time-out would leave nothing: the database has half of it at
@@ -373,6 +373,12 @@ def note(handed_out: HandedOut) -> None:
                 with suppress(ValueError):
                     noted.remove(one)
         noted.append(handed_out)
+
+
+def _name_of(context: Any) -> str | None:
+    """Return the invocation's name; None where the context says none that a log could hold, as a mock's does."""
+    name = getattr(context, "aws_request_id", None)
+    return name if isinstance(name, str) else None
 
 
 def _left_s(context: Any) -> float | None:

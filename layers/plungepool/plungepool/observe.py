@@ -17,6 +17,7 @@ tally, which may lose a count where two of them come to it in the same moment.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -130,20 +131,33 @@ class _Listeners:
         self.all: tuple[Any, ...] = ()
 
     def add(self, listener: Any) -> Callable[[], None]:
-        """Tell this one, too; return what ends it."""
-        self.all = (*self.all, listener)
-        _attach()
+        """Tell this one, too, and once more if it is told already; return what ends that, and nothing else."""
+        with _changes:
+            self.all = (*self.all, listener)
+            _attach()
+        is_told = True
 
         def stop() -> None:
-            self.all = tuple(one for one in self.all if one is not listener)
-            _attach()
+            nonlocal is_told
+            with _changes:
+                if is_told:
+                    is_told, kept = False, list(self.all)
+                    for index, one in enumerate(kept):
+                        if one is listener:
+                            del kept[index]
+                            break
+                    self.all = tuple(kept)
+                    _attach()
 
         return stop
 
 
 _of_invocations, _of_flights = _Listeners(), _Listeners()
-# Of what listeners have raised: one line each.
-_told: set[tuple[int, str]] = set()
+# Held while listeners change; a signal handler may change them in the middle of that.
+_changes = threading.RLock()
+# What was logged of what listeners have raised, one line each: not by the id of a listener, which another one has
+# when it is gone.
+_told: set[tuple[str, str]] = set()
 
 
 def listen(callback: Callable[[Tally], object]) -> Callable[[], None]:
@@ -244,8 +258,12 @@ class _Observer:
         self._hand_over(tally)
 
     def kill(self) -> None:
-        """Hand over what there is of the invocation that SIGTERM cuts off: no guard comes to its end."""
+        """
+        Hand over what there is of the invocation that SIGTERM cuts off: its guard may not come to its end, and hands
+        nothing over once more where it does, by a handler of the program's that exits.
+        """
         tally = invocation.tally
+        invocation.tally = None
         if tally is not None:
             tally.failure = KILLED
             self._hand_over(tally)
@@ -315,10 +333,9 @@ def _attach() -> None:
 
 def _tell(listener: object, failure: Exception) -> None:
     """Log what a listener has raised, once for each kind of it; no value of an invocation stands in it."""
-    kind = type(failure).__name__
-    if (id(listener), kind) not in _told:
-        _told.add((id(listener), kind))
-        name = getattr(listener, "__qualname__", type(listener).__name__)
+    kind, name = type(failure).__name__, getattr(listener, "__qualname__", type(listener).__name__)
+    if (kind, name) not in _told:
+        _told.add((kind, name))
         _logger.warning("a listener failed, and what it was to see goes unseen: %s of %s", kind, name)
 
 

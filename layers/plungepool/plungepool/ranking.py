@@ -175,6 +175,8 @@ def rank(entries: Sequence[Sequence[Any]], by: By, but: Collection[str] = ()) ->
     """Return what was counted, a line for each fingerprint, the worst first; `but`: fingerprints to leave out. Pure."""
     found: dict[str, Ranked] = {}
     for text, calls, total_ms, rows, own in entries:
+        if text is None:  # the server has lost the file in which texts are
+            continue
         if next(iter(statements.tokens(text)), "") not in _RANKED:
             continue
         fingerprint = statements.fingerprint(text)

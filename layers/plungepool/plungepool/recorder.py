@@ -17,6 +17,7 @@ import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from . import flights, invocation, observe
 
@@ -36,8 +37,6 @@ FORMAT = "plungepool-timeline/1"
 _KEPT = 64
 # Of a message of a flight: as much of its text as a shape is made of.
 _TEXT_AT_MOST = 2100
-# What a session has received so far, for so many sessions.
-_SESSIONS_AT_MOST = 64
 
 
 class _Exchange(NamedTuple):
@@ -63,7 +62,8 @@ class Recorder:
         self._function = environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
         self._version = environ.get("AWS_LAMBDA_FUNCTION_VERSION", "")
         self._ring: deque[_Exchange] = deque(maxlen=_KEPT)
-        self._received: dict[int, int] = {}
+        # What a session has received so far. Not by its process, whose number another server has, too.
+        self._received: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
 
     def hear(
         self, session: Session, reply: Reply | None, began: float, took_s: float, error: BaseException | None
@@ -74,13 +74,13 @@ class Recorder:
         name = "" if error is None else flights.name_of(error)
         process, received = session.backend_pid, session.received
         if reply is None:
-            self._remember(process, received)
+            self._received[session] = received
             self._ring.append(
                 _Exchange(request_id, began, took_s, process, None, 0, received, 0, name, session.opening_s)
             )
             return
-        before = self._received.get(process, 0)
-        self._remember(process, received)
+        before = self._received.get(session, 0)
+        self._received[session] = received
         sent = reply.sent
         texts = tuple([part[:_TEXT_AT_MOST] for part in flights.asking(sent)])
         self._ring.append(
@@ -133,11 +133,6 @@ class Recorder:
             "tally": {name: _ms(value) if type(value) is float else value for name, value in _in_ms(numbers)},
             "exchanges": [_shown(one, tally) for one in self._ring.copy()],
         }
-
-    def _remember(self, process: int, received: int) -> None:
-        if len(self._received) >= _SESSIONS_AT_MOST:
-            self._received.clear()
-        self._received[process] = received
 
 
 def _in_ms(numbers: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 #: what a line of the recorder's says it is
 FORMAT = "plungepool-timeline/1"
 
+# What CloudWatch takes as one event is shorter, quotes within quotes included; and so is what stands before the mark.
+_LONGEST, _BEFORE_AT_MOST = 1_000_000, 200
+_REST_OF_A_STRING = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
 _MARK = f'plungepool":"{FORMAT}"'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _WIDE, _NARROW = 760, 340
@@ -71,7 +75,10 @@ class Timeline:
     @property
     def about(self) -> str:
         """Which invocation it was."""
-        when = datetime.fromtimestamp(self.began_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        try:
+            when = datetime.fromtimestamp(self.began_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        except (OverflowError, ValueError):  # before the year 1, or after 9999
+            when = "at no moment that there is"
         return f"Request {self.request_id or 'without a name'}, begun {when}"
 
     @property
@@ -92,12 +99,12 @@ def _documents(text: str) -> Iterator[dict[str, Any]]:
     """Yield each JSON object that the mark is in."""
     at = 0
     while (at := text.find(FORMAT, at)) >= 0:
-        start, at = text.rfind("{", 0, at), at + len(FORMAT)
+        # An export may be one line, with thousands of the recorder's in it: of each is read what one may have.
+        start, at = text.rfind("{", max(0, at - _BEFORE_AT_MOST), at), at + len(FORMAT)
         if start < 0:
             continue
-        # A line that long is none that a log has taken; and every line ends somewhere.
-        end = text.find("\n", at)
-        found = text[start : end if end >= 0 else None]
+        end = text.find("\n", at, start + _LONGEST)
+        found = text[start : end if end >= 0 else start + _LONGEST]
         if found.startswith('{""'):  # CSV doubles the quotes
             found = found.replace('""', '"')
         while found.startswith("{\\"):
@@ -113,19 +120,14 @@ def _documents(text: str) -> Iterator[dict[str, Any]]:
 
 def _unquoted(text: str) -> str:
     """Return what stands in a JSON string that `text` is the rest of; an empty text where it has no end."""
-    at = 0
-    while at < len(text):
-        if text[at] == "\\":
-            at += 2
-            continue
-        if text[at] == '"':
-            try:
-                inner: str = json.loads(f'"{text[:at]}"')
-            except ValueError:
-                return ""
-            return inner
-        at += 1
-    return ""
+    rest = _REST_OF_A_STRING.match(text)
+    if rest is None:
+        return ""
+    try:
+        inner: str = json.loads(f'"{rest.group()}')
+    except ValueError:
+        return ""
+    return inner
 
 
 def _timeline(document: Mapping[str, Any]) -> Timeline:
@@ -164,7 +166,7 @@ def _exchange(one: Mapping[str, Any]) -> Exchange:
 
 def _plain(value: object) -> str:
     """Return a text as a terminal may show it: a log is somebody else's."""
-    text = "" if value is None else str(value)
+    text = "" if value is None else str(value) if isinstance(value, (str, int, float)) else "…"
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
@@ -181,7 +183,11 @@ def _whole(value: object) -> int | None:
 
 def _counted(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{_plain(name)} {_counted(amount)}" for name, amount in value.items())
+        return ", ".join(f"{_plain(name)} {_figure(amount)}" for name, amount in value.items())
+    return _figure(value)
+
+
+def _figure(value: object) -> str:
     number = _number(value)
     return _plain(value) if number is None else figure(number)
 

@@ -92,8 +92,8 @@ def test_every_damage_of_the_line_is_survived() -> None:
     [
         '"began_at":9e11',
         '"began_at":-9e11',
-        f'"tally":{{"a":{'{"a":' * 900}1{"}" * 900}}}',
-        f'"why":{"[" * 900}{"]" * 900}',
+        '"tally":{"a":' + '{"a":' * 900 + "1" + "}" * 901,
+        '"why":' + "[" * 900 + "]" * 900,
         '"duration_ms":1e11,"exchanges":[{"what":"a","at_ms":-9e11,"took_ms":9e11},{"took_ms":-5}]',
         '"function":"\\ud800\\u001b]0;title\\u0007\\u202e\\u009b2J"',
     ],

@@ -82,7 +82,7 @@ class Tally:
     explain_round_trips, explain_s = 0, 0.0
     #: connections that were still checked out at the end
     leaks = 0
-    #: executed statements that pin a proxy
+    #: statements that pin a proxy, those that were refused for it included
     pins = 0
     #: how often something was not begun, or was given up, since the invocation's deadline had passed
     deadlines_exceeded = 0
@@ -101,7 +101,7 @@ class Tally:
         self.request_id, self.began_at = request_id, time.time()
         #: kept connections that were replaced, by why: `age`, `lease`, `no_answer`, `lost`, `moved`, or a SQLSTATE
         self.reconnects: dict[str, int] = {}
-        #: what the server, or the driver, raised: by SQLSTATE, else by the class's name
+        #: what exchanges and connects failed by, tried again or not: by SQLSTATE, else by the class's name
         self.errors: dict[str, int] = {}
 
     def as_dict(self) -> dict[str, Any]:
@@ -310,11 +310,12 @@ def _count_connect(tally: Tally, session: Session, took_s: float, error: BaseExc
 
 
 def _count_error(tally: Tally, reply: Reply | None, error: BaseException) -> None:
+    if reply is not None and is_ping(reply):
+        # The connection is replaced, which is counted by its reason: nothing of the program's has failed.
+        tally.pings += 1
+        return
     invocation.count_under("errors", name_of(error))
     if reply is None:
-        return
-    if is_ping(reply):
-        tally.pings += 1
         return
     if isinstance(error, DeadlineExceeded):
         tally.deadlines_exceeded += 1

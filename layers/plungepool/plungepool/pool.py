@@ -162,6 +162,7 @@ class _HandedOut:
         """
         _abandon(self._checkout, stop=True)
         self._checkout.fate.setdefault("end", _LOST)
+        invocation.count("closed")
         self._pool._ring()
 
 

@@ -484,31 +484,31 @@ SET_UPS = [
     SetUp("a token over plain text", lambda w: w.aws() | PLAIN, "settings", "PLUNGEPOOL_TLS=disable would send the token of PLUNGEPOOL_AUTH=iam in clear; use verify-full", "correct the variable"),
     # The way.
     SetUp("a host that does not exist", lambda w: {"PLUNGEPOOL_HOST": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_HOST) cannot be resolved", "copy the endpoint's name into PLUNGEPOOL_HOST"),
-    SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "name the tunnel's own end"),
-    SetUp("another port", lambda w: port(1), "TCP", "nothing listens there (connection refused)", "check PLUNGEPOOL_PORT, and that the server is running"),
-    SetUp("a tunnel that is not up", lambda w: {"PLUNGEPOOL_ADDRESS": "127.0.0.1:1"}, "TCP", "nothing listens there (connection refused)", "check that the tunnel is up"),
-    SetUp("a host that no route leads to", lambda w: {"PLUNGEPOOL_ADDRESS": NO_ROUTE}, "TCP", "cannot be reached: Network is unreachable", "this machine has no way there: check the subnet's routes (or the VPN)"),
-    SetUp("a gateway that says there is no such host", no_route_to_host, "TCP", "cannot be reached: No route to host", "this machine has no way there: check the subnet's routes (or the VPN)"),
-    SetUp("a closed security group", lambda w: port(w.full_backlog(), **HURRIED), "TCP", "did not answer within 0.3 s", "let the function's security group into the database's"),
-    SetUp("a function in a VPC without a NAT gateway, and a public address", silent_public_address, "TCP", "did not answer within 20 s", "the address is a public one: a function in a VPC reaches it through a NAT gateway only"),
+    SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "set PLUNGEPOOL_ADDRESS to the local end of the tunnel"),
+    SetUp("another port", lambda w: port(1), "TCP", "nothing is listening there (connection refused)", "check PLUNGEPOOL_PORT, and that the server is running"),
+    SetUp("a tunnel that is not up", lambda w: {"PLUNGEPOOL_ADDRESS": "127.0.0.1:1"}, "TCP", "nothing is listening there (connection refused)", "check that the tunnel is up"),
+    SetUp("a host that no route leads to", lambda w: {"PLUNGEPOOL_ADDRESS": NO_ROUTE}, "TCP", "cannot be reached: Network is unreachable", "there is no route from this machine: check the subnet's routes (or the VPN)"),
+    SetUp("a gateway that says there is no such host", no_route_to_host, "TCP", "cannot be reached: No route to host", "there is no route from this machine: check the subnet's routes (or the VPN)"),
+    SetUp("a closed security group", lambda w: port(w.full_backlog(), **HURRIED), "TCP", "did not answer within 0.3 s", "allow inbound traffic on this port from the function's security group"),
+    SetUp("a function in a VPC without a NAT gateway, and a public address", silent_public_address, "TCP", "did not answer within 20 s", "the address is public: a function in a VPC can reach it only through a NAT gateway"),
     # TLS.
-    SetUp("a server without TLS", lambda w: port(w.answers(b"N")), "TLS", "is PostgreSQL, and does not offer TLS", "turn TLS on at the server"),
+    SetUp("a server without TLS", lambda w: port(w.answers(b"N")), "TLS", "is PostgreSQL, but does not offer TLS", "enable TLS in the server"),
     SetUp("another program at the port", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")), "TLS", "does not speak PostgreSQL's protocol", "check PLUNGEPOOL_PORT"),
-    SetUp("a port that accepts and never answers", lambda w: port(w.silent(), **HURRIED), "TLS", "accepts connections and never answers", "check that PostgreSQL, and no other program, listens there"),
-    SetUp("a load balancer or tunnel with nothing behind", lambda w: port(w.answers(b"")), "TLS", "accepts connections and closes them without an answer", "a load balancer's target may be down"),
-    SetUp("a load balancer that resets", lambda w: port(w.breaks_off()), "TLS", "accepts connections and drops them: Connection reset by peer", "a load balancer's target may be down"),
-    SetUp("a server that goes silent within TLS", lambda w: port(w.falls_silent(), **HURRIED), "TLS", "began TLS and went silent", "look into the server's log, and at what is between"),
-    SetUp("something between that breaks TLS off", lambda w: port(w.breaks_off(b"S")), "TLS", "broke off the handshake: Connection reset by peer", "look into the server's log, and at what is between"),
-    SetUp("a server that is full before TLS", lambda w: port(w.answers(b"E\0\0\0\x29SFATAL\0C53300\0Msorry, too many clients\0\0")), "TLS", "refuses before TLS: sorry, too many clients", "the server is full, starting or stopping"),
-    SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file with others", "until this is corrected no password"),
-    SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: put the certificate of the authority that issued the server's into that file", "until this is corrected no password"),
+    SetUp("a port that accepts and never answers", lambda w: port(w.silent(), **HURRIED), "TLS", "accepts connections but never answers", "check that PostgreSQL, not another program, is listening there"),
+    SetUp("a load balancer or tunnel with nothing behind", lambda w: port(w.answers(b"")), "TLS", "accepts connections but closes them without an answer", "a load balancer's target may be down"),
+    SetUp("a load balancer that resets", lambda w: port(w.breaks_off()), "TLS", "accepts connections but drops them: Connection reset by peer", "a load balancer's target may be down"),
+    SetUp("a server that goes silent within TLS", lambda w: port(w.falls_silent(), **HURRIED), "TLS", "stopped responding during the TLS handshake", "check the server's log, and any proxy or load balancer in between"),
+    SetUp("something between that breaks TLS off", lambda w: port(w.breaks_off(b"S")), "TLS", "closed the connection during the TLS handshake: Connection reset by peer", "check the server's log, and any proxy or load balancer in between"),
+    SetUp("a server that is full before TLS", lambda w: port(w.answers(b"E\0\0\0\x29SFATAL\0C53300\0Msorry, too many clients\0\0")), "TLS", "refused the connection before TLS: sorry, too many clients", "the server is full, starting up or shutting down"),
+    SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file with others", "until this is corrected, no password"),
+    SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: put the certificate of the authority that issued the server's into that file", "until this is corrected, no password"),
     SetUp("a file of authorities that is away", lambda w: {"PLUNGEPOOL_CA_FILE": "/nowhere.pem"}, "TLS", "PLUNGEPOOL_CA_FILE names '/nowhere.pem', which cannot be read", "correct PLUNGEPOOL_CA_FILE"),
     SetUp("a file of authorities without any", lambda w: {"PLUNGEPOOL_CA_FILE": w.empty_file()}, "TLS", "which holds no certificate in PEM format", "correct PLUNGEPOOL_CA_FILE"),
-    SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server shows a certificate for another name than localhost", "until this is corrected no password"),
-    SetUp("a certificate that has expired", lambda w: own_certificate(w, "localhost", expired=True), "TLS", "has expired: renew it at the server, and check this machine's clock", "until this is corrected no password"),
-    SetUp("a certificate that is not valid yet", lambda w: own_certificate(w, "localhost", not_yet_valid=True), "TLS", "is not valid yet: renew it at the server, and check this machine's clock", "until this is corrected no password"),
-    SetUp("TLS 1.1", old_tls, "TLS", "the server must speak TLS 1.2 or newer", "until this is corrected no password"),
-    SetUp("a certificate near its end", lambda w: with_clock(w, 360 * 86400), "TLS", "4 days left", "RDS renews its certificates by itself", "warning"),
+    SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server shows a certificate for another name than localhost", "until this is corrected, no password"),
+    SetUp("a certificate that has expired", lambda w: own_certificate(w, "localhost", expired=True), "TLS", "has expired: renew it at the server, and check this machine's clock", "until this is corrected, no password"),
+    SetUp("a certificate that is not valid yet", lambda w: own_certificate(w, "localhost", not_yet_valid=True), "TLS", "is not valid yet: renew it at the server, and check this machine's clock", "until this is corrected, no password"),
+    SetUp("TLS 1.1", old_tls, "TLS", "the server must speak TLS 1.2 or newer", "until this is corrected, no password"),
+    SetUp("a certificate near its end", lambda w: with_clock(w, 360 * 86400), "TLS", "4 days left", "RDS renews its certificates automatically", "warning"),
     SetUp("plain text over a network", over_network, "TLS", "disabled: passwords and rows travel to localhost in plain text", "remove PLUNGEPOOL_TLS", "warning"),
     # The credentials.
     SetUp("IAM without AWS credentials", lambda w: w.aws(keys=False), "credentials", "found no AWS credentials: a function has those of its role", "see docs/authenticate.md"),
@@ -523,40 +523,40 @@ SET_UPS = [
     SetUp("a secret of another user", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_USER": "other"}, "credentials", "leave PLUNGEPOOL_USER unset", "see docs/authenticate.md"),
     SetUp("no host, neither here nor in the secret", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_HOST": ""}, "credentials", "PLUNGEPOOL_HOST is missing, and the secret", "see docs/authenticate.md"),
     # The login.
-    SetUp("a wrong password", lambda w: {"PLUNGEPOOL_PASSWORD": "wrong"}, "authentication", "password authentication failed", "(1) the password is not that of 'app'"),
-    SetUp("a password with a copied blank", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD} "}, "authentication", "password authentication failed", "(1) the password begins or ends with a blank"),
-    SetUp("a role that does not exist", lambda w: {"PLUNGEPOOL_USER": "nobody"}, "authentication", "password authentication failed", "(1) the password is not that of 'nobody': correct it; (2) there is no role 'nobody'"),
-    SetUp("a role without a password", lambda w: {"PLUNGEPOOL_USER": "no_password"}, "authentication", "password authentication failed", "(1) the password is not that of 'no_password': correct it; (2) there is no role 'no_password', or it has no password"),
-    SetUp("a password that is over", lambda w: {"PLUNGEPOOL_USER": "too_old"}, "authentication", "password authentication failed", "(1) the password is not that of 'too_old': correct it; (2) there is no role 'too_old', or it has no password, or its VALID UNTIL is over"),
+    SetUp("a wrong password", lambda w: {"PLUNGEPOOL_PASSWORD": "wrong"}, "authentication", "password authentication failed", "(1) the password is wrong for 'app'"),
+    SetUp("a password with a copied blank", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD} "}, "authentication", "password authentication failed", "(1) the password begins or ends with a space"),
+    SetUp("a role that does not exist", lambda w: {"PLUNGEPOOL_USER": "nobody"}, "authentication", "password authentication failed", "(1) the password is wrong for 'nobody': correct it; (2) the role 'nobody' does not exist"),
+    SetUp("a role without a password", lambda w: {"PLUNGEPOOL_USER": "no_password"}, "authentication", "password authentication failed", "(1) the password is wrong for 'no_password': correct it; (2) the role 'no_password' does not exist, has no password"),
+    SetUp("a password that is over", lambda w: {"PLUNGEPOOL_USER": "too_old"}, "authentication", "password authentication failed", "(1) the password is wrong for 'too_old': correct it; (2) the role 'too_old' does not exist, has no password, or is past its VALID UNTIL"),
     SetUp("a role that does not exist, where none is asked for a password", lambda w: {"PLUNGEPOOL_USER": "trusted_nobody"}, "authentication", "does not exist", "CREATE ROLE trusted_nobody LOGIN"),
     SetUp("a role without LOGIN", lambda w: {"PLUNGEPOOL_USER": "no_login"}, "authentication", "is not permitted to log in", "ALTER ROLE no_login LOGIN"),
-    SetUp("an address that pg_hba.conf keeps out", lambda w: {"PLUNGEPOOL_USER": "kept_out"}, "authentication", "pg_hba.conf rejects connection", "let 'kept_out' into 'postgres' from this address in pg_hba.conf"),
-    SetUp("plain text to a server that wants TLS", lambda w: PLAIN | {"PLUNGEPOOL_USER": "tls_only"}, "authentication", "no encryption", "the server wants TLS: remove PLUNGEPOOL_TLS=disable"),
-    SetUp("a password for a role with rds_iam", lambda w: refused_login(w, "28000", "PAM authentication failed for user"), "authentication", "PAM authentication failed", "the role has rds_iam (RDS), which refuses every password: set PLUNGEPOOL_AUTH=iam"),
-    SetUp("a server that trusts whoever reaches it", trusted_over_network, "authentication", "lets 'trusted' in without asking for the password, which may be wrong", "whoever reaches the server is let in: ask for scram-sha-256 in its pg_hba.conf", "warning"),
+    SetUp("an address that pg_hba.conf keeps out", lambda w: {"PLUNGEPOOL_USER": "kept_out"}, "authentication", "pg_hba.conf rejects connection", "allow 'kept_out' to connect to 'postgres' from this address in pg_hba.conf"),
+    SetUp("plain text to a server that wants TLS", lambda w: PLAIN | {"PLUNGEPOOL_USER": "tls_only"}, "authentication", "no encryption", "the server requires TLS: remove PLUNGEPOOL_TLS=disable"),
+    SetUp("a password for a role with rds_iam", lambda w: refused_login(w, "28000", "PAM authentication failed for user"), "authentication", "PAM authentication failed", "the role is a member of rds_iam (RDS), for which every password is refused: set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a server that trusts whoever reaches it", trusted_over_network, "authentication", "accepted the login of 'trusted' without asking for the password, which may be wrong", "anyone who can reach the server is let in: replace trust by scram-sha-256 in its pg_hba.conf", "warning"),
     SetUp("a database that does not exist", lambda w: {"PLUNGEPOOL_DATABASE": "nowhere"}, "authentication", "does not exist", "create the database 'nowhere', or correct PLUNGEPOOL_DATABASE"),
     SetUp("a role that may not connect to the database", lambda w: {"PLUNGEPOOL_DATABASE": "closed"}, "authentication", "permission denied", "GRANT CONNECT ON DATABASE closed TO app"),
-    SetUp("a role that is full", lambda w: {"PLUNGEPOOL_USER": "full_role"}, "authentication", "too many connections for role", "the role 'full_role' holds as many connections as its CONNECTION LIMIT allows"),
-    SetUp("a database that is full", lambda w: {"PLUNGEPOOL_DATABASE": "crowded"}, "authentication", "too many connections for database", "the database 'crowded' has a CONNECTION LIMIT of its own"),
-    SetUp("a server that is full", lambda w: refused_login(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "the server's max_connections are in use"),
-    SetUp("a server that is starting", lambda w: refused_login(w, "57P03", "the database system is starting up"), "authentication", "starting up", "the server is starting or stopping: try again in a minute"),
-    SetUp("another program at the port, and no TLS", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")) | PLAIN, "authentication", "broke the protocol", "what answers there did not go through with PostgreSQL's protocol: check PLUNGEPOOL_PORT"),
+    SetUp("a role that is full", lambda w: {"PLUNGEPOOL_USER": "full_role"}, "authentication", "too many connections for role", "the role 'full_role' already has as many connections as its CONNECTION LIMIT allows"),
+    SetUp("a database that is full", lambda w: {"PLUNGEPOOL_DATABASE": "crowded"}, "authentication", "too many connections for database", "the database 'crowded' has reached its own CONNECTION LIMIT"),
+    SetUp("a server that is full", lambda w: refused_login(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "all of the server's max_connections are in use"),
+    SetUp("a server that is starting", lambda w: refused_login(w, "57P03", "the database system is starting up"), "authentication", "starting up", "the server is starting up or shutting down: try again in a minute"),
+    SetUp("another program at the port, and no TLS", lambda w: port(w.answers(b"HTTP/1.1 400 Bad Request")) | PLAIN, "authentication", "broke the protocol", "the program listening there did not complete PostgreSQL's start-up: check PLUNGEPOOL_PORT"),
     SetUp("a token for a role without rds_iam", lambda w: w.aws(), "authentication", "(1) the database user does not exist or lacks the role: GRANT rds_iam TO app", "see docs/authenticate.md"),
     SetUp("a token, and no right to connect", lambda w: refused_token(w, "28000", "PAM authentication failed for user"), "authentication", "(1) the function's role is not allowed rds-db:connect", "see docs/authenticate.md"),
-    SetUp("a proxy that wants IAM, and a password", lambda w: w.proxy()[1] | {"PLUNGEPOOL_AUTH": "password", "PLUNGEPOOL_PASSWORD": PASSWORD}, "authentication", "IAM authentication failed", "(1) the proxy asks for IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a proxy that wants IAM, and a password", lambda w: w.proxy()[1] | {"PLUNGEPOOL_AUTH": "password", "PLUNGEPOOL_PASSWORD": PASSWORD}, "authentication", "IAM authentication failed", "(1) the proxy requires IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"),
     SetUp("a proxy that wants a password, and a token", lambda w: w.proxy(auth="scram", users={"app": "other"})[1], "authentication", "(1) the proxy does not ask for IAM (IAMAuth: REQUIRED)", "see docs/authenticate.md"),
     SetUp("a proxy without a secret for the user", lambda w: w.proxy(users={"other": "x"})[1], "authentication", "(1) the proxy has neither a secret for this user nor IAM to the database itself", "see docs/authenticate.md"),
     SetUp("a proxy, and another region", lambda w: w.proxy()[1] | {"PLUNGEPOOL_REGION": "us-east-2"}, "authentication", "(2) PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or the endpoint is not in us-east-2", "see docs/authenticate.md"),
-    SetUp("a password for a cluster of express configuration", lambda w: by_password(w, "28P01", "password authentication failed"), "authentication", "password authentication failed", "a cluster of express configuration takes IAM tokens and no password: set PLUNGEPOOL_AUTH=iam"),
-    SetUp("a cluster of express configuration that is full", lambda w: express(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "or set PLUNGEPOOL_POOL=adaptive (no proxy can stand before express configuration)"),
+    SetUp("a password for a cluster of express configuration", lambda w: by_password(w, "28P01", "password authentication failed"), "authentication", "password authentication failed", "a cluster with express configuration accepts IAM tokens only, no passwords: set PLUNGEPOOL_AUTH=iam"),
+    SetUp("a cluster of express configuration that is full", lambda w: express(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "or set PLUNGEPOOL_POOL=adaptive (express configuration supports no proxy)"),
     # What is there.
-    SetUp("a cluster of express configuration, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: express(w, "28000", "no", PLUNGEPOOL_ENDPOINT="proxy"), "endpoint", "is a cluster of express configuration, before which there can be no proxy, and PLUNGEPOOL_ENDPOINT says proxy", "set PLUNGEPOOL_ENDPOINT=direct", "warning"),
-    SetUp("a proxy, and PLUNGEPOOL_ENDPOINT=direct", lambda w: w.proxy()[1] | {"PLUNGEPOOL_ENDPOINT": "direct"}, "endpoint", "a pooler stands between, and PLUNGEPOOL_ENDPOINT says direct", "set PLUNGEPOOL_ENDPOINT=proxy", "warning"),
-    SetUp("a database, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: {"PLUNGEPOOL_ENDPOINT": "proxy"}, "endpoint", "this looks like the database itself, and PLUNGEPOOL_ENDPOINT says proxy", "name the proxy's endpoint in PLUNGEPOOL_HOST", "warning"),
+    SetUp("a cluster of express configuration, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: express(w, "28000", "no", PLUNGEPOOL_ENDPOINT="proxy"), "endpoint", "is a cluster with express configuration, which does not support RDS Proxy, but PLUNGEPOOL_ENDPOINT is proxy", "set PLUNGEPOOL_ENDPOINT=direct", "warning"),
+    SetUp("a proxy, and PLUNGEPOOL_ENDPOINT=direct", lambda w: w.proxy()[1] | {"PLUNGEPOOL_ENDPOINT": "direct"}, "endpoint", "there is a pooler in between, but PLUNGEPOOL_ENDPOINT is direct", "set PLUNGEPOOL_ENDPOINT=proxy", "warning"),
+    SetUp("a database, and PLUNGEPOOL_ENDPOINT=proxy", lambda w: {"PLUNGEPOOL_ENDPOINT": "proxy"}, "endpoint", "this looks like the database itself, but PLUNGEPOOL_ENDPOINT is proxy", "set PLUNGEPOOL_HOST to the proxy's endpoint", "warning"),
     SetUp("a clock that is wrong", lambda w: with_clock(w, 3600), "server", "this machine's clock is 3600 s ahead of that of the server", "set this machine's clock", "warning"),
     SetUp("a role without a limit", lambda w: {"PLUNGEPOOL_USER": "bare"}, "role", "bare has no connection limit", "ALTER ROLE bare CONNECTION LIMIT n", "warning"),
     SetUp("a superuser", lambda w: {"PLUNGEPOOL_USER": "boss"}, "role", "boss is a superuser", "give the application a role of its own", "warning"),
-    SetUp("a role whose last connection this is", lambda w: {"PLUNGEPOOL_USER": "last_one"}, "role", "1 of the role's 1 connections are in use", "the next connect fails", "warning"),
+    SetUp("a role whose last connection this is", lambda w: {"PLUNGEPOOL_USER": "last_one"}, "role", "1 of the role's 1 connections are in use", "the next attempt to connect will fail", "warning"),
     SetUp("a role without time-outs", lambda w: {"PLUNGEPOOL_USER": "bare"}, "time-outs", "statement_timeout off", "ALTER ROLE bare SET", "warning"),
 ]  # fmt: skip
 
@@ -603,8 +603,10 @@ def test_times_are_in_milliseconds(environ: dict[str, str], world: World) -> Non
     ticks = itertools.count(int(time.time()))
     world.patch.setattr("plungepool.checks.time", SimpleNamespace(time=lambda: float(next(ticks))))
     found = {check.name: check.found for check in examine(environ)}
-    assert re.fullmatch(rf"(127\.0\.0\.1|::1) port {environ['PLUNGEPOOL_PORT']} answers after 1000 ms", found["TCP"])
-    assert found["authentication"] == "localhost lets 'app' in, 1000 ms for the first connection"
+    assert re.fullmatch(
+        rf"(127\.0\.0\.1|::1) port {environ['PLUNGEPOOL_PORT']} accepted the connection after 1000 ms", found["TCP"]
+    )
+    assert found["authentication"] == "localhost accepted the login of 'app', 1000 ms for the first connection"
 
 
 @pytest.mark.parametrize(("ahead_days", "left", "state"), [(350, 14, "ok"), (351, 13, "warning")])
@@ -805,7 +807,7 @@ def test_doubts_come_before_the_causes(environ: dict[str, str], world: World) ->
     world.aws_refuses("ExpiredToken")
     *_, last = examine({name: value for name, value in (environ | changes).items() if value})
     assert last.name == "authentication"
-    assert last.cure.startswith("first of all, of the warnings above: identity: renew them")
+    assert last.cure.startswith("first, correct what the warnings above report: identity: renew them")
 
 
 @pytest.mark.parametrize(("date_s", "state"), [(0, "ok"), (-3600, "warning"), (3600, "warning")])
@@ -828,7 +830,7 @@ def test_german_server_leads_to_all_causes(environ: dict[str, str], world: World
     """Words only order the causes: where the server speaks another language all of them are named."""
     changes = refused_login(world, "53300", "zu viele Verbindungen")
     *_, last = examine({name: value for name, value in (environ | changes).items() if value})
-    assert "(1) the server's max_connections are in use" in last.cure
+    assert "(1) all of the server's max_connections are in use" in last.cure
     assert "(2) the role 'app'" in last.cure
     assert "(3) the database 'postgres'" in last.cure
 
@@ -877,7 +879,7 @@ def test_command_prints_each_step_and_exits_by_them(environ: dict[str, str]) -> 
     bad = run_command(environ | {"PLUNGEPOOL_PASSWORD": "wrong"})
     assert bad.exit_code == 1
     assert "✗ authentication" in bad.output
-    assert "→ (1) the password is not that of 'app'" in bad.output
+    assert "→ (1) the password is wrong for 'app'" in bad.output
     assert PASSWORD not in good.output + bad.output
 
 
@@ -894,8 +896,8 @@ def test_command_looks_at_one_database_of_several(environ: dict[str, str]) -> No
     both = environ | {f"A_{name}": value for name, value in environ.items()} | {"A_PLUNGEPOOL_PASSWORD": "wrong"}
     good, bad = run_command(both), run_command(both, "--prefix", "A_")
     assert (good.exit_code, bad.exit_code) == (0, 1)
-    assert "not looked at: the database of A_PLUNGEPOOL_…" in good.output
-    assert "not looked at: the database of PLUNGEPOOL_…" in bad.output
+    assert "not checked: the database of A_PLUNGEPOOL_…" in good.output
+    assert "not checked: the database of PLUNGEPOOL_…" in bad.output
     assert "✗ authentication" in bad.output
     none = run_command(both, "--prefix", "B_")
     assert none.exit_code == 1

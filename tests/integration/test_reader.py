@@ -426,5 +426,5 @@ def test_a_standby() -> None:
         writer = Settings(**at, password="a word", tls="disable", prefix="SHOP_")
         access = {check.name: check for check in check_settings(writer)}["access"]
         assert access.state == "warning"
-        assert access.found == "the server only reads, and SHOP_PLUNGEPOOL_ACCESS says read-write"
+        assert access.found == "the server is read-only, but SHOP_PLUNGEPOOL_ACCESS is read-write"
         assert "SHOP_PLUNGEPOOL_HOST" in access.cure

@@ -77,9 +77,9 @@ def test_doctor_says_which_address_and_which_name(tunnel: tuple[Postgres, Author
     found = {check.name: check for check in check_environment(environ(*tunnel))}
     assert "failed" not in [check.state for check in found.values()]
     assert found["name"].found == (
-        f"127.0.0.1 is 127.0.0.1, dialled at port {server.port}; certificate and token are for {NAME}:5432"
+        f"127.0.0.1 resolves to 127.0.0.1, used with port {server.port}; the certificate and token are for {NAME}:5432"
     )
-    assert f"127.0.0.1 port {server.port} answers" in found["TCP"].found
+    assert f"127.0.0.1 port {server.port} accepted" in found["TCP"].found
     assert f"{NAME} verified" in found["TLS"].found
     failed = list(check_environment(environ(*tunnel, PLUNGEPOOL_HOST="other.example")))[-1]
     assert (failed.name, failed.state) == ("TLS", "failed")

@@ -95,8 +95,8 @@ def test_tls_is_asked_for_and_agreed_to() -> None:
     assert (sock.sent, sock.asked) == (b"\0\0\0\x08\x04\xd2\x16\x2f", [1])
 
 
-REFUSES = "db.example:5432 refuses before TLS: "
-NO_PROTOCOL = "db.example:5432 does not speak PostgreSQL's protocol (it answers "
+REFUSES = "db.example:5432 refused the connection before TLS: "
+NO_PROTOCOL = "db.example:5432 does not speak PostgreSQL's protocol (it answered "
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ NO_PROTOCOL = "db.example:5432 does not speak PostgreSQL's protocol (it answers 
         ([b"E", b"\0\0\0\x20SFATAL\0C53300\0Mfull\0\0"], f"{REFUSES}full"),
         ([b"E", b"\0\0\0\x20Mfull\0\0"], f"{REFUSES}full"),
         ([b"E", b"\0\0\0\x20C53300\0Mv\xf6ll\0\0"], f"{REFUSES}v\ufffdll"),
-        ([b"E", b"\0\0\0\x20C53300\0\0"], f"{NO_PROTOCOL}b'E' to the request for TLS)"),
-        ([b"E", b"MMMMSFATAL\0\0"], f"{NO_PROTOCOL}b'E' to the request for TLS)"),
-        ([b"H"], f"{NO_PROTOCOL}b'H' to the request for TLS)"),
-        ([OSError("no word")], "db.example:5432 accepts connections and drops them: no word"),
-        ([ConnectionResetError(104, "reset")], "db.example:5432 accepts connections and drops them: reset"),
-        ([b"E", TimeoutError()], "db.example:5432 accepts connections and never answers"),
+        ([b"E", b"\0\0\0\x20C53300\0\0"], f"{NO_PROTOCOL}b'E' to the TLS request)"),
+        ([b"E", b"MMMMSFATAL\0\0"], f"{NO_PROTOCOL}b'E' to the TLS request)"),
+        ([b"H"], f"{NO_PROTOCOL}b'H' to the TLS request)"),
+        ([OSError("no word")], "db.example:5432 accepts connections but drops them: no word"),
+        ([ConnectionResetError(104, "reset")], "db.example:5432 accepts connections but drops them: reset"),
+        ([b"E", TimeoutError()], "db.example:5432 accepts connections but never answers"),
     ],
 )  # fmt: skip
 def test_refusal_before_tls_is_told_in_the_servers_words(answers: list[bytes | Exception], found: str) -> None:
@@ -263,8 +263,8 @@ def test_pinning_says_what_is_done(pinning: str, found: str) -> None:
 
 @pytest.mark.parametrize(
     ("endpoint", "announced", "told"),
-    [("direct", 7, None), ("direct", 8, "and 8 was announced at the start"), ("proxy", 8, None),
-     ("proxy", 7, "this looks like the database itself"), ("direct", None, "and None was announced")],
+    [("direct", 7, None), ("direct", 8, "but process 8 was announced at its start"), ("proxy", 8, None),
+     ("proxy", 7, "this looks like the database itself"), ("direct", None, "but process None was announced")],
 )  # fmt: skip
 def test_pooler_between_is_seen_by_the_process(endpoint: str, announced: int | None, told: str | None) -> None:
     """The one that was announced serves: or not."""
@@ -358,7 +358,7 @@ def test_without_boto3_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_password_before_a_gateway_is_the_cause(sqlstate: str | None) -> None:
     """However it refuses, which is not documented."""
     check = checks._refusal(settings(), login(), Refused(sqlstate), [], lambda: True).check
-    assert check.cure.startswith("a cluster of express configuration takes IAM tokens and no password")
+    assert check.cure.startswith("a cluster with express configuration accepts IAM tokens only, no passwords")
 
 
 @pytest.mark.parametrize("sqlstate", ["53300", "57P03", "3D000"])
@@ -383,13 +383,13 @@ def test_gateway_may_announce_any_process() -> None:
     connection: Any = SimpleNamespace(connection=SimpleNamespace(dbapi_connection=SimpleNamespace(backend_pid=8)))
     [check] = checks._between(settings(), connection, 7, lambda: True)
     assert (check.state, check.cure) == ("ok", "")
-    assert "process 7 serves, and 8 was announced" in check.found
+    assert "by process 7, but process 8 was announced" in check.found
 
 
 @pytest.mark.parametrize(
     ("address", "begins"),
-    [("8.8.8.8", "the address is a public one"), ("10.0.0.1", "let the function's security group into"),
-     ("127.0.0.1", "let the function's security group into")],
+    [("8.8.8.8", "the address is public"), ("10.0.0.1", "allow inbound traffic on this port from the function"),
+     ("127.0.0.1", "allow inbound traffic on this port from the function's security group")],
 )  # fmt: skip
 def test_silence_of_a_public_address_is_not_a_security_groups(
     monkeypatch: pytest.MonkeyPatch, address: str, begins: str
@@ -408,14 +408,14 @@ def test_silence_of_a_public_address_is_not_a_security_groups(
 @pytest.mark.parametrize(
     ("said", "plain", "begins"),
     [
-        ("PAM authentication failed", False, "the role has rds_iam"),
+        ("PAM authentication failed", False, "the role is a member of rds_iam"),
         ('role "app" does not exist', False, "CREATE ROLE app LOGIN"),
         ('role "app" is not permitted to log in', False, "ALTER ROLE app LOGIN"),
-        ("no pg_hba.conf entry for host", False, "let 'app' into 'orders'"),
-        ("no pg_hba.conf entry for host, no encryption", True, "the server wants TLS"),
-        ("no pg_hba.conf entry for host, SSL off", True, "the server wants TLS"),
-        ("This RDS Proxy requires TLS connections", True, "the server wants TLS"),
-        ("no pg_hba.conf entry for host, SSL off", False, "let 'app' into 'orders'"),
+        ("no pg_hba.conf entry for host", False, "allow 'app' to connect to 'orders'"),
+        ("no pg_hba.conf entry for host, no encryption", True, "the server requires TLS"),
+        ("no pg_hba.conf entry for host, SSL off", True, "the server requires TLS"),
+        ("This RDS Proxy requires TLS connections", True, "the server requires TLS"),
+        ("no pg_hba.conf entry for host, SSL off", False, "allow 'app' to connect to 'orders'"),
         ("nein", False, "(1) CREATE ROLE app LOGIN"),
         ("nein", True, "(1) CREATE ROLE app LOGIN"),
     ],
@@ -427,18 +427,18 @@ def test_refused_login_has_its_cause_first(said: str, plain: bool, begins: str) 
     assert cure.startswith(begins)
     if begins.startswith("(1)"):
         assert cure.count("; (") == (4 if plain else 3)
-        assert ("the server wants TLS" in cure) is plain
+        assert ("the server requires TLS" in cure) is plain
 
 
 @pytest.mark.parametrize(
     ("endpoint", "password", "said", "begins", "causes"),
     [
-        ("direct", "p", "failed", "(1) the password is not that of 'app': correct it; (2) there is no role 'app'", 3),
-        ("direct", " p", "failed", "(1) the password begins or ends with a blank", 4),
-        ("direct", "p\n", "failed", "(1) the password begins or ends with a blank", 4),
-        ("proxy", "p", "IAM authentication failed", "(1) the proxy asks for IAM", 3),
-        ("proxy", "p", "failed", "(1) the password is not that of 'app': correct it; (2) the proxy has no secret", 3),
-        ("proxy", "p ", "failed", "(1) the password begins or ends with a blank", 4),
+        ("direct", "p", "failed", "(1) the password is wrong for 'app': correct it; (2) the role 'app' does not", 3),
+        ("direct", " p", "failed", "(1) the password begins or ends with a space", 4),
+        ("direct", "p\n", "failed", "(1) the password begins or ends with a space", 4),
+        ("proxy", "p", "IAM authentication failed", "(1) the proxy requires IAM", 3),
+        ("proxy", "p", "failed", "(1) the password is wrong for 'app': correct it; (2) the proxy has no secret", 3),
+        ("proxy", "p ", "failed", "(1) the password begins or ends with a space", 4),
     ],
 )  # fmt: skip
 def test_wrong_password_has_its_likeliest_cause_first(
@@ -454,11 +454,11 @@ def test_wrong_password_has_its_likeliest_cause_first(
 @pytest.mark.parametrize(
     ("said", "begins"),
     [
-        ("too many connections for role", "the role 'app' holds"),
+        ("too many connections for role", "the role 'app' already has"),
         ("too many connections for database", "the database 'orders' has"),
-        ("remaining connection slots are reserved", "the server's max_connections"),
-        ("sorry, too many clients already", "the server's max_connections"),
-        ("zu viele", "(1) the server's max_connections"),
+        ("remaining connection slots are reserved", "all of the server's max_connections"),
+        ("sorry, too many clients already", "all of the server's max_connections"),
+        ("zu viele", "(1) all of the server's max_connections"),
     ],
 )
 def test_what_is_full_is_told(said: str, begins: str) -> None:
@@ -479,12 +479,12 @@ class Refused(Exception):
     [
         ("28P01", "(1) the password"),
         ("28000", "(1) CREATE ROLE"),
-        ("53300", "(1) the server's"),
+        ("53300", "(1) all of the server's"),
         ("3D000", "create the database 'orders'"),
         ("42501", "GRANT CONNECT ON DATABASE orders TO app"),
-        ("57P03", "the server is starting or stopping"),
+        ("57P03", "the server is starting up or shutting down"),
         ("XX000", "see docs/troubleshoot.md for its SQLSTATE"),
-        (None, "what answers there did not go through with PostgreSQL's protocol"),
+        (None, "the program listening there did not complete PostgreSQL's start-up"),
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda error: error, lambda error: SimpleNamespace(orig=error)])

@@ -88,7 +88,7 @@ def check_environment(
         return
     found = f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}"
     others = ", ".join(f"{other}{PREFIX}…" for other in prefixes(environ) if other != prefix)
-    yield Check("settings", "ok", f"{found}; not looked at: the database of {others}" if others else found)
+    yield Check("settings", "ok", f"{found}; not checked: the database of {others}" if others else found)
     yield from check_settings(settings, rls=rls, schemas=schemas)
 
 
@@ -169,19 +169,20 @@ def _resolve(way: _Way) -> Check:
         found = socket.getaddrinfo(way.address, way.address_port, type=socket.SOCK_STREAM)
     except OSError as error:
         cure = (
-            f"copy the endpoint's name into {given}; for a private name the VPC needs DNS support and DNS host names"
+            f"copy the endpoint's name into {given}; to resolve a private name, the VPC needs DNS support and DNS "
+            "hostnames enabled"
             if by_name
-            else f"name the tunnel's own end in {given}, such as localhost:15432"
+            else f"set {given} to the local end of the tunnel, such as localhost:15432"
         )
         raise _Failure("name", f"{way.address} ({given}) cannot be resolved: {error.strerror}", cure) from error
     where = ", ".join(sorted({str(address[0]) for *_, address in found}))
     if by_name and way.port == way.address_port:
-        return Check("name", "ok", f"{way.host} is {where}")
+        return Check("name", "ok", f"{way.host} resolves to {where}")
     # The name itself is not asked for: behind a tunnel it need not resolve here.
     return Check(
         "name",
         "ok",
-        f"{way.address} is {where}, dialled at port {way.address_port}; certificate and token are for "
+        f"{way.address} resolves to {where}, used with port {way.address_port}; the certificate and token are for "
         f"{way.host}:{way.port}",
     )
 
@@ -229,39 +230,39 @@ def _endpoint(settings: Settings, host: str, has_gateway: Callable[[], bool] = _
         yield Check(
             "endpoint",
             "warning",
-            f"{host} is an RDS Proxy, and {variable('endpoint')} says direct",
-            f"set {variable('endpoint')}=proxy, so that nothing is sent that pins",
+            f"{host} is an RDS Proxy, but {variable('endpoint')} is direct",
+            f"set {variable('endpoint')}=proxy, so that nothing is sent that causes pinning",
         )
     elif settings.endpoint == "proxy" and not is_proxy and region and has_gateway():
         yield Check(
             "endpoint",
             "warning",
-            f"{host} is a cluster of express configuration, before which there can be no proxy, and "
-            f"{variable('endpoint')} says proxy",
-            f"set {variable('endpoint')}=direct; {variable('pool')}=adaptive bounds the fleet",
+            f"{host} is a cluster with express configuration, which does not support RDS Proxy, but "
+            f"{variable('endpoint')} is proxy",
+            f"set {variable('endpoint')}=direct; {variable('pool')}=adaptive limits the connections of the fleet",
         )
     elif region and not is_proxy and settings.endpoint == "proxy":
         yield Check(
             "endpoint",
             "warning",
-            f"{host} is a database's own endpoint, and {variable('endpoint')} says proxy",
-            f"name the proxy's endpoint in {variable('host')}, or set {variable('endpoint')}=direct",
+            f"{host} is a database endpoint, but {variable('endpoint')} is proxy",
+            f"set {variable('host')} to the proxy's endpoint, or set {variable('endpoint')}=direct",
         )
     else:
         kind = "a transaction pooler" if settings.endpoint == "proxy" else "the database itself"
-        yield Check("endpoint", "ok", f"{host} is taken for {kind} ({variable('endpoint')}={settings.endpoint})")
+        yield Check("endpoint", "ok", f"{host} is treated as {kind} ({variable('endpoint')}={settings.endpoint})")
     if region and settings.region and region != settings.region:
         cure = (
-            f"set {variable('region')}={region}: tokens are signed for a region, and each has certificate authorities "
-            "of its own"
+            f"set {variable('region')}={region}: tokens are signed for a Region, and each Region has its own "
+            "certificate authorities"
         )
-        yield Check("region", "warning", f"{host} is in {region}, and the settings say {settings.region}", cure)
+        yield Check("region", "warning", f"{host} is in {region}, but the settings name {settings.region}", cure)
     elif not region and settings.auth in ("iam", "dsql") and not tls.is_loopback(host):
         cure = (
-            f"set {variable('host')} to the name that AWS gives the endpoint: a token for another name or an address "
-            "is refused"
+            f"set {variable('host')} to the endpoint name that AWS assigned: a token for any other name or for an "
+            "address is refused"
         )
-        yield Check("region", "warning", f"{host} is no name that AWS gives", cure)
+        yield Check("region", "warning", f"{host} is not an endpoint name that AWS assigns", cure)
 
 
 def _reach(settings: Settings, way: _Way) -> Check:
@@ -271,29 +272,35 @@ def _reach(settings: Settings, way: _Way) -> Check:
             peer = sock.getpeername()[0]
     except TimeoutError as error:
         cure = (
-            "the address is a public one: a function in a VPC reaches it through a NAT gateway only, and its own "
-            "security group must let it out to this port; the database's, if it has one (Aurora's express "
-            "configuration has not), must let it in"
+            "the address is public: a function in a VPC can reach it only through a NAT gateway; the function's "
+            "security group must allow outbound traffic to this port, and the database's, if it has one (Aurora's "
+            "express configuration has none), must allow inbound traffic"
             if _is_public(way)
-            else "let the function's security group into the database's (inbound, this port); check that both are in "
-            "the same VPC or have a route, and that no network ACL is in the way"
+            else "allow inbound traffic on this port from the function's security group in the database's; check that "
+            "both are in the same VPC or have a route, and that no network ACL blocks the traffic"
         )
         raise _Failure("TCP", f"{way} did not answer within {settings.connect_timeout_s:g} s", cure) from error
     except ConnectionRefusedError as error:
         cure = (
             f"check that the tunnel is up, and {settings.variable('address')}"
             if settings.address
-            else f"check {settings.variable('port')}, and that the server is running and listens on this address"
+            else f"check {settings.variable('port')}, and that the server is running and listening on this address"
         )
-        raise _Failure("TCP", f"{way} cannot be reached: nothing listens there (connection refused)", cure) from error
+        raise _Failure(
+            "TCP", f"{way} cannot be reached: nothing is listening there (connection refused)", cure
+        ) from error
     except OSError as error:
         raise _Failure(
             "TCP",
             f"{way} cannot be reached: {error.strerror or error}",
-            "this machine has no way there: check the subnet's routes (or the VPN), and that the address family is one "
-            "that it has",
+            "there is no route from this machine: check the subnet's routes (or the VPN), and that this machine has "
+            "an address of the same family (IPv4 or IPv6)",
         ) from error
-    return Check("TCP", "ok", f"{peer} port {way.address_port} answers after {(time.time() - started) * 1000:.0f} ms")
+    return Check(
+        "TCP",
+        "ok",
+        f"{peer} port {way.address_port} accepted the connection after {(time.time() - started) * 1000:.0f} ms",
+    )
 
 
 def _is_public(way: _Way) -> bool:
@@ -304,8 +311,11 @@ def _is_public(way: _Way) -> bool:
 def _secure(settings: Settings, way: _Way) -> Check:
     if settings.tls == "disable":
         if tls.is_loopback(way.host):
-            return Check("TLS", "ok", "disabled, to this machine only")
-        cure = f"remove {settings.variable('tls')}; name an authority of your own in {settings.variable('ca_file')}"
+            return Check("TLS", "ok", "disabled; the server is on this machine")
+        cure = (
+            f"remove {settings.variable('tls')}; if the certificate is from an authority of your own, name its file "
+            f"in {settings.variable('ca_file')}"
+        )
         return Check("TLS", "warning", f"disabled: passwords and rows travel to {way.host} in plain text", cure)
     made: list[ssl.SSLContext] = []
 
@@ -328,23 +338,27 @@ def _secure(settings: Settings, way: _Way) -> Check:
     except SettingsError as error:
         raise _Failure("TLS", str(error), f"correct {settings.variable('ca_file')}, or leave it unset") from error
     except ssl.SSLError as error:
-        cure = "until this is corrected no password, token or statement is sent"
+        cure = "until this is corrected, no password, token or statement is sent"
         raise _Failure("TLS", tls.explain(error, way.host, made[-1]), cure) from error
     except TimeoutError as error:
         raise _Failure(
-            "TLS", f"{way} began TLS and went silent", "look into the server's log, and at what is between"
+            "TLS",
+            f"{way} stopped responding during the TLS handshake",
+            "check the server's log, and any proxy or load balancer in between",
         ) from error
     except OSError as error:
         raise _Failure(
             "TLS",
-            f"{way} broke off the handshake: {error.strerror or error}",
-            "look into the server's log, and at what is between",
+            f"{way} closed the connection during the TLS handshake: {error.strerror or error}",
+            "check the server's log, and any proxy or load balancer in between",
         ) from error
     until = ssl.cert_time_to_seconds(str(certificate.get("notAfter")))
     days = int((until - time.time()) / 86400)
     found = f"{version}, {way.host} verified, issued by {_common_name(certificate.get('issuer'))}, {days} days left"
     if days < 14:
-        return Check("TLS", "warning", found, "RDS renews its certificates by itself; renew this one if it is your own")
+        return Check(
+            "TLS", "warning", found, "RDS renews its certificates automatically; renew this one if it is your own"
+        )
     return Check("TLS", "ok", found)
 
 
@@ -363,37 +377,39 @@ def _ask_for_tls(sock: socket.socket, way: _Way) -> None:
     except TimeoutError as error:
         raise _Failure(
             "TLS",
-            f"{way} accepts connections and never answers",
-            f"check that PostgreSQL, and no other program, listens there, and that it is not stopped; {behind}",
+            f"{way} accepts connections but never answers",
+            f"check that PostgreSQL, not another program, is listening there, and that it is not suspended; {behind}",
         ) from error
     except OSError as error:
         raise _Failure(
             "TLS",
-            f"{way} accepts connections and drops them: {error.strerror or error}",
-            f"{behind}; or something else than PostgreSQL listens there",
+            f"{way} accepts connections but drops them: {error.strerror or error}",
+            f"{behind}; or something other than PostgreSQL is listening there",
         ) from error
     if answer == b"S":
         return
     if not answer:
         raise _Failure(
             "TLS",
-            f"{way} accepts connections and closes them without an answer",
-            f"{behind}; or something else than PostgreSQL listens there",
+            f"{way} accepts connections but closes them without an answer",
+            f"{behind}; or something other than PostgreSQL is listening there",
         )
     if answer == b"N":
         raise _Failure(
-            "TLS", f"{way} is PostgreSQL, and does not offer TLS", "turn TLS on at the server (ssl = on; RDS has it on)"
+            "TLS",
+            f"{way} is PostgreSQL, but does not offer TLS",
+            "enable TLS in the server (ssl = on; RDS always has it on)",
         )
     if answer[:1] == b"E" and (found := re.search(rb"(?:\0|^)M([^\0]+)", answer[5:])):
         raise _Failure(
             "TLS",
-            f"{way} refuses before TLS: {found[1].decode(errors='replace')}",
-            "the server is full, starting or stopping: try again, and see docs/troubleshoot.md",
+            f"{way} refused the connection before TLS: {found[1].decode(errors='replace')}",
+            "the server is full, starting up or shutting down: try again, and see docs/troubleshoot.md",
         )
     raise _Failure(
         "TLS",
-        f"{way} does not speak PostgreSQL's protocol (it answers {answer[:1]!r} to the request for TLS)",
-        f"check {way.settings.variable('port')}: something else listens there",
+        f"{way} does not speak PostgreSQL's protocol (it answered {answer[:1]!r} to the TLS request)",
+        f"check {way.settings.variable('port')}: another program is listening there",
     )
 
 
@@ -429,7 +445,7 @@ def _identity(settings: Settings) -> Check:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
-        return Check("identity", "warning", "not asked: boto3 is not installed here", "")
+        return Check("identity", "warning", "not checked: boto3 is not installed here", "")
     action = "dsql:DbConnect" if settings.auth == "dsql" else "rds-db:connect"
     config = Config(region_name=settings.region, connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1})
     try:
@@ -439,17 +455,17 @@ def _identity(settings: Settings) -> Check:
         return Check(
             "identity",
             "warning",
-            f"AWS does not take these credentials ({code})",
-            "renew them: aws sso login, or the role; and check this machine's clock",
+            f"AWS does not accept these credentials ({code})",
+            "renew them (aws sso login, or assume the role again), and check this machine's clock",
         )
     except BotoCoreError as error:
         return Check(
             "identity",
             "warning",
-            f"AWS STS cannot be asked from here ({type(error).__name__})",
-            f"no harm: signing needs no network; {action} is what the function's role needs",
+            f"AWS STS cannot be reached from here ({type(error).__name__})",
+            f"this does no harm: signing needs no network; the function's role needs {action}",
         )
-    found = f"{answer['Arn']} signs; its policies must allow {action}"
+    found = f"tokens are signed as {answer['Arn']}; its policies must allow {action}"
     ahead_s = _ahead_of(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
     if abs(ahead_s) > _CLOCK_SKEW_S:
         return Check("identity", "warning", f"{found}; {_skew('AWS', ahead_s)}", _CLOCK)
@@ -488,14 +504,18 @@ def _refusal(
         earlier = [
             f"{check.name}: {check.cure}" for check in doubts if check.name in ("region", "identity", "endpoint")
         ]
-        cure = f"first of all, of the warnings above: {'; '.join(earlier)}" if earlier else "see docs/authenticate.md"
+        cure = (
+            f"first, correct what the warnings above report: {'; '.join(earlier)}"
+            if earlier
+            else "see docs/authenticate.md"
+        )
         return _Failure("authentication", str(error), cure)
     original = getattr(error, "orig", None) or error
     said = str(original)
     sqlstate = getattr(original, "sqlstate", None)
     if settings.auth in ("password", "secret") and sqlstate not in _OF_THE_SERVER and has_gateway():
         cure = (
-            "a cluster of express configuration takes IAM tokens and no password: set "
+            "a cluster with express configuration accepts IAM tokens only, no passwords: set "
             f"{settings.variable('auth')}=iam, for a role that has rds_iam"
         )
     elif sqlstate == "28P01":
@@ -506,14 +526,14 @@ def _refusal(
         cure = _full(settings, login, said, has_gateway)
     elif sqlstate is None:
         cure = (
-            "what answers there did not go through with PostgreSQL's protocol: check "
-            f"{settings.variable('port')}, and look into the server's log"
+            f"the program listening there did not complete PostgreSQL's start-up: check {settings.variable('port')} "
+            "and the server's log"
         )
     else:
         cure = {
             "3D000": f"create the database {login.database!r}, or correct {settings.variable('database')}",
             "42501": f"GRANT CONNECT ON DATABASE {_quoted(login.database)} TO {_quoted(login.user)}",
-            "57P03": "the server is starting or stopping: try again in a minute",
+            "57P03": "the server is starting up or shutting down: try again in a minute",
         }.get(sqlstate, "see docs/troubleshoot.md for its SQLSTATE")
     return _Failure("authentication", said, cure)
 
@@ -534,17 +554,20 @@ def _in_order(*causes: str) -> str:
 
 def _wrong_password(settings: Settings, login: credentials.Login, said: str) -> str:
     user = login.user
-    copied = "the password begins or ends with a blank or a line break, as a copied value does: correct it"
-    wrong = f"the password is not that of {user!r}: correct it"
+    copied = "the password begins or ends with a space or a line break, probably copied along with it: remove it"
+    wrong = f"the password is wrong for {user!r}: correct it"
     missing = (
-        f"there is no role {user!r}, or it has no password, or its VALID UNTIL is over: the server says the same of "
-        "all these"
+        f"the role {user!r} does not exist, has no password, or is past its VALID UNTIL: the server reports all of "
+        "these alike"
     )
-    iam = f"the role has rds_iam (RDS), which refuses every password: set {settings.variable('auth')}=iam"
+    iam = (
+        "the role is a member of rds_iam (RDS), for which every password is refused: set "
+        f"{settings.variable('auth')}=iam"
+    )
     causes = [copied] if login.password != login.password.strip() else []
     if settings.endpoint == "proxy":
-        proxy_iam = f"the proxy asks for IAM (IAMAuth: REQUIRED): set {settings.variable('auth')}=iam"
-        secret = f"the proxy has no secret for {user!r}, or another password in it"
+        proxy_iam = f"the proxy requires IAM (IAMAuth: REQUIRED): set {settings.variable('auth')}=iam"
+        secret = f"the proxy has no secret for {user!r}, or one with a different password"
         causes += [proxy_iam, wrong, secret] if "IAM" in said else [wrong, secret, proxy_iam]
     else:
         causes += [wrong, missing, iam]
@@ -555,9 +578,12 @@ def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
     user = login.user
     role = f"CREATE ROLE {_quoted(user)} LOGIN, or correct {settings.variable('user')}"
     may = f"ALTER ROLE {_quoted(user)} LOGIN"
-    entry = f"let {user!r} into {login.database!r} from this address in pg_hba.conf"
-    plain = f"the server wants TLS: remove {settings.variable('tls')}=disable"
-    iam = f"the role has rds_iam (RDS), which refuses every password: set {settings.variable('auth')}=iam"
+    entry = f"allow {user!r} to connect to {login.database!r} from this address in pg_hba.conf"
+    plain = f"the server requires TLS: remove {settings.variable('tls')}=disable"
+    iam = (
+        "the role is a member of rds_iam (RDS), for which every password is refused: set "
+        f"{settings.variable('auth')}=iam"
+    )
     causes = [role, may, entry, iam]
     first = (
         iam
@@ -581,27 +607,27 @@ def _not_let_in(settings: Settings, login: credentials.Login, said: str) -> str:
 def _instead(settings: Settings, has_gateway: Callable[[], bool], proxy: str) -> str:
     """Return what else than fewer connections helps a server that is full."""
     if has_gateway():
-        return f"set {settings.variable('pool')}=adaptive (no proxy can stand before express configuration)"
+        return f"set {settings.variable('pool')}=adaptive (express configuration supports no proxy)"
     return proxy
 
 
 def _full(settings: Settings, login: credentials.Login, said: str, has_gateway: Callable[[], bool] = _unasked) -> str:
     functions = f"reserved concurrency x {settings.variable('pool_size')}, summed over the functions"
     role = (
-        f"the role {login.user!r} holds as many connections as its CONNECTION LIMIT allows: lower {functions}, below "
-        "it, or raise it, which is the only cure where it is 0"
+        f"the role {login.user!r} already has as many connections as its CONNECTION LIMIT allows: lower {functions}, "
+        "to less than the limit, or raise the limit, which is the only remedy if it is 0"
     )
     database = (
-        f"the database {login.database!r} has a CONNECTION LIMIT of its own, which is reached: raise it (where it is 0 "
-        f"nothing else helps), or lower {functions}"
+        f"the database {login.database!r} has reached its own CONNECTION LIMIT: raise it (if it is 0, nothing else "
+        f"helps), or lower {functions}"
     )
     if "for role" in said:
         return role
     if "for database" in said:
         return database
     server = (
-        f"the server's max_connections are in use, but for those that are reserved: lower {functions}, or "
-        f"{_instead(settings, has_gateway, 'put RDS Proxy before it')}"
+        f"all of the server's max_connections are in use, except for the reserved ones: lower {functions}, or "
+        f"{_instead(settings, has_gateway, 'put RDS Proxy in front of it')}"
     )
     if "slots" in said or "clients" in said:
         return server
@@ -641,7 +667,7 @@ _HEAD_ROOM = text("""
 
 def _let_in(settings: Settings, way: _Way, login: credentials.Login, connection: Connection, taken_ms: float) -> Check:
     """Say that the server lets the user in; one that trusts did not look at the password, which may be any."""
-    found = f"{way.host} lets {login.user!r} in"
+    found = f"{way.host} accepted the login of {login.user!r}"
     taken = f"{taken_ms:.0f} ms for the first connection"
     if getattr(connection.connection.dbapi_connection, "used_password", True):
         return Check("authentication", "ok", f"{found}, {taken}")
@@ -650,8 +676,8 @@ def _let_in(settings: Settings, way: _Way, login: credentials.Login, connection:
     if tls.is_loopback(way.host):
         return Check("authentication", "ok", found)
     cure = (
-        "whoever reaches the server is let in: ask for scram-sha-256 in its pg_hba.conf where that says trust "
-        "(a pooler: in its auth_type), and look whether the password is right"
+        "anyone who can reach the server is let in: replace trust by scram-sha-256 in its pg_hba.conf (for a pooler, "
+        "in its auth_type), and check that the password is right"
     )
     return Check("authentication", "warning", found, cure)
 
@@ -672,8 +698,8 @@ def _server(settings: Settings, user: str, connection: Connection, has_gateway: 
         yield Check(
             "access",
             "warning",
-            f"the server only reads, and {access} says {settings.access}",
-            f"set {access}=read-only, or name the writer's endpoint in {settings.variable('host')}",
+            f"the server is read-only, but {access} is {settings.access}",
+            f"set {access}=read-only, or set {settings.variable('host')} to the writer's endpoint",
         )
     yield from _between(settings, connection, server.process, has_gateway)
     role = connection.execute(_ROLE).one()
@@ -698,28 +724,29 @@ def _between(
     endpoint = settings.variable("endpoint")
     announced = getattr(connection.connection.dbapi_connection, "backend_pid", None)
     if settings.endpoint == "direct" and announced != process:
-        found = f"process {process} serves, and {announced} was announced at the start"
+        found = f"the session is served by process {process}, but process {announced} was announced at its start"
         if has_gateway():
             # What a gateway announces nobody has documented; it is no pooler.
-            yield Check("endpoint", "ok", f"{found}: by the gateway of the cluster's express configuration")
+            yield Check("endpoint", "ok", f"{found}, because of the gateway of the cluster's express configuration")
             return
-        found = f"{found}: a pooler stands between, and {endpoint} says direct"
+        found = f"{found}: there is a pooler in between, but {endpoint} is direct"
         yield Check(
             "endpoint",
             "warning",
             found,
-            f"set {endpoint}=proxy, so that nothing is sent that pins, or name the database's own endpoint",
+            f"set {endpoint}=proxy, so that nothing is sent that causes pinning, or connect to the database's own "
+            "endpoint",
         )
     if settings.endpoint == "proxy" and announced == process:
         found = (
-            "the process that was announced at the start serves: this looks like the database itself, and "
-            f"{endpoint} says proxy"
+            "the session is served by the process that was announced at its start: this looks like the database "
+            f"itself, but {endpoint} is proxy"
         )
         yield Check(
             "endpoint",
             "warning",
             found,
-            f"name the proxy's endpoint in {settings.variable('host')}, or set {endpoint}=direct",
+            f"set {settings.variable('host')} to the proxy's endpoint, or set {endpoint}=direct",
         )
 
 
@@ -740,7 +767,10 @@ def _role(user: str, role: Any) -> Check:
     found = f"{role.used} of the role's {role.connection_limit} connections are in use"
     if role.used >= role.connection_limit:
         return Check(
-            "role", "warning", found, "the next connect fails: lower the functions' concurrency or raise the limit"
+            "role",
+            "warning",
+            found,
+            "the next attempt to connect will fail: lower the functions' concurrency or raise the limit",
         )
     return Check("role", "ok", found)
 
@@ -771,8 +801,10 @@ def _head_room(
     if settings.endpoint == "proxy":
         found += " (the database behind the proxy)"
     if free < max(settings.pool_size, most // 10):
-        instead = _instead(settings, has_gateway, "put a proxy between")
-        return Check("head-room", "warning", found, f"close what is idle, lower concurrency x pool size, or {instead}")
+        instead = _instead(settings, has_gateway, "put a proxy in front of the database")
+        return Check(
+            "head-room", "warning", found, f"close idle connections, lower concurrency x pool size, or {instead}"
+        )
     return Check("head-room", "ok", found)
 
 
@@ -789,8 +821,10 @@ def _row_security(settings: Settings, connection: Connection, schemas: tuple[str
     from . import row_security
 
     if settings.auth == "dsql":
-        found = "nothing was looked at: Aurora DSQL has no row-level security"
-        yield Check("RLS", "warning", found, "keep tenants apart by a schema and a role, or a cluster, for each")
+        found = "not checked: Aurora DSQL has no row-level security"
+        yield Check(
+            "RLS", "warning", found, "separate tenants by giving each a schema and a role, or a cluster, of its own"
+        )
         return
     required, variable = settings.require_settings, settings.variable("require_settings")
     for finding in row_security.examine(connection, schemas, required=required, variable=variable):

@@ -166,7 +166,7 @@ def busiest_second(one: results.Strategy) -> str:
     """Say how fast connections were opened before the middle, and from then on."""
     early = results.PerSecond.of([at for at in one.connect_times_s if WARM_AFTER_S < at < MIDDLE_S], 1.0)
     late = results.PerSecond.of([at for at in one.connect_times_s if at >= MIDDLE_S], 1.0)
-    return f"most connects a second: {early.peak} before, {late.peak} from then on"
+    return f"peak connects per second: {early.peak} before, {late.peak} after"
 
 
 OURS = ("adaptive", "null")
@@ -189,25 +189,28 @@ ROWS = {
         ),
     ),
     "holders": Row(
-        about="26 environments at once, which are frozen with what they hold; then 26 others (pattern E)",
+        about="26 environments at once, which freeze with their connections, then 26 others (pattern E)",
         plan=Plan(rounds=arrivals.spike(26, 2, fresh=True), arrival="spike", environments=52),
         strategies=(*OURS, "tiny", "keep-one", "psycopg-pool", "serverless-postgres"),
         also=of_the_second_group,
     ),
     "steady": Row(
-        about="25 environments, 20 invocations a second for 20 s, the last one used first",
+        about="25 environments, 20 invocations per second for 20 s, the most recently used environment first",
         plan=STEADY,
         strategies=(*OURS, "tiny", "null-pool", "keep-one"),
         also=after_warm_up,
     ),
     "turns": Row(
-        about="25 environments, 20 invocations a second for 20 s, all of them in turns",
+        about="25 environments, 20 invocations per second for 20 s, all environments in turn",
         plan=dataclasses.replace(STEADY, reuse="first"),
         strategies=(*OURS, "tiny", "null-pool"),
         also=after_warm_up,
     ),
     "wave": Row(
-        about="a wave up to 60 a second for 30 s, each 600 ms after its transaction: 36 in flight on 26 connections",
+        about=(
+            "a wave of up to 60 invocations per second for 30 s, 600 ms without a connection in each: 36 at a time on "
+            "26 connections"
+        ),
         plan=Plan(rounds=arrivals.wave(60, 30, seed=1), arrival="wave", environments=300, outside_ms=600),
         strategies=(*OURS, "tiny", "null-pool", "null-retry-slow", "keep-one", "psycopg-pool"),
     ),
@@ -219,30 +222,30 @@ ROWS = {
         also=lambda one: "" if one.pinned is None else f"{one.pinned} pinned",
     ),
     "busy": Row(
-        about="the spike beside eight busy processes",
+        about="the spike on a machine with eight busy processes",
         plan=SPIKE,
         strategies=(*OURS, *RETRIED),
         around=busy_processes,
     ),
     "slow": Row(
-        about="the spike, one round, on a server that has 0.3 of a core",
+        about="the spike, one round, on a server that is limited to 0.3 of a core",
         plan=dataclasses.replace(SPIKE, rounds=arrivals.spike(300, 1)),
         strategies=(*OURS, *RETRIED),
         around=little_cpu,
         also=lambda one: (
-            f"{one.succeeded / one.wall_s:.1f} answered a second; the server's CPU {one.database_cpu_s} s, "
-            f"{1000 * (one.database_cpu_s or 0) / max(1, one.succeeded):.1f} ms for each"
+            f"{one.succeeded / one.wall_s:.1f} answered per second; server CPU {one.database_cpu_s} s, "
+            f"{1000 * (one.database_cpu_s or 0) / max(1, one.succeeded):.1f} ms per answer"
         ),
     ),
     "drain": Row(
-        about="25 environments, steady; in the middle all old connections are ended in steps",
+        about="25 environments, steady load; halfway through, all old connections are ended in steps",
         plan=STEADY,
         strategies=("adaptive", "tiny", "null", "keep-one"),
         meanwhile=drain,
         also=busiest_second,
     ),
     "restart": Row(
-        about="25 environments, steady; in the middle the server is restarted",
+        about="25 environments, steady load; halfway through, the server is restarted",
         plan=STEADY,
         strategies=("adaptive", "tiny", "null", "keep-one"),
         meanwhile=restart,
@@ -323,7 +326,10 @@ def lines_of(name: str) -> list[str]:
     if not lines:
         return []
     title = row.about[0].upper() + row.about[1:]
-    head = "| strategy | endpoint | answered | p50, p99 ms | peak | connects / refused | a second | CPU, s | |"
+    head = (
+        "| strategy | endpoint | answered | p50, p99 ms | peak | connects / refused | peak connects per second "
+        "| CPU, s | |"
+    )
     count = "one run" if runs == {1} else f"{min(runs)} runs" if len(runs) == 1 else f"{min(runs)} to {max(runs)} runs"
     said = [f"{text}; {count} each." for text in sorted(texts)]
     return [f"## {title}", "", head, "|---|---|---|---|---|---|---|---|---|", *lines, "", *said, ""]
@@ -356,18 +362,18 @@ def line_of(row: Row, runs: Sequence[results.Strategy]) -> str:
 
 INTRODUCTION = (
     "# A fleet against a database: strategies side by side\n\n"
-    "Real environments (Lambda's runtime client, frozen between invocations) against a real PostgreSQL, all on one "
-    "machine; [storm.md](storm.md) explains how, and what is measured. Each strategy is used as its makers recommend. "
-    "*answered* is the worst of the runs, *peak* the highest, everything else the median. Latencies are of all "
-    "invocations, including those that failed. Clients, server and poolers share the machine's cores: compare figures "
-    "within a table only."
+    "Real environments (Lambda's runtime client, frozen between invocations) use a real PostgreSQL, all on one "
+    "machine. [storm.md](storm.md) explains how this works and what is measured. Each strategy is configured as its "
+    "authors recommend. *answered* is from the worst run, *peak* is the highest number of connections in any run, and "
+    "all other figures are medians. Latencies include failed invocations. Clients, server and poolers share the cores "
+    "of the machine, so compare figures within one table only."
 )
 
 
 def page() -> str:
     """Return docs/fleet.md, with every row that was measured."""
-    parts = [INTRODUCTION, "", f"Measured on {machine()}; measured again by `{COMMAND}`.", ""]
-    parts += [f"![Invocations that were answered in the first of these storms, by strategy]({PICTURE.name})", ""]
+    parts = [INTRODUCTION, "", f"Measured on {machine()}. To repeat the measurements, run `{COMMAND}`.", ""]
+    parts += [f"![Answered invocations in the first of these storms, by strategy]({PICTURE.name})", ""]
     for name in ROWS:
         parts += lines_of(name)
     return "\n".join(parts).rstrip() + "\n"

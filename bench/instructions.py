@@ -87,17 +87,18 @@ def main() -> None:
         [
             "# What the client computes",
             (
-                "Instructions that the process executes for one warm statement in `engine.connect()`, with its "
-                "rollback, and for one row of a thousand, all through SQLAlchemy; in brackets the ratio to "
-                "Plungepool. They hardly differ from run to run, whatever else the machine does. The milliseconds are "
-                "of the client's CPU, the contenders in turns."
+                "The first table shows the instructions that the process executes for one warm statement in "
+                "`engine.connect()`, including its rollback, and for one row of a thousand, all through SQLAlchemy. "
+                "The number of instructions hardly varies between runs, whatever else the machine does. The second "
+                "table shows the CPU time of the client; the contenders take turns. The ratio to Plungepool is in "
+                "parentheses."
             ),
             (
-                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "
-                "measured again by `.venv/bin/python bench/instructions.py --write docs/instructions.md`."
+                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}. "
+                "To repeat the measurement, run `.venv/bin/python bench/instructions.py --write docs/instructions.md`."
             ),
             as_markdown("instructions", table, COUNTED),
-            as_markdown("milliseconds (rows: of a thousand)", times, COUNTED),
+            as_markdown("milliseconds (rows: for a thousand)", times, COUNTED),
         ]
     )
     print(text)

@@ -75,13 +75,13 @@ def main() -> None:
         [
             "# Memory of one large value",
             (
-                "MiB that a process holds at most, above what it held before, while it reads or writes one `bytea` of "
-                f"{size / 1e6:g} MB ({size / 2**20:.0f} MiB) through SQLAlchemy, the value itself included; medians "
-                "of three."
+                "Peak memory of a process in MiB, above what it used before, while it reads or writes one `bytea` of "
+                f"{size / 1e6:g} MB ({size / 2**20:.0f} MiB) through SQLAlchemy. The value itself is included. The "
+                "figures are medians of three runs."
             ),
             (
-                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}; "
-                "measured again by `.venv/bin/python bench/memory.py --write docs/memory.md`."
+                f"{conditions('sqlalchemy', 'pg8000', 'psycopg', server=server_version)}. "
+                "To repeat the measurement, run `.venv/bin/python bench/memory.py --write docs/memory.md`."
             ),
             as_markdown("", table, COUNTED),
         ]

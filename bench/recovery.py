@@ -236,23 +236,23 @@ def measure(place: Place, rounds: int, only: list[str]) -> dict[str, list[str]]:
 
 
 INTRODUCTION = (
-    "What the first invocation after a freeze takes, by what happened to its kept connection meanwhile: a row is "
-    "written after so long, or there is an error. Each function runs in the real runtime client and is stopped between "
-    "two invocations. Plungepool's engine is the one of `get_engine()`, with `guard_invocation` and its defaults, but "
-    "that a connection is asked as after a freeze of more than PLUNGEPOOL_PING_AFTER_IDLE_S. SQLAlchemy has its own "
-    "pool, psycopg 3 and `pool_pre_ping`, and psycopg's defaults: no time-out ends its question. Each has {timeout:g} "
-    "seconds, as a function's time-out; network and servers are this machine's."
+    "How long the first invocation after a freeze takes, depending on what happened to its kept connection during the "
+    "freeze: the time until a row is written, or the error. Each function runs in the real runtime client and is "
+    "stopped between two invocations. Plungepool uses `get_engine()` and `guard_invocation` with their defaults, "
+    "except that it pings each kept connection, as after a freeze longer than PLUNGEPOOL_PING_AFTER_IDLE_S. "
+    "SQLAlchemy uses its own pool, psycopg 3 with its defaults, and `pool_pre_ping`, whose ping has no time-out. "
+    "Each function has a time-out of {timeout:g} seconds. The network and the servers are on the same machine."
 )
 TOLD = {
-    "closed": "the endpoint ended the connection in good order.",
-    "reset": "the network reset it.",
-    "silent": "something in between has forgotten it: what is sent has no answer, and new connections work. Plungepool "
-    "asks for two seconds at most.",
-    "failover": "the address leads to another server. Directly the old one is gone without a word; behind a pooler it "
-    "is gone for the pooler.",
-    "restart": "the server was restarted, and is there again.",
-    "full": "the server has no slot left (53300), and that does not pass. Plungepool tries again until the deadline, "
-    "and tells the error then.",
+    "closed": "the endpoint closed the connection normally.",
+    "reset": "the network reset the connection.",
+    "silent": "a device in between has dropped the connection without notice. What is sent on it gets no response, and "
+    "new connections work. Plungepool waits at most two seconds for a ping.",
+    "failover": "the address leads to another server. With a direct endpoint, the old server has disappeared without "
+    "closing the connection. Behind a pooler, it has disappeared for the pooler.",
+    "restart": "the server was restarted and is available again.",
+    "full": "the server has no free slot (53300), and this does not change. Plungepool retries until the deadline, and "
+    "then raises the error.",
 }
 
 
@@ -278,9 +278,9 @@ def main() -> None:
         "# After a freeze: how long the next invocation takes",
         INTRODUCTION.format(timeout=TIMEOUT_S),
         (
-            f"{conditions('sqlalchemy', 'psycopg', server=version)}; the median of {options.rounds} rounds, one of "
-            "what takes longer than a second; measured again by `.venv/bin/python bench/recovery.py --write "
-            "docs/recovery.md`."
+            f"{conditions('sqlalchemy', 'psycopg', server=version)}; the median of {options.rounds} rounds, or one "
+            "round if an invocation takes longer than a second. To repeat the measurement, run `.venv/bin/python "
+            "bench/recovery.py --write docs/recovery.md`."
         ),
         "\n".join(lines),
         "\n".join(f"- {name}: {told}" for name, told in TOLD.items()),

@@ -116,22 +116,23 @@ def main() -> None:
     parts = [
         "# Round trips and times, side by side",
         (
-            "A round trip is one wait for the server. Counts are exact: a proxy between client and server counts them, "
-            "the TCP handshake of a connect included. Times are medians of rounds in which the contenders took turns, "
-            "each a function in the real runtime client; in brackets the median of the rounds' ratios to Plungepool, "
-            "which is what can be trusted on a shared machine. asyncpg runs without SQLAlchemy, whose own cost it "
-            "does not carry."
+            "A round trip is one wait for the server. Counts are exact: a proxy between client and server counts the "
+            "round trips, including the TCP handshake of a connect. Times are medians of rounds in which the "
+            "contenders take turns; each contender is a function in the real runtime client. The median of the "
+            "rounds' ratios to Plungepool is in parentheses. On a shared machine, rely on these ratios. "
+            "asyncpg runs without SQLAlchemy, and so without the cost of SQLAlchemy."
         ),
         (
             f"{conditions('sqlalchemy', 'pg8000', 'psycopg', 'asyncpg', server=server_version)}; {options.rounds} "
-            "rounds; measured again by `.venv/bin/python bench/round_trips.py --write docs/round-trips.md`."
+            "rounds. To repeat the measurement, run `.venv/bin/python bench/round_trips.py --write "
+            "docs/round-trips.md`."
         ),
         "## Round trips, TLS",
         as_markdown("case", counts),
         *(
             text
             for latency_ms, table in times.items()
-            for text in (f"## Milliseconds, TLS, latency of {latency_ms} ms a round trip", as_markdown("case", table))
+            for text in (f"## Milliseconds, TLS, latency of {latency_ms} ms per round trip", as_markdown("case", table))
         ),
         (
             "## Milliseconds of the client's CPU for rows of int, text, float8, timestamptz and numeric (plain text, "

@@ -129,11 +129,11 @@ def draw_pool() -> str:
     """Return what becomes of a kept connection, from one invocation to the next."""
     steps = [
         ("an invocation asks for a connection", ""),
-        (f"older than {DEFAULTS['max_age_s']:g} s, or its lease over?", "by the wall clock"),
-        ("closed or reset by the other side?", "a look at the socket"),
-        (f"not answered for {DEFAULTS['ping_after_idle_s']:g} s? Then ask", "one round trip"),
+        (f"older than {DEFAULTS['max_age_s']:g} s, or its lease expired?", "by the wall clock"),
+        ("closed or reset by the other side?", "checked at the socket"),
+        (f"silent for {DEFAULTS['ping_after_idle_s']:g} s? Then ping it", "one round trip"),
         ("it is handed out", "no round trip"),
-        ("the handler returns: may it be kept?", "tiny: yes; adaptive: with a ticket"),
+        ("the handler returns: keep it?", "tiny: yes; adaptive: with a ticket"),
         ("the environment is frozen", "nothing runs"),
     ]
     width, box, right = 720, 300, 470
@@ -151,7 +151,7 @@ def draw_pool() -> str:
         drawn.append(f'<text class="soft" x="{12 + box + 8}" y="{y - 5}">{"no answer" if n == 3 else "yes"}</text>')
     y = 12 + 66
     drawn.append(f'<rect class="back" fill-opacity=".45" x="{right}" y="{y}" width="238" height="178" rx="6"/>')
-    connect = ("TCP, TLS, login; where it is", "refused, tried again by the", "law, until the deadline")
+    connect = ("TCP, TLS, login; if refused,", "retried by the law", "until the deadline")
     for n, line in enumerate(("closed, without an error", "a new connection:", *connect)):
         drawn.append(f'<text x="{right + 12}" y="{y + 30 + 22 * n + 14 * (n > 0)}">{line}</text>')
     drawn.append(_path(f"M{right + 119} {y + 178}V{35 + 4 * 66}H{12 + box}", 1, (12 + box, 35 + 4 * 66, -1, 0)))
@@ -175,7 +175,7 @@ def draw_law() -> str:
             series.append(Series(f"{title}, {name}", tuple(points)))
     return draw_lines(
         series,
-        title="How long an environment waits before it asks again",
+        title="How long an environment waits before it tries again",
         x_label="refusals so far",
         y_label="seconds",
         alone=True,

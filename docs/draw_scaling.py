@@ -102,16 +102,16 @@ def pictures(page: str) -> dict[str, str]:
     return {
         "scaling-answered.svg": draw_lines(
             [Series(title, tuple((row[0] / 100, row[at + 1] / 100) for row in grown)) for at, title in enumerate(WAYS)],
-            title=f"Answered of a spike, Aurora with at most {ACU:g} ACU",
-            x_label="environments at once",
+            title=f"Share of a spike that is answered, Aurora with a maximum of {ACU:g} ACU",
+            x_label="concurrent environments",
             y_label="answered, %",
             log_x=True,
             alone=True,
         ),
         "scaling-knees.svg": draw_lines(
             [Series(title, tuple((row[0] / 100, row[at + 3] / 100) for row in sized)) for at, title in enumerate(WAYS)],
-            title="Environments at once that are held, by the size of the database",
-            x_label="Aurora's most ACU",
+            title="Concurrent environments that are served, by the size of the database",
+            x_label="maximum ACU of Aurora",
             y_label=f"environments (no more than {AT_MOST:,} were tried)",
             alone=True,
         ),

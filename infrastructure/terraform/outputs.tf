@@ -4,7 +4,7 @@ output "layer_arn" {
 }
 
 output "environment" {
-  description = "Settings, for the function's `environment`; merge what else it needs."
+  description = "Settings, for the function's `environment`; merge them with the function's own variables."
   value       = local.environment
 }
 

@@ -5,13 +5,13 @@ variable "name" {
 }
 
 variable "layer_zip" {
-  description = "Path of the layer's zip, as `make release` writes it. The module publishes it; leave it out where layer_arn is given."
+  description = "Path of the layer's zip, as `make release` writes it. The module publishes it; omit it if layer_arn is given."
   type        = string
   default     = null
 }
 
 variable "layer_arn" {
-  description = "ARN of a version of the layer that is published already."
+  description = "ARN of a version of the layer that is already published."
   type        = string
   default     = null
 
@@ -22,12 +22,12 @@ variable "layer_arn" {
 }
 
 variable "host" {
-  description = "Host name of the database, or of the RDS Proxy in front of it, as AWS gives it."
+  description = "Host name of the database, or of the RDS Proxy in front of it, as AWS shows it."
   type        = string
 }
 
 variable "port" {
-  description = "Its port."
+  description = "Port of the host."
   type        = number
   default     = 5432
 }
@@ -66,7 +66,7 @@ variable "auth" {
 }
 
 variable "resource_id" {
-  description = "With auth iam, the resource id of what host names (db-..., cluster-... or prx-...): an id, not a name."
+  description = "With auth iam, the resource ID of what the host name belongs to (db-..., cluster-... or prx-...): an ID, not a name."
   type        = string
   default     = null
 

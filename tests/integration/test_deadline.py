@@ -105,7 +105,7 @@ def test_the_drivers_own_is_one_of_the_drivers(postgres: Postgres) -> None:
 
 
 def test_an_invocation_that_ends_while_connecting_says_so(make_engine: Callable[..., Engine]) -> None:
-    """A host that answers nothing: not the settings' time-out was too short, the invocation was over."""
+    """A host that answers nothing: the invocation was over, and how far the last attempt came stands there, too."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -116,6 +116,8 @@ def test_an_invocation_that_ends_while_connecting_says_so(make_engine: Callable[
             engine.connect()
         assert time.time() - started < 3
         assert isinstance(caught.value, exc.OperationalError)
+        assert "; the last attempt: no connection to 127.0.0.1:" in str(caught.value)
+        assert "had not finished" in str(caught.value)
         invocation.end_at(None)
     refused = make_engine(port=1)
     ends_in(1.5)

@@ -151,6 +151,15 @@ def test_a_wrong_url_is_refused_without_quoting_it(url: str) -> None:
     assert SECRET not in text
 
 
+@pytest.mark.parametrize("url", [
+    "postgresql+psycopg2://app:x@db.example/shop", "postgresql://app:pa/ss@db.example/shop", "postgresql://app:x@db.ex/s\n",
+])  # fmt: skip
+def test_what_a_url_may_hold_that_cannot_be_read_is_not_called_missing(url: str) -> None:
+    """One sentence, about the URL: that host, user and password are missing too would lead away from it."""
+    (problem,) = problems({"PLUNGEPOOL_URL": url})
+    assert problem.startswith("PLUNGEPOOL_URL must ")
+
+
 def test_url_and_parts_must_not_differ() -> None:
     """Two answers to one question are a problem, two equal ones are not."""
     url = "postgresql://app@db.example:5433/shop"

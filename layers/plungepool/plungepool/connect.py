@@ -225,7 +225,8 @@ class Connector:
                 if invocation.is_over(self._settings.margin_s):
                     invocation.count("deadlines_exceeded")
                     raise wire.DeadlineExceeded(
-                        f"the invocation was over before there was a connection to {login.host}:{login.port}"
+                        f"the invocation was over before there was a connection to {login.host}:{login.port}; the "
+                        f"last attempt: {failure}"
                     ) from failure
                 if step == "next login":
                     self._source.explain(first, failure)

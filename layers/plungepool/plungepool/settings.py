@@ -191,8 +191,13 @@ class Settings:
             names = [name.lower() if isinstance(name, str) else name for name in self.require_settings]
             self._set("require_settings", tuple(names))
         wrong = dict(self._wrong_values())
-        # What contradicts a value that is wrong by itself would only mislead.
-        contradictions = [text for names, text in _contradictions(self) if wrong.keys().isdisjoint(names)]
+        # What contradicts a value that is wrong by itself would only mislead, and so would calling missing what stands
+        # in a URL that cannot be read.
+        unread = {"user", "password"} if problems and not self.host else set()
+        if unread:
+            wrong.pop("host", None)
+        known = wrong.keys() | unread
+        contradictions = [text for names, text in _contradictions(self) if known.isdisjoint(names)]
         problems += [*wrong.values(), *contradictions]
         if problems:
             raise SettingsError(problems)

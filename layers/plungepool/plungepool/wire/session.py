@@ -103,7 +103,8 @@ class _Writer:
                 return
         error.disconnected = True
         error.__class__ = OperationalError
-        error.args = (f"{error.args[0]}; the connection should write: has the writer moved?",)
+        doubt = "is this a reader's endpoint, or has the writer moved?"
+        error.args = (f"{error.args[0]}; the connection should write: {doubt}",)
 
 
 class Session:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import plungepool
+from plungepool import statements
 from plungepool.plans import FullScan
 from plungepool_toolkit.plan_guard import PlanGuard
 from plungepool_toolkit.round_trips.client import Statement
@@ -23,6 +24,7 @@ pytest_plugins = ["pytester"]
 TABLES = (
     "CREATE TABLE orders (id int PRIMARY KEY, customer int, note text, placed date)",
     "CREATE INDEX ON orders (customer)",
+    "CREATE TABLE lines (order_no int, sku text, PRIMARY KEY (order_no, sku))",
     "CREATE VIEW notes AS SELECT note FROM orders",
 )
 INT4, NUMERIC = 23, 1700
@@ -82,6 +84,11 @@ def orders(database: Database) -> Database:
         # A driver that sends integers as numeric keeps the index on integers from being used.
         ("SELECT * FROM orders WHERE customer = $1", (NUMERIC,), False),
         ("SELECT * FROM orders WHERE customer = ANY($1)", (), True),
+        # All of an index that begins with another column is read.
+        ("SELECT * FROM lines WHERE sku = $1", (), False),
+        ("DELETE FROM lines WHERE sku = $1", (), False),
+        ("SELECT * FROM lines WHERE order_no = $1", (), True),
+        ("SELECT * FROM lines JOIN orders ON sku = note WHERE id = $1", (), True),
         ("UPDATE orders SET note = '' WHERE placed < $1", (), False),
         ("DELETE FROM orders WHERE id = $1", (), True),
         ("WITH o AS (SELECT * FROM orders WHERE placed = $1) SELECT count(*) FROM o", (), False),
@@ -98,7 +105,7 @@ def test_what_an_index_serves(orders: Database, text: str, parameters: tuple[int
         verdict = PlanGuard().judge(Statement(text, parameters), session, within=False)
     assert verdict is not None
     assert verdict.unknown == ""
-    assert [scan for scan in verdict.scans if scan.is_of(["orders"])] == ([] if served else verdict.scans)
+    assert [scan for scan in verdict.scans if scan.is_of(["orders", "lines"])] == ([] if served else verdict.scans)
     assert (verdict.scans == []) == served
     assert "a literal" not in str(verdict)
 
@@ -200,6 +207,29 @@ def test_a_project_fails_where_an_index_lacks(project: pytest.Pytester) -> None:
         ]
     )
     assert "a value" not in result.stdout.str().replace('{"n": "a value"}', "")
+
+
+def test_an_index_of_which_all_is_read_is_named(project: pytest.Pytester) -> None:
+    """And the one that would serve, by the fingerprint and in the words of production's line."""
+    project.makeini("[pytest]\nlarge_tables = lines")
+    project.makepyfile(
+        """
+        from sqlalchemy import text
+        def test_it(engine):
+            with engine.begin() as connection:
+                connection.execute(text("SELECT * FROM lines WHERE sku = :sku"), {"sku": "a"})
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    fingerprint = statements.fingerprint("SELECT * FROM lines WHERE sku = $1")
+    result.stdout.fnmatch_lines(
+        [
+            f"  select * from lines where sku = ? ({fingerprint})",
+            "  Index Scan of all of lines_pkey on public.lines, filter ( lines . sku = ? )",
+            "  CREATE INDEX CONCURRENTLY ON public.lines (sku)",
+        ]
+    )
 
 
 def test_a_marker_names_tables_for_a_test(project: pytest.Pytester) -> None:

@@ -2,9 +2,11 @@
 Whether an index can serve a statement's filter, asked of the planner while sequential scans are discouraged.
 
 A test database holds a handful of rows, on which a scan of the whole table is the best plan. With enable_seqscan off
-the planner takes any index that it can use, whatever it costs: what still reads the whole table, no index serves.
+the planner takes any index that it can use, whatever it costs: what still reads the whole table, or a whole index, no
+index serves.
 
-How the planner is asked, and which index is advised, is `plungepool.plans`, as for a slow statement in production.
+How the planner is asked, what serves, and which index is advised, is `plungepool.plans`, as for a slow statement in
+production.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class PlanGuard:
             verdict.unknown = "its transaction had failed"
         else:
             try:
-                verdict.scans = list(plans.full_scans(plans.explain(text, statement.types, run, within=within)))
+                verdict.scans = plans.unserved(plans.explain(text, statement.types, run, within=within), run)
             except Exception as error:  # noqa: BLE001 - whatever the server and the driver raise; it is told
                 verdict.unknown = f"the server would not plan it: SQLSTATE {plans.sqlstate(error)}"
         self._verdicts[key] = verdict

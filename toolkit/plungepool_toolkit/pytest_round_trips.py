@@ -223,7 +223,7 @@ def _tell(verdict: Verdict, place: str, large: list[str]) -> str:
         [
             f"plan guard: no index can serve a filter on a large table, for the statement of {place}:",
             f"  {verdict.shape} ({verdict.fingerprint})",
-            *(f"  {one.node} of all of {one.schema}.{one.table}, filter {one.filter}" for one in scans),
+            *(f"  {one.node} of all of {one.read_whole}, filter {one.filter}" for one in scans),
             *(f"  {index}" for index in dict.fromkeys(one.index for one in scans if one.index)),
         ]
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Run = Callable[[str], Sequence[Sequence[Any]]]
 
 _SCANS = frozenset(("Seq Scan", "Index Scan", "Index Only Scan"))
+_BY_INDEX = frozenset(("Index Scan", "Index Only Scan", "Bitmap Heap Scan"))
 _NAME = "plungepool_plan"
 #: from how many rows, or blocks of 8 kB, a table is large
 LARGE_ROWS, LARGE_PAGES = 10_000, 1000
@@ -55,17 +56,25 @@ class FullScan:
 
     schema: str
     table: str
-    node: str
+    node: str = field(compare=False)
     filter: str
     #: the sentence that makes an index for it; empty where none is known that would serve
     index: str = field(default="", compare=False)
     #: the rows that the planner expects to pass the filter
     estimated_rows: int = field(default=0, compare=False)
+    #: the index that is read to its end in place of the table: the filter does not name its first column
+    by: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
         """The table, with its schema, quoted where SQL wants it so."""
         return f"{quoted(self.schema)}.{quoted(self.table)}"
+
+    @property
+    def read_whole(self) -> str:
+        """What is read to its end: the table, or an index on it."""
+        table = f"{self.schema}.{self.table}"
+        return f"{self.by} on {table}" if self.by else table
 
     def is_of(self, patterns: Sequence[str]) -> bool:
         """Say whether the table is named, with or without its schema, by one of these patterns, as of file names."""
@@ -128,25 +137,137 @@ def explain(
     return top
 
 
-def full_scans(node: dict[str, Any], keys: Sequence[str] = (), *, unfiltered: bool = False) -> Iterator[FullScan]:
+def unserved(node: dict[str, Any], run: Run) -> list[FullScan]:
+    """
+    Return the tables of a plan whose filter no index serves, each with the index that would: those that are read to
+    their end, and those of which an index is, since the filter does not name its first column.
+
+    Args: node: a plan that was made while sequential scans were discouraged. run: executes SQL in the same session.
+    """
+    return [*full_scans(node), *_skims(node, run)]
+
+
+def full_scans(node: dict[str, Any], *, unfiltered: bool = False) -> Iterator[FullScan]:
     """
     Yield the tables that a plan reads to their end for a filter; each with the index that would serve it.
 
-    Args: keys: by what the rows are sorted above the node. unfiltered: also those that are read without a filter.
+    Args: unfiltered: also those that are read without a filter.
     """
-    kind, condition = str(node.get("Node Type")), str(node.get("Filter", ""))
-    if kind in _SCANS and "Index Cond" not in node and (condition or (unfiltered and kind == "Seq Scan")):
-        schema, table = str(node.get("Schema", "")), str(node.get("Relation Name"))
-        columns = index_columns(condition, str(node.get("Alias", table)), keys)
-        index = f"CREATE INDEX CONCURRENTLY ON {quoted(schema)}.{quoted(table)} ({', '.join(columns)})"
-        estimated = int(node.get("Plan Rows", 0))
-        yield FullScan(schema, table, kind, statements.shape(condition), index if columns else "", estimated)
+    for one, keys in _nodes(node):
+        kind, condition = str(one.get("Node Type")), str(one.get("Filter", ""))
+        if kind in _SCANS and "Index Cond" not in one and (condition or (unfiltered and kind == "Seq Scan")):
+            yield _scan(one, condition, keys)
+
+
+def _scan(node: dict[str, Any], condition: str, keys: Sequence[str], by: str = "") -> FullScan:
+    schema, table = _place(node)
+    columns = index_columns(condition, _alias(node), keys)
+    index = f"CREATE INDEX CONCURRENTLY ON {quoted(schema)}.{quoted(table)} ({', '.join(columns)})" if columns else ""
+    kind, estimated = "Index Scan" if by else str(node.get("Node Type")), int(node.get("Plan Rows", 0))
+    return FullScan(schema, table, kind, statements.shape(condition), index, estimated, by)
+
+
+def _nodes(node: dict[str, Any], keys: Sequence[str] = ()) -> Iterator[tuple[dict[str, Any], Sequence[str]]]:
+    """Yield each node of a plan, with what its rows are sorted by above it."""
+    yield node, keys
+    kind = node.get("Node Type")
     if kind == "Sort":
         keys = node.get("Sort Key", ())
     elif kind not in ("Limit", "Gather", "Gather Merge", "Result"):
         keys = ()
     for child in node.get("Plans", ()):
-        yield from full_scans(child, keys, unfiltered=unfiltered)
+        yield from _nodes(child, keys)
+
+
+def _place(node: dict[str, Any]) -> tuple[str, str]:
+    return str(node.get("Schema", "")), str(node.get("Relation Name"))
+
+
+def _alias(node: dict[str, Any]) -> str:
+    return str(node.get("Alias", node.get("Relation Name")))
+
+
+def _skims(node: dict[str, Any], run: Run) -> Iterator[FullScan]:
+    """
+    Yield the tables of which a plan reads a whole index, for a filter that names none of any index's first column.
+
+    A join's condition is none of the table's own: another plan need not have it.
+    """
+    aliases = {_alias(one) for one, _ in _nodes(node) if "Alias" in one}
+    read = [
+        (one, keys, conditions)
+        for one, keys in _nodes(node)
+        if one.get("Node Type") in _BY_INDEX and (conditions := list(_index_conditions(one)))
+        if not any(_names(aliases - {_alias(one)}, condition) for _, condition in conditions)
+    ]
+    if not read:
+        return
+    firsts = _first_columns({_place(one) for one, _, _ in read}, run)
+    for one, keys, conditions in read:
+        own = [str(one[part]) for part in ("Index Cond", "Recheck Cond", "Filter") if part in one]
+        whole = own[0] if len(own) == 1 else f"({' AND '.join(own)})"
+        known = firsts.get(_place(one), {})
+        served = [
+            _is_served(
+                index, condition, known, index_columns(condition, _alias(one)) + index_columns(whole, _alias(one))
+            )
+            for index, condition in conditions
+        ]
+        # What AND joins is served by one of its parts.
+        joined = any(child.get("Node Type") == "BitmapAnd" for child in one.get("Plans", ()))
+        if not (any(served) if joined else all(served)):
+            yield _scan(one, whole, keys, conditions[served.index(False)][0])
+
+
+def _index_conditions(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the indexes that a node reads by a condition, each with that."""
+    if "Index Name" in node and "Index Cond" in node:
+        yield str(node["Index Name"]), str(node["Index Cond"])
+    for child in node.get("Plans", ()):
+        if str(child.get("Node Type")).startswith("Bitmap"):
+            yield from _index_conditions(child)
+
+
+def _names(aliases: set[str], condition: str) -> bool:
+    """Say whether a condition has a column of one of these tables."""
+    bare = _LITERAL.sub("", condition)
+    return any(re.search(rf"(?<![\w$\"]){re.escape(quoted(alias))}\.", bare) for alias in aliases)
+
+
+def _is_served(index: str, condition: str, firsts: dict[str, str], columns: Sequence[str]) -> bool:
+    """
+    Say whether a condition is one on an index's first column, or could be on another's.
+
+    In a test's database all of them cost the same. An index of which nothing is known serves.
+    """
+    first = firsts.get(index, "")
+    if not first or re.search(rf"\.{re.escape(first)}(?![\w$])", condition):
+        return True
+    return any(one in columns for one in firsts.values())
+
+
+def _first_columns(tables: set[tuple[str, str]], run: Run) -> dict[tuple[str, str], dict[str, str]]:
+    """
+    Return the first column of each index of these tables; empty where it is an expression, which a condition writes
+    otherwise, where the index is of a part of the rows, or where the order of its columns does not matter.
+    """
+    places = " OR ".join(
+        f"(nspname OPERATOR(pg_catalog.=) {_literal(schema)} AND t.relname OPERATOR(pg_catalog.=) {_literal(table)})"
+        for schema, table in sorted(tables)
+    )
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for schema, table, index, first, is_plain in run(
+        "SELECT nspname, t.relname, c.relname, pg_catalog.pg_get_indexdef(c.oid, 1, true), "
+        "i.indpred IS NULL AND a.amname OPERATOR(pg_catalog.=) 'btree' FROM pg_catalog.pg_index i "
+        "JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid "
+        "JOIN pg_catalog.pg_am a ON a.oid OPERATOR(pg_catalog.=) c.relam "
+        "JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) i.indrelid "
+        "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.relnamespace "
+        f"WHERE i.indisvalid AND ({places})"
+    ):
+        plain = str(first) if is_plain and re.fullmatch(_WORD, str(first)) else ""
+        found.setdefault((str(schema), str(table)), {})[str(index)] = plain
+    return found
 
 
 def index_columns(condition: str, alias: str, keys: Sequence[str] = ()) -> list[str]:
@@ -278,7 +399,7 @@ class Why:
 def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> Why:
     """
     Ask the planner for the plan of a statement that reads, in a transaction of its own: about eight round trips, twice
-    that where it reads a large table whole. An index is advised only where none serves already.
+    that where it reads a large table whole. An index is advised only where none serves already (`unserved`).
 
     Raises: what the server refuses; ValueError for a statement that does not only read.
     """
@@ -288,48 +409,19 @@ def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> W
     top = explain(text, types, run, within=False, discourage=False, limit_ms=limit_ms)
     scans = [
         (scan, rows)
-        for scan, (rows, pages) in _sizes(list(full_scans(top, unfiltered=True)), run)
+        for scan, (rows, pages) in _sizes([*full_scans(top, unfiltered=True), *_skims(top, run)], run)
         if rows >= LARGE_ROWS or pages >= LARGE_PAGES
     ]
-    if any(scan.filter for scan, _ in scans):
-        discouraged = explain(text, types, run, within=False, limit_ms=limit_ms)
-        unserved = set(full_scans(discouraged))
-        # The planner knows an index, and finds it dearer than the whole table: another one like it is no help. But one
-        # whose first column is not asked for is read whole as well.
-        skimmed = _skimmed(discouraged, {scan.name for scan, _ in scans if scan not in unserved}, run)
+    if any(scan.filter and not scan.by for scan, _ in scans):
+        found = unserved(explain(text, types, run, within=False, limit_ms=limit_ms), run)
+        # Where an index serves, the planner knows it, and finds it dearer than the whole table: another one like it is
+        # no help. A table's filter is written otherwise where an index is read by a part of it.
+        skimmed = {scan.name for scan in found if scan.by}
         scans = [
-            (scan if scan in unserved or scan.name in skimmed else _without_index(scan), rows) for scan, rows in scans
+            (scan if scan.by or scan in found or scan.name in skimmed else _without_index(scan), rows)
+            for scan, rows in scans
         ]
     return Why(shape(top), int(top.get("Plan Rows", 0)), scans)
-
-
-def _skimmed(node: dict[str, Any], tables: set[str], run: Run) -> set[str]:
-    """Return those of the tables of which a plan reads an index without a condition on its first column."""
-    found: set[str] = set()
-    for table, index, condition in _index_scans(node):
-        if f"{quoted(table[0])}.{quoted(table[1])}" not in tables:
-            continue
-        rows = run(
-            "SELECT pg_catalog.pg_get_indexdef(c.oid, 1, true) FROM pg_catalog.pg_class c "
-            "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
-            f"WHERE relname OPERATOR(pg_catalog.=) {_literal(index)} "
-            f"AND nspname OPERATOR(pg_catalog.=) {_literal(table[0])}"
-        )
-        first = str(rows[0][0]) if rows else ""
-        # An expression is written otherwise in the condition: nobody knows.
-        if re.fullmatch(_WORD, first) and not re.search(rf"\.{re.escape(first)}(?![\w$])", condition):
-            found.add(f"{quoted(table[0])}.{quoted(table[1])}")
-    return found
-
-
-def _index_scans(node: dict[str, Any], table: tuple[str, str] = ("", "")) -> Iterator[tuple[tuple[str, str], str, str]]:
-    """Yield table, index and condition of each index that a plan reads."""
-    if "Relation Name" in node:
-        table = str(node.get("Schema", "")), str(node["Relation Name"])
-    if "Index Cond" in node and "Index Name" in node:
-        yield table, str(node["Index Name"]), str(node["Index Cond"])
-    for child in node.get("Plans", ()):
-        yield from _index_scans(child, table)
 
 
 def only_reads(text: str) -> bool:

@@ -39,6 +39,11 @@ def test_every_function_and_the_api_answer_in_sams_containers(machine: Any) -> N
         assert f"{name.title().replace('_', '')}Function with events/{name}.json" in said
     for request in ("GET two orders", "GET one order", "POST an order", "GET the new order", "POST no order"):
         assert f"  {request} answered" in said
+    # As CloudWatch gets them: the template turns metrics on.
+    for name in ("handle_orders", "fulfil_orders", "report_sales"):
+        trial = said.partition(f"events/{name}.json")[2].partition("answered in")[0]
+        assert "metrics: DatabaseCheckouts " in trial
+        assert "DatabaseConnects 1" in trial
     assert f"All {len(functions) + 5} trials answered" in said
     assert machine.left() == {}
 

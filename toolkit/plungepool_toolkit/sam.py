@@ -97,7 +97,7 @@ class Sam:
         if code:
             raise SamError(f"sam local invoke ended with code {code}:\n{log}")
         try:
-            return json.loads(answer), log
+            return json.loads(answer), (self._scratch / "log").read_text(errors="replace")
         except ValueError:
             raise SamError(f"there is no answer, as after a time-out or a crash:\n{log}") from None
 

@@ -222,7 +222,16 @@ def _try_function(function: dict[str, str], sam: Sam, console: Console) -> Trial
         failure = answer if isinstance(answer, dict) and {"errorMessage", "errorType"} & answer.keys() else None
         problem = problem_of(failure, answer)
         _show(answer if problem is None else f"{problem}\n{log}", console)
+        if metrics := _metrics(log):
+            _show(f"metrics: {metrics}", console)
     return _tried(Trial(function["logical_id"], "invoke", time.monotonic() - begun, problem), console)
+
+
+def _metrics(log: str) -> str:
+    """Return what the function did with the database, as its line in Embedded Metric Format has it for CloudWatch."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith('{"_aws"')]
+    names = [(line, name) for line in lines for name in line if name.startswith("Database")]
+    return ", ".join(f"{name} {line[name][0]:g}" for line, name in names)
 
 
 def _try_api(sam: Sam, console: Console) -> list[Trial]:

@@ -86,9 +86,9 @@ class Plan:
         outside = f", then {self.outside_ms:g} ms without a connection" if self.outside_ms else ""
         text = (
             f"{self.invocations} invocations ({self.arrival}){rounds} on {self.environments} environments, "
-            f"max_connections={self.max_connections}, of which {self.limit} are the application's; one transaction of "
+            f"max_connections={self.max_connections}, {self.limit} of them for the application; one transaction of "
             f"two statements and {self.service_ms:g} ms{outside}, deadline {self.deadline_s:g} s; "
-            f"{cores} cores for all of it"
+            f"all on {cores} cores"
         )
         return results.Conditions(
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -10,6 +10,7 @@ import http.server
 import json
 import re
 import socket
+import socketserver
 import sys
 import threading
 from contextlib import ExitStack, suppress
@@ -62,6 +63,15 @@ class Denies(http.server.BaseHTTPRequestHandler):
         """Say nothing of a request."""
 
 
+class BadRequest(socketserver.BaseRequestHandler):
+    """What a web server makes of a request that is not HTTP."""
+
+    def handle(self) -> None:
+        """Answer it."""
+        self.request.recv(8)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 class World:
     """A database with TLS and passwords, what stands for others, and a folder for the function."""
 
@@ -96,12 +106,12 @@ class World:
                 waiting.connect(listener.getsockname())
         return str(listener.getsockname()[1])
 
-    def aws(self) -> str:
-        """Where AWS refuses."""
-        service = self.stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Denies))
+    def serve(self, kind: type[socketserver.TCPServer], handler: type[socketserver.BaseRequestHandler]) -> str:
+        """Start a service of another kind; return its port."""
+        service = self.stack.enter_context(kind(("127.0.0.1", 0), handler))
         threading.Thread(target=service.serve_forever, daemon=True).start()
         self.stack.callback(service.shutdown)
-        return f"http://127.0.0.1:{service.server_address[1]}"
+        return str(service.server_address[1])
 
     def run(self) -> str:
         """Run the function once; return what its owner reads in the log."""
@@ -160,7 +170,10 @@ def secret_not_readable(world: World) -> None:
     """A function whose policy lacks the right to the secret."""
     arn = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:orders-AbCdEf"
     world.set(AUTH="secret", SECRET_ARN=arn, USER=None, PASSWORD=None)
-    world.variables |= {**AWS, "AWS_ENDPOINT_URL": world.aws()}
+    world.variables |= {
+        **AWS,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{world.serve(http.server.ThreadingHTTPServer, Denies)}",
+    }
 
 
 def iam(world: World) -> None:
@@ -201,6 +214,11 @@ def other_service(world: World) -> None:
     """A service that waits for its client to go on."""
     world.set(PORT=world.silent_port(accepts=True), CONNECT_TIMEOUT_S="0.3", CHECKOUT_TIMEOUT_S="0.3")
     world.unguarded()
+
+
+def web_server(world: World) -> None:
+    """A port of HTTP's."""
+    world.set(PORT=world.serve(socketserver.ThreadingTCPServer, BadRequest))
 
 
 def slow_statement(world: World) -> None:
@@ -249,6 +267,7 @@ SET_UPS = [
     SetUp("a misspelt host", variables(HOST="orders.invalid"), "the host name orders.invalid cannot be resolved", PAGE, "PLUNGEPOOL_HOST"),
     SetUp("a port where nobody listens", nobody_listens, "Connection refused", PAGE, "PLUNGEPOOL_PORT"),
     SetUp("another service's port", other_service, "TLS had not finished", PAGE, "another service listens"),
+    SetUp("a web server's port", web_server, "does not speak PostgreSQL's protocol", ITSELF, "does another service listen on that port"),
     SetUp("a closed security group", nothing_answers, "the last attempt: no connection to .* TCP had not finished", PAGE, "security group"),
     SetUp("the same, unguarded", nothing_answers_unguarded, "Task timed out after", PAGE, "guard_invocation"),
     SetUp("a server without TLS", plain_server, "does not offer TLS", PAGE, "PLUNGEPOOL_TLS=disable"),

@@ -291,8 +291,8 @@ def test_certificate_without_a_digest_binds_no_channel(tmp_path: Path) -> None:
     [
         (b"N", "does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"),
         (b"E", r"refused the connection before TLS began \(too many connections, or it is starting up\)"),
-        (b"X", "did not answer the request for TLS"),
-        (b"", "did not answer the request for TLS"),
+        (b"H", "does not speak PostgreSQL's protocol: does another service listen on that port"),
+        (b"", "closed the connection when it was asked for TLS: is PostgreSQL behind that port"),
     ],
 )
 def test_server_without_tls_hears_the_request_and_nothing_else(answer: bytes, says: str) -> None:

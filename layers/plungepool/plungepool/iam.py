@@ -215,7 +215,7 @@ class TokenSource:
         settings = self._settings
         place = f"{settings.host}:{settings.port}"
         what = f"{place} refused the token of user {settings.user!r} twice (SQLSTATE {sqlstate_of(error)})"
-        clock = "the clock of this machine is wrong: a token lives 15 minutes"
+        clock = "the AWS credentials have expired, or the clock of this machine is wrong: a token lives 15 minutes"
         if settings.auth == "dsql":
             action = "DbConnectAdmin" if settings.user == "admin" else "DbConnect"
             causes = [

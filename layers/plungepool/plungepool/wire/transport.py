@@ -29,6 +29,7 @@ TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 _NO_TLS = {
     b"N": "{} does not offer TLS, and {} asks for it; nothing else was sent",
     b"E": "{} refused the connection before TLS began (too many connections, or it is starting up)",
+    b"": "{} closed the connection when it was asked for TLS: is PostgreSQL behind that port?",
 }
 _SHORT_FLIGHT = 16384  # what any socket takes at once, even if the server reads nothing
 #: what a CancelRequest may take: half of what a deadline leaves for the handler to answer, as
@@ -131,7 +132,7 @@ class Transport:
         if answer == b"S":
             self._shake_hands()
             return
-        said = _NO_TLS.get(answer, "{} did not answer the request for TLS")
+        said = _NO_TLS.get(answer, "{} does not speak PostgreSQL's protocol: does another service listen on that port?")
         raise OperationalError(said.format(self.place, setting(self._ssl_context, "tls")))
 
     def _shake_hands(self) -> None:

@@ -88,6 +88,8 @@ def on_read(app: Any, page: str, source: list[str]) -> None:
 
 def on_page(app: Any, page: str, _: str, context: dict[str, Any], doctree: Any) -> None:
     """Name the page's Markdown in its head; load what draws where something is drawn."""
+    if page == "search":
+        app.add_js_file("search.js")
     if doctree is None:
         return
     up = "../" * page.count("/")
@@ -139,6 +141,13 @@ def setup(app: Any) -> dict[str, bool]:
     from docutils import nodes
     from docutils.parsers.rst import Directive
     from pygments.lexers.sql import PostgresLexer
+    from sphinx.search.en import SearchEnglish
+
+    class Search(SearchEnglish):
+        """English, and SQLSTATEs of digits: Sphinx leaves numbers out of the index. search.js asks for them."""
+
+        def word_filter(self, word: str) -> bool:
+            return re.fullmatch(r"[0-9]{5}", word) is not None or super().word_filter(word)
 
     class Mermaid(Directive):
         """A drawing, which the browser makes of its text."""
@@ -153,6 +162,7 @@ def setup(app: Any) -> dict[str, bool]:
 
     app.add_config_value("repository", "", "env")
     app.add_directive("mermaid", Mermaid)
+    app.add_search_language(Search)
     app.add_lexer("sql", PostgresLexer)  # with `$1` in it
     app.config.myst_fence_as_directive = {"mermaid"}
     app.connect("source-read", on_read)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from pages import ROOT, Page
 
-# A question, who asked it, and where it is answered: page, heading, and a word without which it would be no answer.
+# A question, who asked it, where it is answered (page, heading, and a word without which it would be no answer), and
+# the words in which it is asked, by which test_site.py searches.
 ASKED = Path(__file__).with_name("questions.txt").read_text(encoding="utf-8")
 ROWS = [tuple(cell.strip() for cell in line.split(" | ")) for line in ASKED.splitlines()]
 
 
-@pytest.mark.parametrize(("question", "by", "page", "heading", "word"), ROWS)
-def test_a_question_has_an_answer(question: str, by: str, page: str, heading: str, word: str) -> None:
+@pytest.mark.parametrize(("question", "by", "page", "heading", "word", "words"), ROWS)
+def test_a_question_has_an_answer(question: str, by: str, page: str, heading: str, word: str, words: str) -> None:
     """The page has the heading, and what stands below it speaks of the matter."""
     assert word.lower() in " ".join(Page(page).section(heading).lower().split())
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,12 +161,28 @@ def test_every_page_fits_a_phone(browser: Browser, address: str) -> None:
     assert wide == {}
 
 
-@pytest.mark.parametrize(("word", "page"), [("snapshot", "snapstart.html"), ("PLUNGEPOOL_POOL_SIZE", "settings.html")])
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [("snapshot", "snapstart.html"), ("PLUNGEPOOL_POOL_SIZE", "settings.html"), ("25006", "wire.html")],
+)
 def test_search_finds_a_page(browser: Browser, address: str, word: str, page: str) -> None:
     """What a reader types leads to the page that answers."""
     browser.open(f"{address}/search.html?q={word}", width=390, scheme="light")
     wait_until(browser, f"[...document.querySelectorAll('#search-results a')].some(a => a.href.includes('{page}'))")
     assert browser.complaints == []
+
+
+def test_search_answers_whoever_asks_in_their_own_words(browser: Browser, address: str) -> None:
+    """Each question of questions.txt finds the page that answers it, or the page of questions, which leads there."""
+    unanswered = []
+    for line in (Path(__file__).parent / "questions.txt").read_text(encoding="utf-8").splitlines():
+        *_, page, _, _, words = (cell.strip() for cell in line.split(" | "))
+        browser.open(f"{address}/search.html?{urllib.parse.urlencode({'q': words})}", width=390, scheme="light")
+        wait_until(browser, "/finished|did not match/.test(document.getElementById('search-results').innerText)")
+        found = browser.evaluate("[...document.querySelectorAll('#search-results li > a')].map(a => a.pathname)")
+        if not {f"/{page}.html", "/questions.html"} & set(found):
+            unanswered.append(words)
+    assert unanswered == []
 
 
 @pytest.mark.parametrize("picture", ["site.png", "storm-report.png", "dashboard.png"])

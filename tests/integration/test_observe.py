@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import exc, text
 
-from plungepool import PlungepoolError, SettingsError, guard_invocation, observe, recorder
+from plungepool import PlungepoolError, SettingsError, guard_invocation, observe, recorder, wire
+from plungepool_toolkit.network import ChaosProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +57,32 @@ def test_a_warm_invocation_is_counted(make_engine: Callable[..., Engine], tallie
     assert (warm.checkouts, warm.round_trips, warm.rows, warm.kept, warm.closed) == (1, 2, 3, 1, 0)
     assert 0 < warm.database_s < warm.duration_s
     assert (warm.errors, warm.reconnects, warm.failure, warm.leaks) == ({}, {}, "", 0)
+
+
+def test_copy_is_counted_as_it_waits(
+    postgres: Postgres, make_engine: Callable[..., Engine], tallies: list[Tally]
+) -> None:
+    """Data leaves when the server has asked for it: a round trip more, wherever COPY gets so far."""
+
+    def broken() -> Iterator[str]:
+        yield "1\n"
+        raise LookupError
+
+    with ChaosProxy(postgres.host, postgres.port) as proxy:
+        engine = make_engine(port=proxy.port)
+        for statement, stream in (
+            ("COPY copied FROM STDIN", ["1\n"] * 50_000),
+            ("COPY copied FROM STDIN", broken()),
+            ("COPY no_table FROM STDIN", ["1\n"]),
+        ):
+            with contextlib.suppress(LookupError, exc.DBAPIError, wire.Error):
+                with engine.connect():
+                    proxy.round_trips = 0
+                with guard_invocation(Context()), engine.begin() as connection:
+                    connection.exec_driver_sql("CREATE TEMPORARY TABLE copied (a int) ON COMMIT DROP")
+                    cursor: Any = connection.connection.cursor()
+                    cursor.execute(statement, stream=stream)
+            assert tallies.pop().round_trips == proxy.round_trips
 
 
 def test_flights_are_told_with_what_became_of_them(make_engine: Callable[..., Engine]) -> None:

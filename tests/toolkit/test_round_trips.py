@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import threading
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,36 @@ def test_ours_count_as_the_proxy_counts(database: Database, round_trips: RoundTr
         assert round_trips.connects == proxy.connections
         assert {one.place.partition(":")[0] for one in round_trips.exchanges} == {"tests/toolkit/test_round_trips.py"}
         engine.dispose()
+
+
+def test_a_thread_that_asks_for_a_plan_keeps_no_other_from_being_counted(
+    database: Database, round_trips: RoundTrips
+) -> None:
+    """What the plan guard asks is no test's; what other threads send meanwhile is."""
+    asked, done = threading.Event(), threading.Event()
+
+    def read(statement: Any, _place: str, run: Any, *, within: bool | None) -> None:
+        if "first" in statement.text and not within:
+            asked.set()
+            assert done.wait(30)
+            run("SELECT 'the guard'")
+
+    def other() -> None:
+        assert asked.wait(30)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1 AS second")
+        done.set()
+
+    engine = plungepool.build_engine(plungepool.Settings.from_env(database.variables() | {"PLUNGEPOOL_POOL_SIZE": "2"}))
+    thread = threading.Thread(target=other)
+    round_trips.reader = read
+    thread.start()
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1 AS first")
+    thread.join()
+    engine.dispose()
+    told = [one.shape for one in round_trips.exchanges if one.kind == "statement"]
+    assert sorted(told) == ["select ? as first", "select ? as second"]
 
 
 def test_tls_counts_as_the_proxy_counts(round_trips: RoundTrips) -> None:

@@ -76,6 +76,28 @@ def test_the_index_that_serves_a_filter(condition: str, keys: tuple[str, ...], c
     assert plans.index_columns(condition, "orders", keys) == columns
 
 
+class Refused(Exception):
+    """An error of a server's."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(("at_the_end", "told"), [("26000", "57014"), ("57P01", "57P01")])
+def test_what_kept_a_plan_from_being_told_is_told(at_the_end: str, told: str) -> None:
+    """Behind a pooler what was prepared may be in another session by then; that says nothing of the plan."""
+
+    def run(sql: str) -> list[list[int]]:
+        for begin, sqlstate in (("EXPLAIN", "57014"), ("DEALLOCATE", at_the_end)):
+            if sql.startswith(begin):
+                raise Refused(sqlstate)
+        return [[0]]
+
+    with pytest.raises(Refused, match=told):
+        plans.explain("SELECT 1", (), run, within=False)
+
+
 def test_names_are_quoted_where_sql_wants_it() -> None:
     """A sentence that is advised can be executed as it is."""
     scan = {

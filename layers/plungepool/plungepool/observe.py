@@ -285,7 +285,7 @@ def _hear(session: Session, reply: Reply | None, began: float, error: BaseExcept
         if reply is None:
             _count_connect(tally, session, took_s, error)
         elif began:
-            tally.round_trips += 1
+            tally.round_trips += 1 + reply.asked_for_data
             tally.database_s += took_s
             tally.rows += len(reply.rows)
         if error is not None:

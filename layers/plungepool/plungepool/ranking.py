@@ -205,6 +205,8 @@ def _explain(one: Ranked, run: Run, *, direct: bool) -> None:
             one.why = plans.why(one.own_text, (), run).as_dict()
         except DBAPIError as error:
             one.not_explained = f"the server would not plan it: SQLSTATE {plans.sqlstate(error.orig or error)}"
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            one.not_explained = f"its plan is written otherwise than it is read here: {type(error).__name__}"
 
 
 def grant(role: str) -> str:

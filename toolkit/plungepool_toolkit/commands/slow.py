@@ -33,7 +33,7 @@ def slow(
         print(json.dumps(document))
     if document["problem"]:
         console = Console(highlight=False, soft_wrap=True, stderr=True)
-        console.print(f"✗ {document['problem']}", style="red", markup=False)
+        console.print(Text(f"✗ {_plain(document['problem'])}", style="red"))
         raise typer.Exit(1)
     if not as_json:
         _print(Console(highlight=False, soft_wrap=True), document)
@@ -41,8 +41,7 @@ def slow(
 
 def _print(console: Console, document: dict[str, Any]) -> None:
     def line(indent: str, text: str, *, cut: bool = False, style: str = "") -> None:
-        # A name may hold what moves a terminal's cursor.
-        shown = Text(indent + "".join(sign if sign.isprintable() else "?" for sign in text), style=style)
+        shown = Text(indent + _plain(text), style=style)
         if cut:
             shown.truncate(console.width, overflow="ellipsis")
         console.print(shown)
@@ -68,6 +67,11 @@ def _print(console: Console, document: dict[str, Any]) -> None:
         line("", "")
         grant = ranking.grant(document["role"])
         line("! ", f"{document['hidden']} statements of other roles are not shown; {grant}")
+
+
+def _plain(text: str) -> str:
+    """Return a text as a terminal may show it: a name, or what a server says, may hold what moves the cursor."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _time(value_ms: float) -> str:

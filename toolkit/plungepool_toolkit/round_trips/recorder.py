@@ -68,7 +68,8 @@ class RoundTrips:
         self._carried: list[tuple[Statement, str, Postgres | None, str, str]] = []
         self._stack = contextlib.ExitStack()
         self._thread = threading.get_ident()
-        self._is_own = False
+        # Threads in which the reader asks: what they send meanwhile is no test's.
+        self._asking: set[int] = set()
 
     @property
     def count(self) -> int:
@@ -127,7 +128,8 @@ class RoundTrips:
         wire_session.listener = self._before
 
     def _hear(self, session: Any, reply: Any) -> None:
-        if self._is_own or any(session.port == proxy.port for proxy in self._proxies):
+        thread = threading.get_ident()
+        if thread in self._asking or any(session.port == proxy.port for proxy in self._proxies):
             return
         place = self._place(sys._getframe(1))
         if reply is None:
@@ -140,12 +142,12 @@ class RoundTrips:
         said = client.take()
         if self.reader is not None:
             within = None if session.in_failed_transaction else session.in_transaction
-            self._is_own = True
+            self._asking.add(thread)
             try:
                 for one in said.statements:
                     self.reader(one, place, lambda sql: session._query(sql).rows, within=within)
             finally:
-                self._is_own = False
+                self._asking.discard(thread)
         self.exchanges.append(read(said, place))
 
     def read_carried(self) -> None:

@@ -83,6 +83,7 @@ class Reply:
     """What one flight brought back."""
 
     __slots__ = (
+        "asked_for_data",
         "columns",
         "description",
         "error",
@@ -108,6 +109,8 @@ class Reply:
         self.stream = stream
         #: True when no transaction is open around it, so that what it does is kept as soon as it is done
         self.kept = False
+        #: how often COPY waited for the server to ask for its data, before it sent any: a round trip each time
+        self.asked_for_data = 0
         self.description: list[tuple[Any, ...]] | None = None
         self.columns: list[Column] = []
         self.rows: list[tuple[Any, ...]] = []
@@ -547,6 +550,7 @@ class Protocol(_Input):
 
 
 def _copy_in(reply: Reply, simple: bool) -> Generator[bytes, None, None]:
+    reply.asked_for_data += 1
     # What the stream raises is the user's, and known by where it is called: the server is told, and the session lives.
     if reply.stream is None:
         reply.own = reply.own or ProgrammingError("COPY FROM STDIN needs a stream to read from: execute(…, stream=…)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plungepool import plans, statements
+from plungepool import indexes, plans, statements
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,19 @@ def test_only_what_reads_is_explained(text: str, reads: bool) -> None:
         # After a range an index gives no order.
         ("((orders.sku = $1) AND (orders.id > $2))", ("orders.placed_at",), ["sku", "id"]),
         ("(orders.sku = $1)", ("lines.id",), ["sku"]),
+        # Whether that is the column's own value, the catalogue knows.
+        ("((orders.id)::numeric = $1)", (), ["id"]),
+        ("(orders.sku = shop.code($1))", (), ["sku"]),
+        ("(orders.sku = 'ALL (orders.x)'::text)", (), ["sku"]),
+        ("(orders.sku = myorders.sku)", (), ["sku"]),
         # No plain index serves these.
+        ("(orders.sku = ALL ($1))", (), []),
+        ("(orders.sku = (SubPlan 1))", (), []),
+        ("((orders.sku)::character varying(5) = $1)", (), []),
+        ("(orders.tags[1] = $1)", (), []),
+        ("((orders.size).width = $1)", (), []),
+        ("((orders.doc ->> 'a'::text) = $1)", (), []),
         ("((orders.sku = $1) OR (orders.id = $2))", (), []),
-        ("((orders.id)::numeric = $1)", (), []),
         ("(lower(orders.sku) = $1)", (), []),
         ("(orders.sku ~~ '%x'::text)", (), []),
         ("(orders.sku <> $1)", (), []),
@@ -73,7 +83,13 @@ def test_only_what_reads_is_explained(text: str, reads: bool) -> None:
 )
 def test_the_index_that_serves_a_filter(condition: str, keys: tuple[str, ...], columns: list[str]) -> None:
     """What is compared for equality first, then one range, else what is sorted by."""
-    assert plans.index_columns(condition, "orders", keys) == columns
+    assert indexes.columns(indexes.wanted(condition, "orders", keys)) == columns
+
+
+def test_the_functions_that_make_a_value_are_known() -> None:
+    """Whether one of them is volatile is asked of the catalogue; what is within a literal is none."""
+    (found,) = indexes.wanted("""(o.a = shop."To Be"(now(), 'f('::text))""", "o")
+    assert found == indexes.Wanted("a", "=", "", ("To Be", "now"))
 
 
 class Refused(Exception):
@@ -99,7 +115,9 @@ def test_what_kept_a_plan_from_being_told_is_told(at_the_end: str, told: str) ->
 
 
 def test_names_are_quoted_where_sql_wants_it() -> None:
-    """A sentence that is advised can be executed as it is."""
+    """What is a key word, or has a letter in upper case; no other name."""
+    names = ("orders", "order", "Shop", 'a"b', "ü")
+    assert [indexes.quoted(name) for name in names] == ["orders", '"order"', '"Shop"', '"a""b"', '"ü"']
     scan = {
         "Node Type": "Seq Scan",
         "Schema": "Shop",
@@ -108,5 +126,6 @@ def test_names_are_quoted_where_sql_wants_it() -> None:
         "Filter": '(o."Sku" = 1)',
     }
     (found,) = plans.full_scans({"Node Type": "Limit", "Plans": [scan]})
-    assert found.index == 'CREATE INDEX CONCURRENTLY ON "Shop"."order" ("Sku")'
+    assert found.name == '"Shop"."order"'
+    assert found.wanted == (indexes.Wanted('"Sku"', "="),)
     assert found.filter == '( o . "?" = ? )'

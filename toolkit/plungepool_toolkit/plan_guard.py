@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from plungepool import plans, statements
 
 if TYPE_CHECKING:
-    from plungepool.plans import FullScan, Run
+    from plungepool.indexes import Run
+    from plungepool.plans import FullScan
     from plungepool_toolkit.round_trips.client import Statement
 
 _PLANNED = frozenset(("select", "with", "insert", "update", "delete", "merge", "values", "table"))
@@ -69,7 +70,7 @@ class PlanGuard:
             verdict.unknown = "its transaction had failed"
         else:
             try:
-                verdict.scans = plans.unserved(plans.explain(text, statement.types, run, within=within), run)
+                verdict.scans = plans.unserved(plans.explain(text, statement.types, run, within=within), run, text)
             except Exception as error:  # noqa: BLE001 - whatever the server and the driver raise; it is told
                 verdict.unknown = f"the server would not plan it: SQLSTATE {plans.sqlstate(error)}"
         self._verdicts[key] = verdict

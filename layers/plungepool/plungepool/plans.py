@@ -6,7 +6,7 @@ The plan is the generic one, of the statement prepared with the types that the d
 every server from PostgreSQL 12 on. (EXPLAIN's GENERIC_PLAN, from 16 on, takes no types: that a driver's numeric keeps
 an index on integers from being used, it does not show.) No literal of a statement leaves this module.
 
-Source: PostgreSQL manual, "PREPARE" (plan_cache_mode), "Planner Method Configuration" and "Multicolumn Indexes".
+Source: PostgreSQL manual, "PREPARE" (plan_cache_mode) and "Planner Method Configuration".
 """
 
 from __future__ import annotations
@@ -14,40 +14,24 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import statements
+from . import indexes, statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    #: executes one statement of SQL, and returns its rows
-    Run = Callable[[str], Sequence[Sequence[Any]]]
+    from .indexes import Run
 
 _SCANS = frozenset(("Seq Scan", "Index Scan", "Index Only Scan"))
 _BY_INDEX = frozenset(("Index Scan", "Index Only Scan", "Bitmap Heap Scan"))
 _NAME = "plungepool_plan"
 #: from how many rows, or blocks of 8 kB, a table is large
 LARGE_ROWS, LARGE_PAGES = 10_000, 1000
-# An index of more columns is rarely what was meant.
-_COLUMNS_AT_MOST = 4
 _SHAPE_AT_MOST = 500
-
-_QUOTED = r'"(?:[^"]|"")+"'
-_WORD = rf"(?:{_QUOTED}|[^\W\d][\w$]*)"
-_COMPARED = re.compile(
-    rf"(?P<open>\()?(?P<alias>{_WORD})\.(?P<column>{_WORD})(?(open)\)(?:::(?P<cast>[\w ]+(?:\(\d+\))?))?)"
-    r" (?P<sign>=|<=|>=|<|>|IS NULL)(?: (?P<other>.*))?",
-    re.DOTALL,
-)
-_TURNED = re.compile(
-    rf"(?P<other>\$\d+|'(?:[^']|'')*'::[\w ]+|\d+) (?P<sign>=|<=|>=|<|>) (?P<alias>{_WORD})\.(?P<column>{_WORD})"
-)
-_KEY = re.compile(rf"(?P<alias>{_WORD})\.(?P<column>{_WORD})(?P<order>(?: DESC)?(?: NULLS (?:FIRST|LAST))?)")
-_LITERAL = re.compile("'(?:[^']|'')*'")
-# A column of varchar is compared as text, by an index on the column.
-_SAME = frozenset((None, "text"))
+# Of the tables that are read whole so many are told, the largest: one with partitions may have thousands.
+_SCANS_AT_MOST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +42,27 @@ class FullScan:
     table: str
     node: str = field(compare=False)
     filter: str
-    #: the sentence that makes an index for it; empty where none is known that would serve
+    #: the columns that an index for it would be of
+    wanted: tuple[indexes.Wanted, ...] = field(default=(), compare=False)
+    #: the sentence that makes an index for it, once `advised`; empty where none is known that would serve
     index: str = field(default="", compare=False)
     #: the rows that the planner expects to pass the filter
     estimated_rows: int = field(default=0, compare=False)
     #: the index that is read to its end in place of the table: the filter does not name its first column
     by: str = field(default="", compare=False)
+    #: whether it may be that fewer rows pass: the first of them in their order, or those of a value, which a generic
+    #: plan does not know
+    may_be_few: bool = field(default=False, compare=False)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Schema and table."""
+        return self.schema, self.table
 
     @property
     def name(self) -> str:
         """The table, with its schema, quoted where SQL wants it so."""
-        return f"{quoted(self.schema)}.{quoted(self.table)}"
+        return f"{indexes.quoted(self.schema)}.{indexes.quoted(self.table)}"
 
     @property
     def read_whole(self) -> str:
@@ -146,46 +140,101 @@ def _forget(run: Run) -> None:
             raise
 
 
-def unserved(node: dict[str, Any], run: Run) -> list[FullScan]:
+def unserved(node: dict[str, Any], run: Run, text: str = "") -> list[FullScan]:
     """
     Return the tables of a plan whose filter no index serves, each with the index that would: those that are read to
     their end, and those of which an index is, since the filter does not name its first column.
 
     Args: node: a plan that was made while sequential scans were discouraged. run: executes SQL in the same session.
+        text: the statement, as `advised` takes it.
     """
+    return [scan for scan, _ in advised(text, _unserved(node, run), run)]
+
+
+def _unserved(node: dict[str, Any], run: Run) -> list[FullScan]:
     return [*full_scans(node), *_skims(node, run)]
+
+
+def advised(text: str, scans: Sequence[FullScan], run: Run) -> list[tuple[FullScan, indexes.Table]]:
+    """
+    Return a statement's full scans with the sentences of the indexes that would serve them, and what is known of their
+    tables: one round trip, if there are any.
+
+    Args: text: an EXPLAIN does not show by which collation it compares. Raises: what the server refuses.
+    """
+    asked: dict[tuple[str, str], list[indexes.Wanted]] = {}
+    for one in scans:
+        asked.setdefault(one.place, []).extend(one.wanted)
+    known = indexes.ask(asked, run, collates="collate" in statements.tokens(text))
+    tables = [known.get(one.place, _UNKNOWN) for one in scans]
+    return [(_advised(one, table), table) for one, table in zip(scans, tables, strict=True)]
+
+
+_UNKNOWN = indexes.Table(0, 0, frozenset())
+
+
+def _advised(scan: FullScan, table: indexes.Table) -> FullScan:
+    columns = indexes.columns([one for one in scan.wanted if one in table.usable])
+    return replace(scan, index=f"CREATE INDEX CONCURRENTLY ON {scan.name} ({', '.join(columns)})" if columns else "")
+
+
+class _Above(NamedTuple):
+    """What a node's rows are for, above it."""
+
+    #: what they are sorted by
+    keys: Sequence[str] = ()
+    #: no more than the first of them are wanted
+    is_limited: bool = False
+    #: so many share them, if it is made for that
+    workers: int = 0
 
 
 def full_scans(node: dict[str, Any], *, unfiltered: bool = False) -> Iterator[FullScan]:
     """
-    Yield the tables that a plan reads to their end for a filter; each with the index that would serve it.
+    Yield the tables that a plan reads to their end for a filter.
 
     Args: unfiltered: also those that are read without a filter.
     """
-    for one, keys in _nodes(node):
+    for one, above in _nodes(node):
         kind, condition = str(one.get("Node Type")), str(one.get("Filter", ""))
         if kind in _SCANS and "Index Cond" not in one and (condition or (unfiltered and kind == "Seq Scan")):
-            yield _scan(one, condition, keys)
+            yield _scan(one, condition, above)
 
 
-def _scan(node: dict[str, Any], condition: str, keys: Sequence[str], by: str = "") -> FullScan:
+def _scan(node: dict[str, Any], condition: str, above: _Above, by: str = "") -> FullScan:
     schema, table = _place(node)
-    columns = index_columns(condition, _alias(node), keys)
-    index = f"CREATE INDEX CONCURRENTLY ON {quoted(schema)}.{quoted(table)} ({', '.join(columns)})" if columns else ""
-    kind, estimated = "Index Scan" if by else str(node.get("Node Type")), int(node.get("Plan Rows", 0))
-    return FullScan(schema, table, kind, statements.shape(condition), index, estimated, by)
+    wanted = indexes.wanted(condition, _alias(node), above.keys)
+    # A plan has the share of one of the workers; the leader's is less, the more there are.
+    shares = above.workers + max(0.0, 1 - 0.3 * above.workers) if node.get("Parallel Aware") else 1.0
+    return FullScan(
+        schema,
+        table,
+        "Index Scan" if by else str(node.get("Node Type")),
+        statements.shape(condition),
+        wanted,
+        estimated_rows=round(int(node.get("Plan Rows", 0)) * shares),
+        by=by,
+        may_be_few=indexes.has_parameter(condition) or (above.is_limited and indexes.sorts(wanted)),
+    )
 
 
-def _nodes(node: dict[str, Any], keys: Sequence[str] = ()) -> Iterator[tuple[dict[str, Any], Sequence[str]]]:
-    """Yield each node of a plan, with what its rows are sorted by above it."""
-    yield node, keys
+_NOTHING_ABOVE = _Above()
+
+
+def _nodes(node: dict[str, Any], above: _Above = _NOTHING_ABOVE) -> Iterator[tuple[dict[str, Any], _Above]]:
+    """Yield each node of a plan, with what is above it."""
+    yield node, above
     kind = node.get("Node Type")
     if kind == "Sort":
-        keys = node.get("Sort Key", ())
-    elif kind not in ("Limit", "Gather", "Gather Merge", "Result"):
-        keys = ()
+        above = above._replace(keys=node.get("Sort Key", ()))
+    elif kind == "Limit":
+        above = above._replace(is_limited=True)
+    elif kind in ("Gather", "Gather Merge"):
+        above = above._replace(workers=int(node.get("Workers Planned", 0)))
+    elif kind != "Result":
+        above = _Above(workers=above.workers)
     for child in node.get("Plans", ()):
-        yield from _nodes(child, keys)
+        yield from _nodes(child, above)
 
 
 def _place(node: dict[str, Any]) -> tuple[str, str]:
@@ -204,28 +253,26 @@ def _skims(node: dict[str, Any], run: Run) -> Iterator[FullScan]:
     """
     aliases = {_alias(one) for one, _ in _nodes(node) if "Alias" in one}
     read = [
-        (one, keys, conditions)
-        for one, keys in _nodes(node)
+        (one, above, conditions)
+        for one, above in _nodes(node)
         if one.get("Node Type") in _BY_INDEX and (conditions := list(_index_conditions(one)))
         if not any(_names(aliases - {_alias(one)}, condition) for _, condition in conditions)
     ]
     if not read:
         return
     firsts = _first_columns({_place(one) for one, _, _ in read}, run)
-    for one, keys, conditions in read:
+    for one, above, conditions in read:
         own = [str(one[part]) for part in ("Index Cond", "Recheck Cond", "Filter") if part in one]
         whole = own[0] if len(own) == 1 else f"({' AND '.join(own)})"
         known = firsts.get(_place(one), {})
         served = [
-            _is_served(
-                index, condition, known, index_columns(condition, _alias(one)) + index_columns(whole, _alias(one))
-            )
+            _is_served(index, condition, known, _columns(condition, _alias(one)) + _columns(whole, _alias(one)))
             for index, condition in conditions
         ]
         # What AND joins is served by one of its parts.
         joined = any(child.get("Node Type") == "BitmapAnd" for child in one.get("Plans", ()))
         if not (any(served) if joined else all(served)):
-            yield _scan(one, whole, keys, conditions[served.index(False)][0])
+            yield _scan(one, whole, above, conditions[served.index(False)][0])
 
 
 def _index_conditions(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -239,8 +286,12 @@ def _index_conditions(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _names(aliases: set[str], condition: str) -> bool:
     """Say whether a condition has a column of one of these tables."""
-    bare = _LITERAL.sub("", condition)
-    return any(re.search(rf"(?<![\w$\"]){re.escape(quoted(alias))}\.", bare) for alias in aliases)
+    bare = indexes.LITERAL.sub("", condition)
+    return any(re.search(rf"(?<![\w$\"]){re.escape(indexes.quoted(alias))}\.", bare) for alias in aliases)
+
+
+def _columns(condition: str, alias: str) -> list[str]:
+    return indexes.columns(indexes.wanted(condition, alias))
 
 
 def _is_served(index: str, condition: str, firsts: dict[str, str], columns: Sequence[str]) -> bool:
@@ -261,7 +312,8 @@ def _first_columns(tables: set[tuple[str, str]], run: Run) -> dict[tuple[str, st
     otherwise, where the index is of a part of the rows, or where the order of its columns does not matter.
     """
     places = " OR ".join(
-        f"(nspname OPERATOR(pg_catalog.=) {_literal(schema)} AND t.relname OPERATOR(pg_catalog.=) {_literal(table)})"
+        f"(nspname OPERATOR(pg_catalog.=) {indexes.literal(schema)} "
+        f"AND t.relname OPERATOR(pg_catalog.=) {indexes.literal(table)})"
         for schema, table in sorted(tables)
     )
     found: dict[tuple[str, str], dict[str, str]] = {}
@@ -274,87 +326,9 @@ def _first_columns(tables: set[tuple[str, str]], run: Run) -> dict[tuple[str, st
         "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.relnamespace "
         f"WHERE i.indisvalid AND ({places})"
     ):
-        plain = str(first) if is_plain and re.fullmatch(_WORD, str(first)) else ""
+        plain = str(first) if is_plain and re.fullmatch(indexes.WORD, str(first)) else ""
         found.setdefault((str(schema), str(table)), {})[str(index)] = plain
     return found
-
-
-def index_columns(condition: str, alias: str, keys: Sequence[str] = ()) -> list[str]:
-    """
-    Return the columns of an index that serves a filter, as EXPLAIN (VERBOSE) writes it: those that are compared for
-    equality, then one that a range is taken of, else those that are sorted by. Empty where a filter names none. Pure.
-    """
-    equal: list[str] = []
-    ranges: list[str] = []
-    for part in _conjunction(condition):
-        found = _COMPARED.fullmatch(part) or _TURNED.fullmatch(part)
-        if found is None or _bare(found["alias"]) != alias:
-            continue
-        groups = found.groupdict()
-        other = _LITERAL.sub("", groups.get("other") or "")
-        if groups.get("cast") not in _SAME or f"{found['alias']}." in other:
-            continue
-        chosen = equal if found["sign"] in ("=", "IS NULL") else ranges
-        if found["column"] not in equal + ranges:
-            chosen.append(found["column"])
-    columns = equal + ranges[:1]
-    if columns and not ranges:
-        columns += _sorted_by(keys, alias, equal)
-    return columns[:_COLUMNS_AT_MOST]
-
-
-def _sorted_by(keys: Sequence[str], alias: str, equal: Sequence[str]) -> list[str]:
-    found = [_KEY.fullmatch(key) for key in keys]
-    known = [one for one in found if one is not None and _bare(one["alias"]) == alias]
-    if len(known) != len(keys):
-        return []
-    known = [one for one in known if one["column"] not in equal]
-    # An index is read backwards as well.
-    if len({one["order"] for one in known}) == 1 and known[0]["order"] in ("", " DESC"):
-        return [one["column"] for one in known]
-    return [one["column"] + one["order"] for one in known]
-
-
-def _conjunction(condition: str) -> Iterator[str]:
-    """Yield the parts that AND joins, without the brackets around them."""
-    while condition.startswith("(") and _closes(condition) == len(condition) - 1:
-        condition = condition[1:-1]
-    parts, depth, start, at = [], 0, 0, 0
-    while at < len(condition):
-        sign = condition[at]
-        if sign in "'\"":
-            at = condition.find(sign, at + 1)
-            if at < 0:
-                return
-        depth += (sign == "(") - (sign == ")")
-        if depth == 0 and condition.startswith(" AND ", at):
-            parts.append(condition[start:at])
-            start = at = at + 5
-            continue
-        if depth == 0 and condition.startswith(" OR ", at):
-            return
-        at += 1
-    if not parts:
-        yield condition
-        return
-    for part in (*parts, condition[start:]):
-        yield from _conjunction(part)
-
-
-def _closes(condition: str) -> int:
-    """Return where the bracket closes that the text begins with; -1: nowhere."""
-    depth = at = 0
-    while at < len(condition):
-        sign = condition[at]
-        if sign in "'\"":
-            at = condition.find(sign, at + 1)
-            if at < 0:
-                return -1
-        depth += (sign == "(") - (sign == ")")
-        if not depth:
-            return at
-        at += 1
-    return -1
 
 
 def shape(node: dict[str, Any]) -> str:
@@ -381,6 +355,8 @@ class Why:
     estimated_rows: int
     #: the large tables that it reads whole, with the rows that they are thought to hold
     scans: list[tuple[FullScan, int]]
+    #: and how many more there are
+    left_out: int = 0
 
     @property
     def indexes(self) -> list[str]:
@@ -402,13 +378,14 @@ class Why:
                 for scan, rows in self.scans
             ],
             "indexes": self.indexes,
-        }
+        } | ({"full_scans_left_out": self.left_out} if self.left_out else {})
 
 
 def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> Why:
     """
     Ask the planner for the plan of a statement that reads, in a transaction of its own: about eight round trips, twice
-    that where it reads a large table whole. An index is advised only where none serves already (`unserved`).
+    that where it reads a large table whole. An index is advised only where none serves already (`unserved`), and not
+    where the planner knows that half of the rows pass the filter.
 
     Raises: what the server refuses; ValueError for a statement that does not only read.
     """
@@ -417,20 +394,28 @@ def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> W
         raise ValueError("only a statement that reads is explained")
     top = explain(text, types, run, within=False, discourage=False, limit_ms=limit_ms)
     scans = [
-        (scan, rows)
-        for scan, (rows, pages) in _sizes([*full_scans(top, unfiltered=True), *_skims(top, run)], run)
-        if rows >= LARGE_ROWS or pages >= LARGE_PAGES
+        (scan, table)
+        for scan, table in advised(text, [*full_scans(top, unfiltered=True), *_skims(top, run)], run)
+        if table.rows >= LARGE_ROWS or table.pages >= LARGE_PAGES
     ]
     if any(scan.filter and not scan.by for scan, _ in scans):
-        found = unserved(explain(text, types, run, within=False, limit_ms=limit_ms), run)
+        found = _unserved(explain(text, types, run, within=False, limit_ms=limit_ms), run)
         # Where an index serves, the planner knows it, and finds it dearer than the whole table: another one like it is
         # no help. A table's filter is written otherwise where an index is read by a part of it.
         skimmed = {scan.name for scan in found if scan.by}
         scans = [
-            (scan if scan.by or scan in found or scan.name in skimmed else _without_index(scan), rows)
-            for scan, rows in scans
+            (scan if scan.by or scan in found or scan.name in skimmed else replace(scan, index=""), table)
+            for scan, table in scans
         ]
-    return Why(shape(top), int(top.get("Plan Rows", 0)), scans)
+    scans = [(replace(scan, index="") if _takes_most(scan, table) else scan, table) for scan, table in scans]
+    told = sorted(scans, key=lambda one: -one[1].rows)[:_SCANS_AT_MOST] if len(scans) > _SCANS_AT_MOST else scans
+    known = [(scan, table.rows) for scan, table in told]
+    return Why(shape(top), int(top.get("Plan Rows", 0)), known, len(scans) - len(told))
+
+
+def _takes_most(scan: FullScan, table: indexes.Table) -> bool:
+    """Say whether so many rows pass the filter that to read all is cheaper, whatever index there is."""
+    return scan.estimated_rows * 2 >= table.rows and not scan.may_be_few
 
 
 def only_reads(text: str) -> bool:
@@ -444,54 +429,6 @@ def only_reads(text: str) -> bool:
 
 # A word that is quoted, and so a name, stands in its quotes.
 _WRITES = re.compile(r" (?:insert|update|delete|merge|into|for (?:no|key|share)) ")
-
-
-def _without_index(scan: FullScan) -> FullScan:
-    return FullScan(scan.schema, scan.table, scan.node, scan.filter, estimated_rows=scan.estimated_rows)
-
-
-def _sizes(scans: list[FullScan], run: Run) -> Iterator[tuple[FullScan, tuple[int, int]]]:
-    known: dict[tuple[str, str], tuple[int, int]] = {}
-    for scan in scans:
-        place = scan.schema, scan.table
-        if place not in known:
-            rows = run(
-                "SELECT reltuples::pg_catalog.int8, relpages::pg_catalog.int8 FROM pg_catalog.pg_class c "
-                "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
-                f"WHERE relname OPERATOR(pg_catalog.=) {_literal(scan.table)} "
-                f"AND nspname OPERATOR(pg_catalog.=) {_literal(scan.schema)}"
-            )
-            known[place] = (max(0, int(rows[0][0])), int(rows[0][1])) if rows else (0, 0)
-        yield scan, known[place]
-
-
-def quoted(name: str) -> str:
-    """Return an identifier as SQL takes it, in quotes where it is no plain name."""
-    if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED:
-        return name
-    return '"' + name.replace('"', '""') + '"'
-
-
-# PostgreSQL manual, "SQL Key Words": those that are no table's name without quotes.
-_WORDS = (
-    "all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation "
-    "column concurrently constraint create cross current_catalog current_date current_role current_schema current_time "
-    "current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze "
-    "from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like "
-    "limit localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary "
-    "references returning right select session_user similar some symmetric system_user table tablesample then to "
-    "trailing true union unique user using variadic verbose when where window with"
-)
-_RESERVED = frozenset(_WORDS.split())
-
-
-def _bare(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
-
-
-def _literal(text: str) -> str:
-    # Right whatever standard_conforming_strings says.
-    return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def sqlstate(error: BaseException) -> str:

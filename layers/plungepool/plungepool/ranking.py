@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from . import plans, statements
+from . import indexes, plans, statements
 from .engine import build_engine
 from .errors import CredentialsError, SettingsError
 from .settings import Settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from .plans import Run
+    from .indexes import Run
 
 #: what `plungepool slow --json` and check_database answer in
 FORMAT = "plungepool-slow/1"
@@ -141,7 +141,7 @@ def _look(connection: Connection, by: By, limit: int, *, direct: bool) -> tuple[
             "pg_stat_statements there, as a superuser or, on RDS and Aurora, with rds_superuser; it also has to be in "
             "shared_preload_libraries (there: of the parameter group)"
         )
-    schema = plans.quoted(place[0][0])
+    schema = indexes.quoted(place[0][0])
     try:
         ((since, hidden),) = run(
             f"SELECT (SELECT stats_reset::text FROM {schema}.pg_stat_statements_info), pg_catalog.count(*) "
@@ -211,4 +211,4 @@ def _explain(one: Ranked, run: Run, *, direct: bool) -> None:
 
 def grant(role: str) -> str:
     """Return what lets a role see the statements of others, for the end of a sentence."""
-    return f"execute GRANT pg_read_all_stats TO {plans.quoted(role)}"
+    return f"execute GRANT pg_read_all_stats TO {indexes.quoted(role)}"

@@ -269,7 +269,7 @@ SET_UPS = [
     SetUp("another service's port", other_service, "TLS had not finished", PAGE, "another service listens"),
     SetUp("a web server's port", web_server, "does not speak PostgreSQL's protocol", ITSELF, "does another service listen on that port"),
     SetUp("a closed security group", nothing_answers, "the last attempt: no connection to .* TCP had not finished", PAGE, "security group"),
-    SetUp("the same, unguarded", nothing_answers_unguarded, "Task timed out after", PAGE, "guard_invocation"),
+    SetUp("the same, unguarded", nothing_answers_unguarded, "Task timed out after", PAGE, "PLUNGEPOOL_CONNECT_TIMEOUT_S"),
     SetUp("a server without TLS", plain_server, "does not offer TLS", PAGE, "PLUNGEPOOL_TLS=disable"),
     SetUp("an authority of one's own", variables(CA_FILE=None), "an authority that is not trusted here", ITSELF, "PLUNGEPOOL_CA_FILE"),
     SetUp("a wrong password", variables(PASSWORD="not-this-one"), "password authentication failed", PAGE, "ALTER ROLE … PASSWORD"),

@@ -84,7 +84,7 @@ def check_environment(
         settings = Settings.from_env(environ, prefix=prefix)
     except SettingsError as error:
         for problem in error.problems:
-            yield Check("settings", "failed", problem, "correct the variable; Plungepool's README lists them all")
+            yield Check("settings", "failed", problem, "correct the variable; docs/reference/settings.md lists all")
         return
     found = f"{settings.auth} to the {settings.endpoint} endpoint, TLS {settings.tls}"
     others = ", ".join(f"{other}{PREFIX}…" for other in prefixes(environ) if other != prefix)

@@ -45,6 +45,8 @@ ELSEWHERE = {
     "Timed-out waiting to acquire database connection": "RDS User Guide, Troubleshooting for RDS Proxy",
     "This RDS Proxy has no credentials for the role": "RDS User Guide, Troubleshooting for RDS Proxy",
     "IAM authentication failed for the role": "RDS User Guide, Troubleshooting for RDS Proxy",
+    "IAM authentication failed because of too many competing requests": "RDS Proxy's, guardian/pinboard#352",
+    "Signature expired": "AWS, middyjs/middy#1123",
     "RDS Proxy currently doesn't support command-line options": "psycopg2#1577",
     "server closed the connection unexpectedly": "libpq, fe-misc.c",
     "SSL SYSCALL error: EOF detected": "libpq, fe-secure-openssl.c",

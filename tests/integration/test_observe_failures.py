@@ -48,7 +48,7 @@ def getaddrinfo(host, port, *arguments, **options):
 
 socket.getaddrinfo = getaddrinfo
 
-from plungepool import fleet, get_engine, guard_invocation, run_transaction
+from plungepool import fleet, get_engine, guard_invocation, observe, run_transaction
 from sqlalchemy import text
 
 # Who waits for the end of a lease has not to wait for half a minute.
@@ -105,6 +105,31 @@ def pause(event):
 
 def run(event):
     run_transaction(engine, lambda connection: execute(connection, event))
+
+def fail_to_listen(event):
+    def listener(tally):
+        raise KeyError(event["secret"])
+    observe.listen(listener)
+    ask(event)
+
+def deadlock(event):
+    lock = "SELECT n FROM {} FOR UPDATE"
+    meet, failures = threading.Barrier(2), []
+
+    def work(first, second):
+        try:
+            with engine.begin() as connection:
+                execute(connection, event, lock.format(first))
+                meet.wait()
+                execute(connection, event, lock.format(second))
+        except Exception as failure:
+            failures.append(failure)
+
+    other = threading.Thread(target=work, args=("counters", "others"))
+    other.start()
+    work("others", "counters")
+    other.join()
+    raise failures[0]
 
 def conflict(event):
     others = [1]
@@ -314,6 +339,16 @@ CASES = [
         timeout_s=2.0,
         several=RETRIED,
     ),
+    Case(
+        "the network is silent",
+        NO_CONNECTION,
+        variables={"PLUNGEPOOL_CONNECT_TIMEOUT_S": "0.5"},
+        before=(),
+        strike=lambda place: place.network.partition(),
+        afterwards=lambda place: place.network.heal(),
+        timeout_s=2.5,
+        several=RETRIED,
+    ),
     Case("the name is not known", NO_CONNECTION, variables=role("app", "nowhere.invalid") | TLS, before=()),
     Case("the server offers no TLS", NO_CONNECTION, variables=TLS, before=()),
     Case(
@@ -414,6 +449,14 @@ CASES = [
         before=(),
     ),
     Case(
+        "two transactions lock each other out",
+        KEPT | ROWS | CONNECT,
+        event={"do": "deadlock"},
+        # The server looks for it after a second.
+        variables={"PLUNGEPOOL_POOL_SIZE": "2", "PLUNGEPOOL_SLOW_QUERY_S": "30"},
+        before=(),
+    ),
+    Case(
         "two transactions are in conflict",
         KEPT | ROWS | CONNECT,
         event={"do": "conflict"},
@@ -468,6 +511,7 @@ CASES = [
         variables=role("app", "shop.internal"),
         before=(),
     ),
+    Case("a listener fails", KEPT | ROWS, event={"do": "fail_to_listen"}),
     Case("a connection is opened", KEPT | ROWS | CONNECT, before=()),
     Case("a connection is used again", KEPT | ROWS),
     Case("no connection is kept", LOST | ROWS | CONNECT, variables={"PLUNGEPOOL_POOL": "null"}),
@@ -510,12 +554,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "CREATE ROLE reader LOGIN; ALTER ROLE reader SET default_transaction_read_only = on;"
             "CREATE ROLE idler LOGIN; ALTER ROLE idler SET idle_session_timeout = '100ms';"
             "ALTER ROLE idler SET idle_in_transaction_session_timeout = '100ms';"
-            "CREATE TABLE counters AS SELECT 1 AS n; CREATE TABLE slowly (secret text);"
+            "CREATE TABLE counters AS SELECT 1 AS n; CREATE TABLE others AS SELECT 1 AS n;"
+            "CREATE TABLE slowly (secret text);"
             "CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql"
             " AS 'BEGIN PERFORM pg_sleep(30); RETURN new; END';"
             "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON slowly DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION be_slow();"
-            "GRANT ALL ON counters, slowly TO PUBLIC"
+            "GRANT ALL ON counters, others, slowly TO PUBLIC"
         )
         first.execute("CREATE DATABASE locked")
         with first.session(database="locked") as session:

@@ -74,7 +74,7 @@ def test_a_slow_statement_is_one_line(
     tallies: list[Tally],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Shape, fingerprint, time, rows, function, request and the line that asked; no value, bound or written."""
+    """Shape, fingerprint, time, rows, round trips, function, request and the line that asked; no value."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "report_sales")
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_VERSION", "7")
     engine = make(slow_query_s=0.05)
@@ -82,6 +82,7 @@ def test_a_slow_statement_is_one_line(
 
     @guard_invocation
     def handler(_event: object, _context: Context) -> int:
+        ask(engine, "SELECT CAST(:b AS text)", b=SECRET)
         ask(engine, sql, b=SECRET)
         ask(engine, "SELECT CAST(:b AS text)", b=SECRET)
         return 200
@@ -95,6 +96,8 @@ def test_a_slow_statement_is_one_line(
         "fingerprint": statements.fingerprint(sql.replace(":b", "$1")),
         "statement": "select pg_sleep ( ? ) , ? as a , cast ( ? as text ) as b from generate_series ( ? , ? )",
         "rows": 1,
+        # Behind an earlier statement and its COMMIT.
+        "round_trips": 3,
         "database": "postgres",
         "function": "report_sales",
         "version": "7",
@@ -174,4 +177,5 @@ def test_the_shortest_time_counts_for_a_process(
     patient, strict = make(slow_query_s=60.0), make(slow_query_s=0.02)
     for engine in (patient, strict):
         ask(engine, "SELECT pg_sleep(0.03)")
-    assert len(lines()) == 2
+    # On a busy machine a COMMIT may be slow, too.
+    assert [one["statement"] for one in lines() if one["statement"] != "commit"] == ["select pg_sleep ( ? )"] * 2

@@ -84,6 +84,7 @@ class Watch:
             "statement": statements.shape(text),
             "took_ms": round(took_s * 1000, 1),
             "rows": flights.rows_of(reply),
+            "round_trips": None if tally is None else tally.round_trips,
             "database": session.database,
             "function": self._function,
             "version": self._version,

@@ -30,13 +30,13 @@ def forget_engines() -> Iterator[None]:
 def test_the_handler_keeps_a_connection_that_the_query_shows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One block of Python, one of SQL: the handler answers, keeps its connection, and the query names its session."""
+    """The first block of Python, and that of SQL: the handler answers, keeps its connection, which the query names."""
     for name, value in (database.variables() | {"PLUNGEPOOL_POOL": "adaptive"}).items():
         monkeypatch.setenv(name, value)
     with get_engine().begin() as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS things (id int)"))
     names: dict[str, Any] = {"__name__": "handler"}
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (query,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(example, "docs/adaptive.md", "exec"), names)
     try:

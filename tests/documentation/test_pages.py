@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from pages import Page
+from pages import ROOT, Page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,10 @@ TASKS = [
     *("from-psycopg", "from-pg8000", "how-it-works"),
 ]
 PROJECTS = [*TASKS, "security"]
+# Pages whose last section is a project; their other blocks have tests of their own.
+TESTING = ["exactly-once", "databases", "adaptive", "snapstart", "invocation", "shutdown"]
+# What a page says to copy.
+COPIED = {"exactly-once": ROOT / "functions" / "prepare_database" / "migrations" / "003_exactly_once.sql"}
 SECTIONS = ["Getting started", "Advanced", "Testing your code"]
 
 
@@ -32,10 +37,18 @@ def test_the_page_has_the_sections_of_every_page(name: str) -> None:
     assert [heading for heading in Page(name).headings() if heading in SECTIONS] == SECTIONS
 
 
-@pytest.mark.parametrize("name", [*PROJECTS, "budget"])
+def test_every_page_about_code_says_how_to_test_it() -> None:
+    """Below the same heading everywhere."""
+    for name in [*TASKS, *TESTING, "tenants", "security"]:
+        assert "Testing your code" in Page(name).headings(), name
+
+
+@pytest.mark.parametrize("name", [*PROJECTS, *TESTING, "budget"])
 def test_the_page_is_true(name: str, tmp_path: Path) -> None:
     """All tests of the page pass in a project that holds its files and nothing else."""
     page = Page(name)
+    if name in COPIED:
+        shutil.copy(COPIED[name], tmp_path)
     result = page.run_tests(tmp_path)
     passed = re.search(r"^(\d+) passed in ", result.stdout, re.MULTILINE)
     assert passed is not None, result.stdout + result.stderr

@@ -8,10 +8,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from plungepool import Settings, build_engine, guard_invocation, slow, statements
+from plungepool import Settings, build_engine, guard_invocation, observe, recorder, slow, statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,6 +108,34 @@ def test_a_slow_statement_is_one_line(
     }
     assert SECRET not in json.dumps(lines())
     assert [one.slow_queries for one in tallies] == [1]
+
+
+def test_no_value_is_told_where_a_backslash_escapes_in_each_string(
+    make: Callable[..., Engine], lines: Callable[[], list[dict[str, Any]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By standard_conforming_strings = off a string ends elsewhere: for the line, the recorder and a trace."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    stop = observe.to_opentelemetry(provider)
+    recorder.start({}, 0.05)
+    try:
+        with guard_invocation(Context()), make(slow_query_s=0.05).connect() as connection:
+            connection.exec_driver_sql("SET standard_conforming_strings = off")
+            for name in ("relname", "relkind"):
+                connection.exec_driver_sql(
+                    f"SELECT {name}, pg_sleep(0.06), 'a\\' {SECRET} ', E'\\'' FROM pg_class WHERE relname = 'pg_class'"
+                )
+    finally:
+        recorder.stop()
+        stop()
+    first = "select relname , pg_sleep ( ? ) , ? , ? from pg_class where relname = ?"
+    assert [one["statement"] for one in lines()] == [first, first.replace("relname ,", "relkind ,")]
+    assert len({one["fingerprint"] for one in lines()}) == 2
+    assert recorder.FORMAT in caplog.text
+    assert any(first in str((one.attributes or {}).get("db.query.text")) for one in spans.get_finished_spans())
+    told = f"{caplog.text}{[one.to_json() for one in spans.get_finished_spans()]}"
+    assert SECRET.partition("-")[0] not in told
 
 
 @pytest.mark.parametrize(

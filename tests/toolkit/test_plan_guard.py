@@ -232,6 +232,31 @@ def test_an_index_of_which_all_is_read_is_named(project: pytest.Pytester) -> Non
     )
 
 
+@pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "READ COMMITTED"])
+def test_a_policy_that_asks_for_a_tenant_is_planned_with_it(project: pytest.Pytester, isolation: str) -> None:
+    """What travels with BEGIN is there for the guard's question before it, too; its transaction leaves none of it."""
+    role = f"guarded_{isolation[0].lower()}"
+    project.makeini("[pytest]\nlarge_tables = orders")
+    project.makepyfile(
+        f"""
+        from sqlalchemy import text
+        def test_it(engine, database):
+            database.execute("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+            database.execute("CREATE POLICY mine ON orders USING (id = current_setting('app.tenant')::int)")
+            database.execute("CREATE ROLE {role}; GRANT SELECT ON orders TO {role}")
+            options = {{"app.tenant": "7", "role": "{role}"}}
+            with engine.connect().execution_options(
+                plungepool_settings=options, isolation_level="{isolation}"
+            ) as connection:
+                connection.execute(text("SELECT * FROM orders WHERE note = :n"), {{"n": "a"}})
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["plan guard: * statements explained"])
+    assert "not explained" not in result.stdout.str()
+
+
 def test_a_marker_names_tables_for_a_test(project: pytest.Pytester) -> None:
     """Without the marker, and without the setting, nothing is asked."""
     project.makepyfile(

@@ -139,7 +139,7 @@ def test_a_session_has_received_what_it_has_and_not_another_servers() -> None:
     """Two servers give their processes the same numbers."""
 
     class Session:
-        backend_pid, opening_s = 77, dict[str, float]()
+        backend_pid, opening_s, parameter_statuses = 77, dict[str, float](), dict[str, str]()
 
         def __init__(self) -> None:
             self.received = 0

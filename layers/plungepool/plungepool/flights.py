@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .wire.protocol import Reply
+    from .wire.session import Session
 
 # The statements of a flight stand in its first messages; what comes behind are rows of an executemany.
 _MESSAGES_LOOKED_AT = 8
@@ -92,6 +93,11 @@ def _is_settings(text: str) -> bool:
     return text.startswith(_OWN) and _SETTINGS in text
 
 
+def escapes(session: Session) -> bool:
+    """Say whether a backslash escapes in each string of a session's statements (standard_conforming_strings is off)."""
+    return session.parameter_statuses.get("standard_conforming_strings") == "off"
+
+
 def rows_of(reply: Reply) -> int:
     """Return how many rows came back, or were changed."""
     return len(reply.rows) or max(reply.rowcount, 0)
@@ -102,8 +108,12 @@ def asking(sent: Sequence[bytes]) -> list[bytes]:
     return [part for part in sent[:_MESSAGES_LOOKED_AT] if part and part[0] in (_PARSE, _QUERY)]
 
 
-def what(messages: Iterable[bytes], shape: Callable[[str], str] = statements.shape) -> str:
-    """Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none."""
+def what(messages: Iterable[bytes], shape: Callable[..., str] = statements.shape, *, escapes: bool = False) -> str:
+    """
+    Return what the messages of a flight ask: the shapes of its statements, without a literal; `ping` for none.
+
+    Args: escapes: as `escapes` says of the session.
+    """
     texts = [text for message in messages for text in texts_of(message)]
-    named = ["settings" if _is_settings(text) else shape(text) for text in texts]
+    named = ["settings" if _is_settings(text) else shape(text, escapes=escapes) for text in texts]
     return " + ".join(one for one in named if one) or "ping"

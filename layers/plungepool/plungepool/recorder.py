@@ -47,6 +47,7 @@ class _Exchange(NamedTuple):
     took_s: float
     process: int
     texts: tuple[bytes, ...] | None
+    escapes: bool
     sent: int
     received: int
     rows: int
@@ -76,7 +77,7 @@ class Recorder:
         if reply is None:
             self._received[session] = received
             self._ring.append(
-                _Exchange(request_id, began, took_s, process, None, 0, received, 0, name, session.opening_s)
+                _Exchange(request_id, began, took_s, process, None, False, 0, received, 0, name, session.opening_s)
             )
             return
         before = self._received.get(session, 0)
@@ -90,6 +91,7 @@ class Recorder:
                 took_s,
                 process,
                 texts,
+                flights.escapes(session),
                 sum(map(len, sent)) if began else 0,
                 received - before,
                 flights.rows_of(reply),
@@ -150,7 +152,7 @@ def _shown(one: _Exchange, tally: Tally) -> dict[str, Any]:
         "at_ms": _ms(one.began - tally.began_at),
         "took_ms": _ms(one.took_s),
         "process": one.process,
-        "what": "connect" if one.texts is None else flights.what(one.texts),
+        "what": "connect" if one.texts is None else flights.what(one.texts, escapes=one.escapes),
     }
     if one.request_id != tally.request_id:
         shown["request_id"] = one.request_id

@@ -59,7 +59,7 @@ class Watch:
         text, types = flights.program(reply)
         document = self._document(session, text, reply, took_s, error)
         _logger.warning("%s", json.dumps(document, separators=(",", ":")))
-        if self.explains and (error is None or _leaves_session(error)):
+        if self.explains and (error is None or _leaves_session(error)) and not flights.escapes(session):
             if self._explainer is None:
                 from .why import Explainer
 
@@ -77,11 +77,11 @@ class Watch:
         self, session: Session, text: str, reply: Reply, took_s: float, error: BaseException | None
     ) -> dict[str, Any]:
         """Return what is written of a flight."""
-        tally = invocation.tally
+        tally, escapes = invocation.tally, flights.escapes(session)
         found: dict[str, Any] = {
             "plungepool": FORMAT,
-            "fingerprint": statements.fingerprint(text),
-            "statement": statements.shape(text),
+            "fingerprint": statements.fingerprint(text, escapes=escapes),
+            "statement": statements.shape(text, escapes=escapes),
             "took_ms": round(took_s * 1000, 1),
             "rows": flights.rows_of(reply),
             "round_trips": None if tally is None else tally.round_trips,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LITERALS = {"'": "?", "0": "?"}
-_SHAPE_OF = 2000
+#: of so much of a text its shape is made
+SHAPE_OF = 2000
 _LONGEST_SHAPE = 200
 _FINGERPRINT_OF = 20000
 # Signs that the tokens of an operator come apart into.
@@ -30,22 +31,28 @@ _OPERATORS = ("<>", "<=", ">=", "!=", "::", "||", "->", "@>", "<@")
 LETTER = r"[^\x00-@\[-^`{-\x7f]"
 
 
-def shape(text: str) -> str:
-    """Return a text of SQL without literals and comments, on one line, and cut if it is long: fit for a log."""
-    whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:_SHAPE_OF]))
+def shape(text: str, *, escapes: bool = False) -> str:
+    """
+    Return a text of SQL without literals and comments, on one line, and cut if it is long: fit for a log.
+
+    Args: escapes: as in `tokens`.
+    """
+    whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:SHAPE_OF], escapes=escapes))
     for operator in _OPERATORS:
         whole = whole.replace(f" {operator[0]} {operator[1]} ", f" {operator} ")
     return whole if len(whole) <= _LONGEST_SHAPE else whole[: _LONGEST_SHAPE - 1] + "…"
 
 
-def fingerprint(text: str) -> str:
+def fingerprint(text: str, *, escapes: bool = False) -> str:
     """
     Return twelve hexadecimal digits that are the same for the same statement with other values, and with more or fewer
     of them in a list or in rows to insert.
 
     Of a text longer than 20,000 characters the beginning counts.
+
+    Args: escapes: as in `tokens`.
     """
-    whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:_FINGERPRINT_OF]))
+    whole = " ".join(_LITERALS.get(token, token) for token in tokens(text[:_FINGERPRINT_OF], escapes=escapes))
     whole = re.sub(r"\? (?:, \? )+", "? ", f"{whole} ")
     whole = re.sub(r"(\([^()]* \)) (?:, \1 )+", r"\1 ", whole)
     return hashlib.blake2s(whole.encode(), digest_size=6).hexdigest()
@@ -79,9 +86,13 @@ def split(text: str) -> Iterator[str]:
         yield f" {' '.join(statement)} "
 
 
-def tokens(text: str) -> Iterator[str]:
-    """Yield the tokens of a text; what is open at its end, a string or a comment, goes to the end."""
-    patterns = _patterns()
+def tokens(text: str, *, escapes: bool = False) -> Iterator[str]:
+    """
+    Yield the tokens of a text; what is open at its end, a string or a comment, goes to the end.
+
+    Args: escapes: a backslash escapes in each string, as where standard_conforming_strings is off.
+    """
+    patterns = _patterns(escapes)
     at = 0
     while match := patterns.token.match(text, at):
         at = match.end()
@@ -111,7 +122,7 @@ def tokens(text: str) -> Iterator[str]:
 class _Patterns:
     """Compiled when a text is read: an import must not pay for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, escapes: bool) -> None:
         word = LETTER + r"[^\x00-#%-/:-@\[-^`{-\x7f]*+"
         tag = rf"(?:{LETTER}[^\x00-/:-@\[-^`{{-\x7f]*+)?"
         # A string that goes on after a line's end is one string; it matters where a backslash escapes.
@@ -121,7 +132,7 @@ class _Patterns:
             (?P<blank> [ \t\r\n\f\v]++ | --[^\r\n]*+ )
             | (?P<comment> /\* )
             | (?P<string>
-                [eE]' (?: [^'\\]++ | \\. | '' | '{next_line} )*+ '?+
+                {"[eE]?" if escapes else "[eE]"}' (?: [^'\\]++ | \\. | '' | '{next_line} )*+ '?+
                 | ' (?: [^']++ | '' )*+ '?+
                 | \$(?P<tag>{tag})\$ .*? (?: \$(?P=tag)\$ | \Z )
               )
@@ -139,6 +150,6 @@ class _Patterns:
         )
 
 
-@functools.lru_cache(maxsize=1)
-def _patterns() -> _Patterns:
-    return _Patterns()
+@functools.lru_cache(maxsize=2)
+def _patterns(escapes: bool = False) -> _Patterns:
+    return _Patterns(escapes)

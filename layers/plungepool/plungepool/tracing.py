@@ -14,7 +14,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from . import statements
-from .flights import asking, name_of, what
+from .flights import asking, escapes, name_of, what
 
 if TYPE_CHECKING:
     from .wire.protocol import Reply
@@ -41,7 +41,7 @@ class XRay:
             return
         try:
             subsegment.start_time = began
-            text = described(reply)
+            text = described(session, reply)
             sql = {
                 "database_type": "PostgreSQL",
                 "url": f"{session.host}:{session.port}/{session.database}",
@@ -81,7 +81,7 @@ class OpenTelemetry:
     ) -> None:
         if not began:
             return
-        text = described(reply)
+        text = described(session, reply)
         name = operation(text)
         attributes: dict[str, str | int] = {
             "db.system.name": "postgresql",
@@ -110,9 +110,9 @@ class OpenTelemetry:
         span.end(int((began + took_s) * 1e9))
 
 
-def described(reply: Reply | None) -> str:
+def described(session: Session, reply: Reply | None) -> str:
     """Return the shapes of a flight's statements, without a literal; `connect` for an attempt to open a session."""
-    return "connect" if reply is None else what(asking(reply.sent), _shape)
+    return "connect" if reply is None else what(asking(reply.sent), _shape, escapes=escapes(session))
 
 
 def operation(text: str) -> str:
@@ -122,4 +122,11 @@ def operation(text: str) -> str:
     return word if word.isidentifier() else "QUERY"
 
 
-_shape = functools.lru_cache(_TEXTS_KEPT)(statements.shape)
+def _shape(text: str, *, escapes: bool) -> str:
+    # A text may have megabytes: of each no more is kept than its shape is made of.
+    return _known(text[: statements.SHAPE_OF], escapes)
+
+
+@functools.lru_cache(_TEXTS_KEPT)
+def _known(text: str, escapes: bool) -> str:
+    return statements.shape(text, escapes=escapes)

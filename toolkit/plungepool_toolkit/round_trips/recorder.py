@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import plungepool
+from plungepool import indexes
 from plungepool.wire import session as wire_session
 from plungepool_toolkit.network import ChaosProxy
 from plungepool_toolkit.postgres import Postgres
@@ -145,7 +146,7 @@ class RoundTrips:
             self._asking.add(thread)
             try:
                 for one in said.statements:
-                    self.reader(one, place, lambda sql: session._query(sql).rows, within=within)
+                    self.reader(one, place, functools.partial(_ask, session), within=within)
             finally:
                 self._asking.discard(thread)
         self.exchanges.append(read(said, place))
@@ -190,6 +191,19 @@ class RoundTrips:
         if len(others) == 1:
             return others.pop()
         return "one of several threads" if others else self._place(mine)
+
+
+def _ask(session: Any, sql: str) -> list[Any]:
+    """Execute SQL in a session, in a transaction with the settings of its own ones: a policy may ask for them."""
+    rows: list[Any] = session._query(sql).rows
+    settings = getattr(session, "transaction_settings", {}) if sql.startswith("BEGIN") else {}
+    if settings:
+        calls = (
+            f"pg_catalog.set_config({indexes.literal(name)}, {indexes.literal(value)}, true)"
+            for name, value in settings.items()
+        )
+        session._query(f"SELECT {', '.join(calls)}")
+    return rows
 
 
 class _Clients:

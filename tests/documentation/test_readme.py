@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ import yaml
 from plungepool import dispose_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plungepool_toolkit.fixtures import Database
     from plungepool_toolkit.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +25,19 @@ _NAMES = re.findall(r"^(?:\S+: )?([a-z0-9%-]+):", (ROOT / "Makefile").read_text(
 TARGET = re.compile("|".join(name.replace("%", "[a-z0-9.]+") for name in _NAMES))
 
 
+def python_blocks(page: str) -> list[str]:
+    """Return a page's blocks of Python, also those within a list."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [
+        textwrap.dedent(found[1])
+        for found in re.findall(r"^( *)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
 @pytest.mark.parametrize("page", ["README.md", "AGENTS.md"])
 def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     """The first block of Python is a whole handler that answers from a real server."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    example = python_blocks(page)[0]
     monkeypatch.setenv("PLUNGEPOOL_URL", postgres.url())
     monkeypatch.setenv("PLUNGEPOOL_PASSWORD", postgres.password)
     monkeypatch.setenv("PLUNGEPOOL_TLS", "disable")
@@ -38,6 +51,19 @@ def test_example_runs(postgres: Postgres, monkeypatch: pytest.MonkeyPatch, page:
         dispose_engine()
         postgres.execute("DROP TABLE orders")
     assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"id": 7, "status": "placed"})
+
+
+def test_the_test_that_an_assistant_reads_passes(
+    database: Database, lambda_environment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test in AGENTS.md passes with the handler in AGENTS.md."""
+    handler, test = python_blocks("AGENTS.md")
+    (tmp_path / "functions" / "orders").mkdir(parents=True)
+    (tmp_path / "functions" / "orders" / "app.py").write_text(handler, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(test, "AGENTS.md", "exec"), names)
+    names["test_an_unknown_order_is_404"](database, lambda_environment)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def try_again_later(error: Exception) -> Response:
     """The database is unavailable: unreachable, full, no login, too slow. The client may try again."""
     cause = getattr(error, "orig", None) or error
     logger.error("the database is unavailable", sqlstate=getattr(cause, "sqlstate", None), reason=str(cause))
-    body = {"statusCode": 503, "message": "The orders cannot be reached. Try again in a few seconds"}
+    body = {"statusCode": 503, "message": "Orders are temporarily unavailable. Try again in a few seconds"}
     return Response(503, content_types.APPLICATION_JSON, body, headers={"Retry-After": "2"})
 
 

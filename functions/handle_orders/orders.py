@@ -74,7 +74,7 @@ def read_page(parameters: dict[str, str]) -> Page:
             placed_at = f"{datetime.strptime(placed_at, CURSOR_TIME).isoformat()}Z"
         return Page(int(limit), placed_at, str(UUID(order_id)))
     except ValueError:
-        raise BadRequestError("cursor must be next_cursor of the page before") from None
+        raise BadRequestError("cursor must be the next_cursor of the previous page") from None
 
 
 def read_order(event: APIGatewayProxyEventV2) -> WantedOrder:

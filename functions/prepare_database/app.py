@@ -42,7 +42,7 @@ def prepare(properties: dict, context: object) -> dict:
     logger.info("limits of the role: %s", preparation.tell(result["limits"]))
     if result["public_may_create"]:
         logger.warning(
-            "everybody may create in schema public: have its owner REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+            "everyone may create objects in schema public: ask its owner to REVOKE CREATE ON SCHEMA public FROM PUBLIC"
         )
     return result
 

@@ -24,7 +24,7 @@ def run(event: dict, context: object) -> dict:
     Raises: PreparationError, plungepool.drain.DrainError, both before anything is ended; sqlalchemy.exc.DBAPIError.
     """
     if others := sorted(set(event) - {"drain"}):
-        raise PreparationError(f"drain goes alone, without {', '.join(others)}")
+        raise PreparationError(f"drain must be used alone, without {', '.join(others)}")
     options = drain.Options.read(event["drain"])
     role = options.role or os.environ.get("APP_ROLE_NAME") or "plungepool_app"
     left_s = max(0.0, context.get_remaining_time_in_millis() / 1000 - MARGIN_S)
@@ -40,7 +40,7 @@ def run(event: dict, context: object) -> dict:
     result = progress.as_document()
     logger.info("drained", **result)
     if result["others"]:
-        logger.warning("no connection has that application_name; those that are there have the names in `others`")
+        logger.warning("no connection has that application_name; the names in use are in `others`")
     if result["left"] and not options.dry_run:
-        logger.warning("some connections are left, in a transaction or in use all the time: invoke it once more")
+        logger.warning("some connections are left, in a transaction or in constant use: invoke it again")
     return result

@@ -133,7 +133,7 @@ class Options:
             if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", seconds) and float(seconds) <= LONGEST_S:
                 time_outs_ms[time_out] = round(float(seconds) * 1000)
             else:
-                problems.append(f"{time_out}_s must be seconds from 0, which is no time-out, to {LONGEST_S}")
+                problems.append(f"{time_out}_s must be a number of seconds, from 0 (no time-out) to {LONGEST_S}")
         secret = given("role_secret_arn", "APP_ROLE_SECRET_ARN")
         if secret is not None and not is_text(secret):
             problems.append("role_secret_arn must be text")
@@ -275,8 +275,8 @@ def migrate(connection: Connection, files: list[Path], deadline: float) -> tuple
             applied.append(file.name)
         elif known[version].checksum != checksum:
             raise PreparationError(
-                f"migration {file.name} is not what was applied as {known[version].name}: restore the file, and write "
-                f"what is to change into a new one"
+                f"migration {file.name} differs from what was applied as {known[version].name}: restore the file, and "
+                "put the changes into a new one"
             )
     return applied, max([*known, *versions], default=0)
 
@@ -303,8 +303,8 @@ def take_turn(connection: Connection) -> None:
     )
     if foreign := connection.execute(FOREIGN).first():
         raise PreparationError(
-            f"{foreign.what.lower()} belongs to {foreign.owner}, who could have the administrator run anything: look "
-            f"at what is in it, then ALTER {foreign.what} OWNER TO the role that prepares the database"
+            f"{foreign.what.lower()} belongs to {foreign.owner}, who could make the administrator execute anything: "
+            f"review what is in it, then ALTER {foreign.what} OWNER TO the role that prepares the database"
         )
     connection.execute(text("LOCK TABLE shop.migrations IN SHARE ROW EXCLUSIVE MODE"))
 
@@ -366,7 +366,7 @@ def limit_time(connection: Connection, deadline: float) -> None:
     """Have the server end the next statement, or its wait for a lock, in time to say so; raises PreparationError."""
     left_s = deadline - time.time()
     if left_s <= 0:
-        raise PreparationError("the invocation's time is used up: raise the function's time-out")
+        raise PreparationError("the time of the invocation is used up: increase the function's time-out")
     set_locally(connection, "statement_timeout", f"{max(1, int(left_s * 1000))}ms")
     set_locally(connection, "lock_timeout", f"{max(1, int(left_s * 1000 / 3))}ms")
 

@@ -42,7 +42,7 @@ def day_before(moment: str) -> tuple[datetime, datetime]:
         until = moment_utc.replace(hour=0, minute=0, second=0, microsecond=0)
         return until - timedelta(days=1), until
     except (OverflowError, TypeError, ValueError):
-        raise ValueError("time must be the schedule's, like 2026-01-15T06:00:00Z") from None
+        raise ValueError("time must be the time of the schedule, such as 2026-01-15T06:00:00Z") from None
 
 
 @logger.inject_lambda_context

@@ -233,8 +233,8 @@ def without_bytecode(name: str, compiled: list[str]) -> list[str]:
     if not missing:
         return []
     return [
-        f"{name}: no bytecode for Python {', '.join(missing)}, not found here: functions on it work, and compile the "
-        "layer anew at each cold start, several times as slow. To have it, build where `python"
+        f"{name}: no bytecode for Python {', '.join(missing)}, which is not installed here: functions on it work, but "
+        "compile the layer at each cold start, which is several times slower. To include it, build where `python"
         + "` and `python".join(missing)
         + "` can be run from PATH"
     ]
@@ -250,7 +250,7 @@ def bill_of_materials(name: str, target: Path, hashes: dict[str, str]) -> dict[s
     components = []
     for folder, fields in metadata(target):
         if not list(folder.glob("LICEN*")) + list(folder.glob("licenses/*")):
-            sys.exit(f"build_layer: {fields['Name']} brings no licence text")
+            sys.exit(f"build_layer: {fields['Name']} has no licence text")
         project = canonical(fields["Name"])
         said = fields["License-Expression"] or fields["License"] or ""
         licence = fields["License-Expression"] or LICENCES.get(said)

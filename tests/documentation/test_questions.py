@@ -21,7 +21,7 @@ def test_a_question_has_an_answer(question: str, by: str, page: str, heading: st
 
 
 def test_every_page_for_a_task_answers_a_question() -> None:
-    """A page that nobody asked for would have no row: none of those with a task is without."""
+    """A page that was not requested would have no row: none of those with a task is without."""
     answering = {row[2] for row in ROWS}
     for page in sorted(ROOT.glob("docs/*.md")):
         if re.search("^## Testing your code$", page.read_text(encoding="utf-8"), re.MULTILINE):

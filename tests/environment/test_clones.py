@@ -210,7 +210,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, lambda_environment: Call
         restored.snapshot()
     killed = lambda_environment(task, snap_start=True)
     os.kill(killed.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="cannot be taken, since the environment's process ended"):
+    with pytest.raises(RuntimeError, match="cannot be taken, because the environment's process ended"):
         killed.snapshot()
     beside = Environment(task, snap_start=True, extensions=[sys.executable])
     with pytest.raises(RuntimeError, match="start it"):

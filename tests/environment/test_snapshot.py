@@ -199,7 +199,7 @@ def test_a_connection_that_init_keeps_is_an_error_once_and_never_shared(
         error = clone.invoke({}).error
         assert error is not None
         assert error["errorType"] == "InterfaceError"
-        assert "take connections within the handler" in error["errorMessage"]
+        assert "check connections out in the handler" in error["errorMessage"]
     own = at_once(clones)
     assert len(set(own)) == 2
     assert sorted(pid for (pid,) in database.execute(PIDS)) == sorted(own)

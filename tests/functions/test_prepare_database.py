@@ -120,7 +120,9 @@ def test_a_changed_migration_is_refused(empty_shop: Any, prepare: Any) -> None:
     """A file that is not what was applied under its number stops the run, by name."""
     prepare()
     empty_shop.execute("UPDATE shop.migrations SET checksum = 'another' WHERE version = 1")
-    with pytest.raises(prepare.module.preparation.PreparationError, match=r"001_tables\.sql is not what was applied"):
+    with pytest.raises(
+        prepare.module.preparation.PreparationError, match=r"001_tables\.sql differs from what was applied"
+    ):
         prepare()
 
 
@@ -166,7 +168,7 @@ def test_all_of_a_script_ends_in_time(empty_shop: Any, prepare: Any, tmp_path: P
         with plungepool.get_engine().begin() as connection:
             preparation.migrate(connection, [tmp_path / "001_slow.sql"], time.time() + 1)
     assert getattr(getattr(raised.value, "orig", None), "sqlstate", "57014") == "57014"
-    with pytest.raises(preparation.PreparationError, match="raise the function's time-out"):
+    with pytest.raises(preparation.PreparationError, match="increase the function's time-out"):
         with plungepool.get_engine().begin() as connection:
             preparation.migrate(connection, [], time.time())
     assert tables(empty_shop) == []
@@ -625,7 +627,7 @@ def test_a_drain_of_aurora_dsql_is_refused(empty_shop: Any, load: Any, monkeypat
         "REGION": "eu-west-1",
     }.items():
         monkeypatch.setenv(f"PLUNGEPOOL_{name}", value)
-    with pytest.raises(plungepool.PlungepoolError, match="Aurora DSQL has no session to end"):
+    with pytest.raises(plungepool.PlungepoolError, match="Aurora DSQL has no sessions to end"):
         function.invoke({"drain": {}})
 
 
@@ -647,16 +649,16 @@ def test_a_drain_ends_before_the_invocation_does(empty_shop: Any, load: Any, cli
         assert connection.exec_driver_sql("SELECT 2").scalar_one() == 2
     assert (result["left"], result["in_transaction"], result["ended"]) == (1, 1, 0)
     assert result["took_s"] >= 1
-    assert "invoke it once more" in caplog.text
+    assert "invoke it again" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("event", "said"),
     [
-        ({"drain": {"rate": 0, "rolle": 1}}, "rolle: no option of a drain"),
+        ({"drain": {"rate": 0, "rolle": 1}}, "rolle: not an option of a drain"),
         ({"drain": {"rate": 0, "limit_s": "x"}}, "rate must be a number.*limit_s must be a number"),
         ({"drain": True}, "must be a JSON object"),
-        ({"drain": {}, "demo_data": True, "role_name": "x"}, "drain goes alone, without demo_data, role_name"),
+        ({"drain": {}, "demo_data": True, "role_name": "x"}, "drain must be used alone, without demo_data, role_name"),
         ({"drain": {"role": "nobody"}}, "there is no role 'nobody'"),
     ],
 )

@@ -74,11 +74,11 @@ def test_the_database_lets_a_function_in(made: dict[str, Any], case: str, opened
 @pytest.mark.parametrize(
     ("case", "text"),
     [
-        ("too many", "the functions up to Orders/Function1 may hold 21 connections, and connection_limit is 20"),
-        ("pool of 2", "may hold 22 connections, and connection_limit is 20"),
-        ("unbounded", "Orders/Function0 reserves no concurrency, so nothing keeps it below connection_limit=20"),
-        ("not a setting", "settings: POOL is not one of Plungepool's"),
-        ("decided", "settings: PLUNGEPOOL_AUTH follows from the construct's own arguments"),
+        ("too many", "the functions up to Orders/Function1 may hold 21 connections, but connection_limit is 20"),
+        ("pool of 2", "may hold 22 connections, but connection_limit is 20"),
+        ("unbounded", "Orders/Function0 reserves no concurrency, so nothing keeps it within connection_limit=20"),
+        ("not a setting", "settings: POOL is not a setting of Plungepool"),
+        ("decided", "settings: PLUNGEPOOL_AUTH is set from the construct's own arguments"),
     ],
 )
 def test_what_cannot_hold_is_refused(made: dict[str, Any], case: str, text: str) -> None:

@@ -151,7 +151,7 @@ def test_what_a_deployed_function_fails_by(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("answers",), "nobody is here to agree"),
+        (("answers",), "there is no terminal to ask"),
         (("answers", "--function", "Question", "--yes"), "give --function, one of Answer"),
         (("elsewhere", "--yes"), "elsewhere"),
     ],

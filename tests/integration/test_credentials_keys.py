@@ -263,7 +263,7 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_botocore_is_named(tokens: Connector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside of Lambda, without keys in the environment, somebody has to look for a profile."""
     monkeypatch.setitem(sys.modules, "botocore.session", None)
-    with pytest.raises(CredentialsError, match="for a profile botocore must be installed, which it is not"):
+    with pytest.raises(CredentialsError, match="a profile requires botocore, which is not installed"):
         tokens.connect(password)
 
 

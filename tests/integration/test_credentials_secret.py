@@ -274,7 +274,7 @@ def test_another_user_in_the_settings_is_an_error(secret: Secret) -> None:
     """A user in the settings must be the secret's, or not be there."""
     assert source(make_settings(secret, user="app")).connect(Server(app="first")) == "a connection"
     server = Server(app="first")
-    with pytest.raises(SettingsError, match="PLUNGEPOOL_USER is 'other' and the secret's username is 'app'"):
+    with pytest.raises(SettingsError, match="PLUNGEPOOL_USER is 'other' but the secret's username is 'app'"):
         source(make_settings(secret, user="other")).connect(server)
     assert server.logins == []
 
@@ -317,7 +317,7 @@ def test_secrets_manager_that_never_answers_ends_the_connect(secret: Secret, mon
     """A listener that accepts and stays silent: the error says that there is no way to it, after two short attempts."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(CredentialsError, match="there is no way to Secrets Manager in eu-west-1"):
+        with pytest.raises(CredentialsError, match="Secrets Manager in eu-west-1 cannot be reached"):
             source(make_settings(secret, connect_timeout_s=0.2)).connect(Server())
         silent.setblocking(False)
         calls = 0
@@ -338,8 +338,8 @@ def test_secrets_manager_that_never_answers_ends_the_connect(secret: Secret, mon
         ("AccessDeniedException: Access to KMS is not allowed", "the role needs kms:Decrypt on it"),
         ("DecryptionFailure: no", "the role needs kms:Decrypt on it"),
         ("ThrottlingException: KMS is slow", "try again"),
-        ("ExpiredTokenException: no", "does not take these credentials"),
-        ("UnrecognizedClientException: no", "does not take these credentials"),
+        ("ExpiredTokenException: no", "does not accept these credentials"),
+        ("UnrecognizedClientException: no", "does not accept these credentials"),
         ("InvalidRequestException: marked for deletion", "about to be deleted"),
         ("ThrottlingException: slow", "try again"),
         ("SomethingNewException: what", "check PLUNGEPOOL_SECRET_ARN and its region"),
@@ -422,8 +422,8 @@ def test_exception_of_a_signal_handler_passes(secret: Secret, monkeypatch: pytes
     ("changes", "content", "words"),
     [
         ({}, {"password": "first"}, "a user with the role rds_iam is refused every password"),
-        ({}, {"password": "first\n"}, "begins or ends with a blank or a line break"),
-        ({"endpoint": "proxy"}, {"password": "first"}, "the proxy asks for IAM"),
+        ({}, {"password": "first\n"}, "begins or ends with a space or a line break"),
+        ({"endpoint": "proxy"}, {"password": "first"}, "the proxy requires IAM"),
     ],
 )
 def test_refused_secret_names_what_may_be_wrong(

@@ -477,11 +477,11 @@ PLAIN = {"PLUNGEPOOL_TLS": "disable", "PLUNGEPOOL_CA_FILE": "", "PLUNGEPOOL_HOST
 SET_UPS = [
     # The settings.
     SetUp("a misspelt variable", lambda w: {"PLUNGEPOOL_HSOT": "db"}, "settings", "PLUNGEPOOL_HSOT is not a setting; did you mean PLUNGEPOOL_HOST?", "correct the variable"),
-    SetUp("a port within the host", lambda w: {"PLUNGEPOOL_HOST": "db:5432"}, "settings", "PLUNGEPOOL_HOST must not hold a port: set PLUNGEPOOL_PORT", "correct the variable"),
+    SetUp("a port within the host", lambda w: {"PLUNGEPOOL_HOST": "db:5432"}, "settings", "PLUNGEPOOL_HOST must not contain a port: set PLUNGEPOOL_PORT", "correct the variable"),
     SetUp("a line break at the end of a copied value", lambda w: {"PLUNGEPOOL_PASSWORD": f"{PASSWORD}\n"}, "settings", "PLUNGEPOOL_PASSWORD begins or ends with a line break", "correct the variable"),
     SetUp("the ARN of something else than a secret", lambda w: w.secret_settings() | {"PLUNGEPOOL_SECRET_ARN": "arn:aws:rds:eu-west-1:1:db:d"}, "settings", "PLUNGEPOOL_SECRET_ARN must be the ARN of a secret", "correct the variable"),
     SetUp("no password", lambda w: {"PLUNGEPOOL_PASSWORD": ""}, "settings", "PLUNGEPOOL_PASSWORD is missing", "correct the variable"),
-    SetUp("a token over plain text", lambda w: w.aws() | PLAIN, "settings", "PLUNGEPOOL_TLS=disable would send the token of PLUNGEPOOL_AUTH=iam in clear; use verify-full", "correct the variable"),
+    SetUp("a token over plain text", lambda w: w.aws() | PLAIN, "settings", "PLUNGEPOOL_TLS=disable would send the token of PLUNGEPOOL_AUTH=iam in plain text; use verify-full", "correct the variable"),
     # The way.
     SetUp("a host that does not exist", lambda w: {"PLUNGEPOOL_HOST": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_HOST) cannot be resolved", "copy the endpoint's name into PLUNGEPOOL_HOST"),
     SetUp("a tunnel's address that does not exist", lambda w: {"PLUNGEPOOL_ADDRESS": "nobody.invalid"}, "name", "nobody.invalid (PLUNGEPOOL_ADDRESS) cannot be resolved", "set PLUNGEPOOL_ADDRESS to the local end of the tunnel"),
@@ -500,11 +500,11 @@ SET_UPS = [
     SetUp("a server that goes silent within TLS", lambda w: port(w.falls_silent(), **HURRIED), "TLS", "stopped responding during the TLS handshake", "check the server's log, and any proxy or load balancer in between"),
     SetUp("something between that breaks TLS off", lambda w: port(w.breaks_off(b"S")), "TLS", "closed the connection during the TLS handshake: Connection reset by peer", "check the server's log, and any proxy or load balancer in between"),
     SetUp("a server that is full before TLS", lambda w: port(w.answers(b"E\0\0\0\x29SFATAL\0C53300\0Msorry, too many clients\0\0")), "TLS", "refused the connection before TLS: sorry, too many clients", "the server is full, starting up or shutting down"),
-    SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file with others", "until this is corrected, no password"),
-    SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: put the certificate of the authority that issued the server's into that file", "until this is corrected, no password"),
+    SetUp("an authority that is not Amazon's, and no file", lambda w: {"PLUNGEPOOL_CA_FILE": ""}, "TLS", "unless PLUNGEPOOL_CA_FILE names a PEM file of others", "until this is corrected, no password"),
+    SetUp("the wrong file of authorities", lambda w: w.trusted, "TLS", "and nothing else is trusted: add the certificate of the authority that issued the server's to that file", "until this is corrected, no password"),
     SetUp("a file of authorities that is away", lambda w: {"PLUNGEPOOL_CA_FILE": "/nowhere.pem"}, "TLS", "PLUNGEPOOL_CA_FILE names '/nowhere.pem', which cannot be read", "correct PLUNGEPOOL_CA_FILE"),
     SetUp("a file of authorities without any", lambda w: {"PLUNGEPOOL_CA_FILE": w.empty_file()}, "TLS", "which holds no certificate in PEM format", "correct PLUNGEPOOL_CA_FILE"),
-    SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server shows a certificate for another name than localhost", "until this is corrected, no password"),
+    SetUp("a name of one's own, or an address", lambda w: own_certificate(w, "db.example"), "TLS", "the server's certificate is for a name other than localhost", "until this is corrected, no password"),
     SetUp("a certificate that has expired", lambda w: own_certificate(w, "localhost", expired=True), "TLS", "has expired: renew it at the server, and check this machine's clock", "until this is corrected, no password"),
     SetUp("a certificate that is not valid yet", lambda w: own_certificate(w, "localhost", not_yet_valid=True), "TLS", "is not valid yet: renew it at the server, and check this machine's clock", "until this is corrected, no password"),
     SetUp("TLS 1.1", old_tls, "TLS", "the server must speak TLS 1.2 or newer", "until this is corrected, no password"),
@@ -514,11 +514,11 @@ SET_UPS = [
     SetUp("IAM without AWS credentials", lambda w: w.aws(keys=False), "credentials", "found no AWS credentials: a function has those of its role", "see docs/authenticate.md"),
     SetUp("half a pair of keys", lambda w: w.aws(AWS_SECRET_ACCESS_KEY=""), "credentials", "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not", "see docs/authenticate.md"),
     SetUp("a secret, and no AWS credentials", not_signed_in, "credentials", "(NoCredentialsError): no AWS credentials", "see docs/authenticate.md"),
-    SetUp("a secret, and no way to Secrets Manager", far_secrets_manager, "credentials", "(EndpointConnectionError): there is no way to Secrets Manager in eu-west-1 from here", "see docs/authenticate.md"),
+    SetUp("a secret, and no way to Secrets Manager", far_secrets_manager, "credentials", "(EndpointConnectionError): Secrets Manager in eu-west-1 cannot be reached from here", "see docs/authenticate.md"),
     SetUp("a secret that does not exist", lambda w: w.aws() and w.secret_settings(), "credentials", "(ResourceNotFoundException): there is no such secret", "see docs/authenticate.md"),
     SetUp("a role that may not read the secret", lambda w: refused_by_aws(w, "AccessDeniedException"), "credentials", "the role is not allowed secretsmanager:GetSecretValue", "see docs/authenticate.md"),
     SetUp("a KMS key of one's own", lambda w: refused_by_aws(w, "DecryptionFailure"), "credentials", "the role needs kms:Decrypt", "see docs/authenticate.md"),
-    SetUp("AWS credentials that have run out", lambda w: refused_by_aws(w, "ExpiredTokenException"), "credentials", "AWS does not take these credentials", "see docs/authenticate.md"),
+    SetUp("AWS credentials that have run out", lambda w: refused_by_aws(w, "ExpiredTokenException"), "credentials", "AWS does not accept these credentials", "see docs/authenticate.md"),
     SetUp("a secret without a password", lambda w: w.secret(username="app"), "credentials", "must be a JSON object with username and password as text", "see docs/authenticate.md"),
     SetUp("a secret of another user", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_USER": "other"}, "credentials", "leave PLUNGEPOOL_USER unset", "see docs/authenticate.md"),
     SetUp("no host, neither here nor in the secret", lambda w: w.secret(username="app", password=PASSWORD) | {"PLUNGEPOOL_HOST": ""}, "credentials", "PLUNGEPOOL_HOST is missing, and the secret", "see docs/authenticate.md"),
@@ -544,8 +544,8 @@ SET_UPS = [
     SetUp("a token for a role without rds_iam", lambda w: w.aws(), "authentication", "(1) the database user does not exist or lacks the role: GRANT rds_iam TO app", "see docs/authenticate.md"),
     SetUp("a token, and no right to connect", lambda w: refused_token(w, "28000", "PAM authentication failed for user"), "authentication", "(1) the function's role is not allowed rds-db:connect", "see docs/authenticate.md"),
     SetUp("a proxy that wants IAM, and a password", lambda w: w.proxy()[1] | {"PLUNGEPOOL_AUTH": "password", "PLUNGEPOOL_PASSWORD": PASSWORD}, "authentication", "IAM authentication failed", "(1) the proxy requires IAM (IAMAuth: REQUIRED): set PLUNGEPOOL_AUTH=iam"),
-    SetUp("a proxy that wants a password, and a token", lambda w: w.proxy(auth="scram", users={"app": "other"})[1], "authentication", "(1) the proxy does not ask for IAM (IAMAuth: REQUIRED)", "see docs/authenticate.md"),
-    SetUp("a proxy without a secret for the user", lambda w: w.proxy(users={"other": "x"})[1], "authentication", "(1) the proxy has neither a secret for this user nor IAM to the database itself", "see docs/authenticate.md"),
+    SetUp("a proxy that wants a password, and a token", lambda w: w.proxy(auth="scram", users={"app": "other"})[1], "authentication", "(1) the proxy does not require IAM (IAMAuth: REQUIRED)", "see docs/authenticate.md"),
+    SetUp("a proxy without a secret for the user", lambda w: w.proxy(users={"other": "x"})[1], "authentication", "(1) the proxy has neither a secret for this user nor IAM authentication to the database", "see docs/authenticate.md"),
     SetUp("a proxy, and another region", lambda w: w.proxy()[1] | {"PLUNGEPOOL_REGION": "us-east-2"}, "authentication", "(2) PLUNGEPOOL_HOST is a name of your own (CNAME) or an address, not the endpoint's, or the endpoint is not in us-east-2", "see docs/authenticate.md"),
     SetUp("a password for a cluster of express configuration", lambda w: by_password(w, "28P01", "password authentication failed"), "authentication", "password authentication failed", "a cluster with express configuration accepts IAM tokens only, no passwords: set PLUNGEPOOL_AUTH=iam"),
     SetUp("a cluster of express configuration that is full", lambda w: express(w, "53300", "remaining connection slots are reserved"), "authentication", "remaining connection slots are reserved", "or set PLUNGEPOOL_POOL=adaptive (express configuration supports no proxy)"),
@@ -901,7 +901,7 @@ def test_command_looks_at_one_database_of_several(environ: dict[str, str]) -> No
     assert "✗ authentication" in bad.output
     none = run_command(both, "--prefix", "B_")
     assert none.exit_code == 1
-    assert "no variable begins with B_PLUNGEPOOL_; there are those of A_" in none.output
+    assert "no variable begins with B_PLUNGEPOOL_; the prefixes in use are A_" in none.output
 
 
 def test_sample_function_gives_the_same_answers(

@@ -42,11 +42,14 @@ WELL = """
     ALTER TABLE shop.orders OWNER TO keeper;
 """
 ALL_IS_WELL = [
-    ("RLS role", "ok", "app is no superuser and has no BYPASSRLS: policies bind it"),
+    ("RLS role", "ok", "app is not a superuser and does not have BYPASSRLS: policies apply to it"),
     (
         "RLS policies",
         "ok",
-        "policies bind app in shop.orders; they read app.tenant_id. PLUNGEPOOL_REQUIRE_SETTINGS=app.tenant_id would refuse a transaction that forgets app.tenant_id",
+        (
+            "policies apply to app in shop.orders; they read app.tenant_id. PLUNGEPOOL_REQUIRE_SETTINGS=app.tenant_id "
+            "would refuse a transaction that forgets app.tenant_id"
+        ),
     ),
 ]
 OF_B = "SELECT * FROM shop.orders WHERE tenant_id = 'b'"
@@ -69,41 +72,41 @@ class SetUp(NamedTuple):
 
 SET_UPS = [
     # The role.
-    SetUp("a superuser", "ALTER ROLE app SUPERUSER", "RLS role", "failed", "app is a superuser, whom no policy binds", "connect as a role of the application's own", OF_B),
-    SetUp("BYPASSRLS", "ALTER ROLE app BYPASSRLS", "RLS role", "failed", "app has BYPASSRLS: no policy binds it", "ALTER ROLE app NOBYPASSRLS", OF_B),
-    SetUp("a session that began as another role", "ALTER ROLE app BYPASSRLS; GRANT middle TO app; ALTER ROLE app SET role = 'middle'; GRANT SELECT ON shop.orders TO middle", "RLS role", "failed", "app, whom the session began as and SET ROLE NONE gives back, has BYPASSRLS", "ALTER ROLE app NOBYPASSRLS", f"SET ROLE NONE; {OF_B}"),
+    SetUp("a superuser", "ALTER ROLE app SUPERUSER", "RLS role", "failed", "app is a superuser, to whom no policy applies", "connect as a role of the application's own", OF_B),
+    SetUp("BYPASSRLS", "ALTER ROLE app BYPASSRLS", "RLS role", "failed", "app has BYPASSRLS: no policy applies to it", "ALTER ROLE app NOBYPASSRLS", OF_B),
+    SetUp("a session that began as another role", "ALTER ROLE app BYPASSRLS; GRANT middle TO app; ALTER ROLE app SET role = 'middle'; GRANT SELECT ON shop.orders TO middle", "RLS role", "failed", "app, as which the session began and to which SET ROLE NONE returns, has BYPASSRLS", "ALTER ROLE app NOBYPASSRLS", f"SET ROLE NONE; {OF_B}"),
     SetUp("REPLICATION", "ALTER ROLE app REPLICATION", "RLS role", "failed", "app has REPLICATION: it may stream every change", "ALTER ROLE app NOREPLICATION", None),
     SetUp("a role that may read the server's files", "GRANT pg_read_server_files TO app", "RLS role", "failed", "app is a member of pg_read_server_files", "REVOKE pg_read_server_files FROM app", "CREATE TEMP TABLE file (content text); COPY file FROM '/etc/hostname'; SELECT * FROM file"),
     SetUp("a role that may become one with BYPASSRLS", "GRANT admin TO app; GRANT SELECT ON shop.orders TO admin", "RLS set role", "failed", "app may SET ROLE to admin (BYPASSRLS)", "REVOKE admin FROM app", f"SET ROLE admin; {OF_B}"),
-    SetUp("a role that may become one through a third", "GRANT admin TO middle; GRANT middle TO app; GRANT SELECT ON shop.orders TO admin", "RLS set role", "failed", "app may SET ROLE to admin (BYPASSRLS)", "REVOKE admin FROM app, or from the role by which it is a member", f"SET ROLE admin; {OF_B}"),
+    SetUp("a role that may become one through a third", "GRANT admin TO middle; GRANT middle TO app; GRANT SELECT ON shop.orders TO admin", "RLS set role", "failed", "app may SET ROLE to admin (BYPASSRLS)", "REVOKE admin FROM app, or from the role through which it is a member", f"SET ROLE admin; {OF_B}"),
     SetUp("a role that may make itself a member", "GRANT admin TO app WITH INHERIT FALSE, SET FALSE, ADMIN TRUE; GRANT SELECT ON shop.orders TO admin", "RLS set role", "failed", "app may SET ROLE to admin (BYPASSRLS)", "REVOKE admin FROM app", f"GRANT admin TO app WITH SET TRUE; SET ROLE admin; {OF_B}"),
     SetUp("a role that may become the owner", "GRANT keeper TO app WITH INHERIT FALSE", "RLS set role", "failed", "app may SET ROLE to keeper (owner of tables with policies)", "REVOKE keeper FROM app", f"SET ROLE keeper; ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY; {OF_B}"),
     # Whom the tables belong to.
-    SetUp("the owner, without FORCE", "ALTER TABLE shop.orders OWNER TO app; ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY", "RLS owner", "failed", "app owns shop.orders: without FORCE no policy binds the owner", "give them to a role that app is no member of (ALTER TABLE shop.orders OWNER TO …), or ALTER TABLE shop.orders FORCE ROW LEVEL SECURITY", OF_B),
-    SetUp("a member of the owner, without FORCE", "GRANT keeper TO app; ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY", "RLS owner", "failed", "app owns shop.orders (as a member of keeper): without FORCE", "give them to a role that app is no member of", OF_B),
-    SetUp("the owner, with FORCE", "ALTER TABLE shop.orders OWNER TO app", "RLS owner", "warning", "app owns shop.orders: FORCE binds it, until it says NO FORCE", "give them to a role that app is no member of", f"ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY; {OF_B}"),
+    SetUp("the owner, without FORCE", "ALTER TABLE shop.orders OWNER TO app; ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY", "RLS owner", "failed", "app owns shop.orders: without FORCE, no policy applies to the owner", "transfer them to a role of which app is not a member (ALTER TABLE shop.orders OWNER TO …), or ALTER TABLE shop.orders FORCE ROW LEVEL SECURITY", OF_B),
+    SetUp("a member of the owner, without FORCE", "GRANT keeper TO app; ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY", "RLS owner", "failed", "app owns shop.orders (as a member of keeper): without FORCE,", "transfer them to a role of which app is not a member", OF_B),
+    SetUp("the owner, with FORCE", "ALTER TABLE shop.orders OWNER TO app", "RLS owner", "warning", "app owns shop.orders: FORCE applies the policies to it, until it executes NO FORCE", "transfer them to a role of which app is not a member", f"ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY; {OF_B}"),
     # Tables without policies, and what no policy can protect.
-    SetUp("a table without row-level security", "ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY; DROP POLICY tenant ON shop.orders", "RLS tables", "warning", "no row-level security: app may read and write shop.orders", "what belongs to tenants needs policies: ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY", OF_B),
+    SetUp("a table without row-level security", "ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY; DROP POLICY tenant ON shop.orders", "RLS tables", "warning", "no row-level security: app may read and write shop.orders", "tables with rows of tenants need policies: ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY", OF_B),
     SetUp("policies that were never enabled", "ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY", "RLS tables", "failed", "the policies of shop.orders do nothing", "ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY", OF_B),
-    SetUp("one column of a table without row-level security", "CREATE TABLE shop.notes AS TABLE shop.orders; GRANT SELECT (item) ON shop.notes TO app", "RLS tables", "warning", "no row-level security: app may read shop.notes", "what belongs to tenants needs policies", "SELECT item FROM shop.notes WHERE item = 'goggles'"),
-    SetUp("a materialized view", "CREATE MATERIALIZED VIEW shop.kept AS TABLE shop.orders; GRANT SELECT ON shop.kept TO app", "RLS tables", "warning", "no policy can protect what app may read shop.kept (a materialized view, filled as its owner)", "where it holds rows of tenants: REVOKE ALL ON shop.kept FROM app", "SELECT * FROM shop.kept WHERE tenant_id = 'b'"),
-    SetUp("a foreign table", "CREATE FOREIGN DATA WRAPPER away; CREATE SERVER away FOREIGN DATA WRAPPER away; CREATE FOREIGN TABLE shop.far (tenant_id text) SERVER away; GRANT SELECT ON shop.far TO app", "RLS tables", "warning", "no policy can protect what app may read shop.far (a foreign table)", "where it holds rows of tenants: REVOKE ALL ON shop.far FROM app", None),
+    SetUp("one column of a table without row-level security", "CREATE TABLE shop.notes AS TABLE shop.orders; GRANT SELECT (item) ON shop.notes TO app", "RLS tables", "warning", "no row-level security: app may read shop.notes", "tables with rows of tenants need policies", "SELECT item FROM shop.notes WHERE item = 'goggles'"),
+    SetUp("a materialized view", "CREATE MATERIALIZED VIEW shop.kept AS TABLE shop.orders; GRANT SELECT ON shop.kept TO app", "RLS tables", "warning", "policies cannot protect these relations: app may read shop.kept (a materialized view, filled as its owner)", "if it contains rows of tenants: REVOKE ALL ON shop.kept FROM app", "SELECT * FROM shop.kept WHERE tenant_id = 'b'"),
+    SetUp("a foreign table", "CREATE FOREIGN DATA WRAPPER away; CREATE SERVER away FOREIGN DATA WRAPPER away; CREATE FOREIGN TABLE shop.far (tenant_id text) SERVER away; GRANT SELECT ON shop.far TO app", "RLS tables", "warning", "policies cannot protect these relations: app may read shop.far (a foreign table)", "if it contains rows of tenants: REVOKE ALL ON shop.far FROM app", None),
     SetUp("TRUNCATE", "GRANT TRUNCATE ON shop.orders TO app", "RLS tables", "failed", "app may TRUNCATE shop.orders, which no policy limits", "REVOKE TRUNCATE ON shop.orders FROM app", "TRUNCATE shop.orders; SELECT 'gone'"),
-    SetUp("a role that may use nothing", "REVOKE ALL ON shop.orders FROM app", "RLS tables", "warning", "app may use no table in this database", "GRANT it what the application needs", None),
+    SetUp("a role that may use nothing", "REVOKE ALL ON shop.orders FROM app", "RLS tables", "warning", "app has no privileges on any table in this database", "GRANT it what the application needs", None),
     # Other ways to the same rows.
-    SetUp("a partition that is reached by its own name", "CREATE TABLE shop.events (tenant_id text) PARTITION BY LIST (tenant_id); CREATE TABLE shop.events_b PARTITION OF shop.events FOR VALUES IN ('b'); INSERT INTO shop.events VALUES ('b'); ALTER TABLE shop.events ENABLE ROW LEVEL SECURITY; CREATE POLICY tenant ON shop.events USING (tenant_id = current_setting('app.tenant_id', true)); GRANT SELECT ON shop.events, shop.events_b TO app", "RLS partitions", "failed", "past their parents' policies, by their own names, app may read shop.events_b (of shop.events)", "REVOKE ALL ON shop.events_b FROM app", "SELECT * FROM shop.events_b"),
-    SetUp("a table that inherits", "CREATE TABLE shop.old_orders () INHERITS (shop.orders); INSERT INTO shop.old_orders VALUES ('b', 'cap'); GRANT SELECT ON shop.old_orders TO app", "RLS partitions", "failed", "past their parents' policies, by their own names, app may read shop.old_orders (of shop.orders)", "REVOKE ALL ON shop.old_orders FROM app", "SELECT * FROM shop.old_orders"),
-    SetUp("a view that runs as its owner", "CREATE VIEW shop.all_orders AS TABLE shop.orders; GRANT SELECT ON shop.all_orders TO app", "RLS views", "failed", "views run as their owner, whom no policy binds: app may read shop.all_orders (of shop.orders, as postgres)", "ALTER VIEW shop.all_orders SET (security_invoker = true), and GRANT app what it reads", "SELECT * FROM shop.all_orders WHERE tenant_id = 'b'"),
+    SetUp("a partition that is reached by its own name", "CREATE TABLE shop.events (tenant_id text) PARTITION BY LIST (tenant_id); CREATE TABLE shop.events_b PARTITION OF shop.events FOR VALUES IN ('b'); INSERT INTO shop.events VALUES ('b'); ALTER TABLE shop.events ENABLE ROW LEVEL SECURITY; CREATE POLICY tenant ON shop.events USING (tenant_id = current_setting('app.tenant_id', true)); GRANT SELECT ON shop.events, shop.events_b TO app", "RLS partitions", "failed", "by their own names, bypassing their parents' policies, app may read shop.events_b (of shop.events)", "REVOKE ALL ON shop.events_b FROM app", "SELECT * FROM shop.events_b"),
+    SetUp("a table that inherits", "CREATE TABLE shop.old_orders () INHERITS (shop.orders); INSERT INTO shop.old_orders VALUES ('b', 'cap'); GRANT SELECT ON shop.old_orders TO app", "RLS partitions", "failed", "by their own names, bypassing their parents' policies, app may read shop.old_orders (of shop.orders)", "REVOKE ALL ON shop.old_orders FROM app", "SELECT * FROM shop.old_orders"),
+    SetUp("a view that runs as its owner", "CREATE VIEW shop.all_orders AS TABLE shop.orders; GRANT SELECT ON shop.all_orders TO app", "RLS views", "failed", "views run as their owner, to whom no policy applies: app may read shop.all_orders (of shop.orders, as postgres)", "ALTER VIEW shop.all_orders SET (security_invoker = true), and GRANT app what it reads", "SELECT * FROM shop.all_orders WHERE tenant_id = 'b'"),
     SetUp("a view over a view that runs as its owner", "CREATE VIEW shop.inner_one WITH (security_barrier) AS TABLE shop.orders; CREATE VIEW shop.outer_one WITH (security_invoker = on) AS TABLE shop.inner_one; GRANT SELECT ON shop.inner_one, shop.outer_one TO app; REVOKE SELECT ON shop.inner_one FROM PUBLIC", "RLS views", "failed", "app may read shop.inner_one (of shop.orders, as postgres), read shop.outer_one (of shop.orders, as postgres)", "ALTER VIEW shop.inner_one SET (security_invoker = true) (and 1 more)", "SELECT * FROM shop.outer_one WHERE tenant_id = 'b'"),
     SetUp("a view of the tables' owner, without FORCE", "ALTER TABLE shop.orders NO FORCE ROW LEVEL SECURITY; CREATE VIEW shop.theirs AS TABLE shop.orders; ALTER VIEW shop.theirs OWNER TO keeper; GRANT SELECT ON shop.theirs TO app", "RLS views", "failed", "app may read shop.theirs (of shop.orders, as keeper)", "ALTER VIEW shop.theirs SET (security_invoker = true)", "SELECT * FROM shop.theirs WHERE tenant_id = 'b'"),
-    SetUp("a view of a table without row-level security", "CREATE TABLE shop.notes AS TABLE shop.orders; CREATE VIEW shop.noted AS TABLE shop.notes; GRANT SELECT ON shop.noted TO app", "RLS views", "warning", "tables without row-level security show through views: app may read shop.noted (of shop.notes, as postgres)", "what belongs to tenants needs policies on these tables, too", "SELECT * FROM shop.noted WHERE tenant_id = 'b'"),
-    SetUp("a function that runs as its owner", "CREATE FUNCTION shop.every(what text) RETURNS SETOF shop.orders SECURITY DEFINER LANGUAGE sql AS 'TABLE shop.orders'", "RLS functions", "warning", "functions run as their owner, whom no policy binds (SECURITY DEFINER): shop.every(what text) (as postgres)", "read what they do for which tenant", "SELECT * FROM shop.every('') WHERE tenant_id = 'b'"),
+    SetUp("a view of a table without row-level security", "CREATE TABLE shop.notes AS TABLE shop.orders; CREATE VIEW shop.noted AS TABLE shop.notes; GRANT SELECT ON shop.noted TO app", "RLS views", "warning", "views show tables without row-level security: app may read shop.noted (of shop.notes, as postgres)", "if they contain rows of tenants, these tables need policies, too", "SELECT * FROM shop.noted WHERE tenant_id = 'b'"),
+    SetUp("a function that runs as its owner", "CREATE FUNCTION shop.every(what text) RETURNS SETOF shop.orders SECURITY DEFINER LANGUAGE sql AS 'TABLE shop.orders'", "RLS functions", "warning", "functions run as their owner, to whom no policy applies (SECURITY DEFINER): shop.every(what text) (as postgres)", "review what they do for which tenant", "SELECT * FROM shop.every('') WHERE tenant_id = 'b'"),
     # Policies that do less than they seem to.
-    SetUp("another policy that lets everything through", "CREATE POLICY open ON shop.orders USING (true)", "RLS policies", "failed", "permissive policies are joined by OR, so that these undo the others: open on shop.orders, USING (true) for SELECT, INSERT, UPDATE, DELETE", "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE", OF_B),
-    SetUp("another policy that asks for no tenant", "CREATE POLICY open ON shop.orders FOR SELECT TO app USING (item <> 'towel')", "RLS policies", "failed", "permissive policies are joined by OR, so that these undo the others: open on shop.orders, USING (item <> 'towel'::text) for SELECT", "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE", OF_B),
-    SetUp("the only policy lets everything through", "DROP POLICY tenant ON shop.orders; CREATE POLICY open ON shop.orders USING (true)", "RLS policies", "warning", "these let the same rows through for every tenant: open on shop.orders, USING (true) for SELECT, INSERT, UPDATE, DELETE", "what belongs to tenants needs a policy that asks whose transaction it is", OF_B),
-    SetUp("rows of others may be written", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders USING (tenant_id = current_setting('app.tenant_id', true)) WITH CHECK (true)", "RLS policies", "warning", "these let the same rows through for every tenant: tenant on shop.orders, WITH CHECK (true) for INSERT, UPDATE", "what belongs to tenants needs a policy that asks whose transaction it is", "INSERT INTO shop.orders VALUES ('b', 'planted'); SELECT 'written'"),
-    SetUp("a setting that must not be missing", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders USING (tenant_id = current_setting('app.tenant_id'))", "RLS policies", "warning", "without the setting, these fail in a fresh session (42704) and read '' in a used one: tenant on shop.orders", "read it by nullif(current_setting('…', true), '')", None),
+    SetUp("another policy that lets everything through", "CREATE POLICY open ON shop.orders USING (true)", "RLS policies", "failed", "permissive policies are combined with OR, so that these undo the others: open on shop.orders, USING (true) for SELECT, INSERT, UPDATE, DELETE", "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE", OF_B),
+    SetUp("another policy that asks for no tenant", "CREATE POLICY open ON shop.orders FOR SELECT TO app USING (item <> 'towel')", "RLS policies", "failed", "permissive policies are combined with OR, so that these undo the others: open on shop.orders, USING (item <> 'towel'::text) for SELECT", "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE", OF_B),
+    SetUp("the only policy lets everything through", "DROP POLICY tenant ON shop.orders; CREATE POLICY open ON shop.orders USING (true)", "RLS policies", "warning", "these let the same rows through for every tenant: open on shop.orders, USING (true) for SELECT, INSERT, UPDATE, DELETE", "tables with rows of tenants need a policy that checks whose transaction it is", OF_B),
+    SetUp("rows of others may be written", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders USING (tenant_id = current_setting('app.tenant_id', true)) WITH CHECK (true)", "RLS policies", "warning", "these let the same rows through for every tenant: tenant on shop.orders, WITH CHECK (true) for INSERT, UPDATE", "tables with rows of tenants need a policy that checks whose transaction it is", "INSERT INTO shop.orders VALUES ('b', 'planted'); SELECT 'written'"),
+    SetUp("a setting that must not be missing", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders USING (tenant_id = current_setting('app.tenant_id'))", "RLS policies", "warning", "without the setting, these fail in a fresh session (42704) and read '' in a used one: tenant on shop.orders", "read it with nullif(current_setting('…', true), '')", None),
     SetUp("no policy for the role", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders TO keeper USING (true)", "RLS policies", "warning", "no policy of shop.orders lets app see or write a row", "CREATE POLICY … ON shop.orders TO app, or REVOKE", None),
     SetUp("none but restrictive policies", "DROP POLICY tenant ON shop.orders; CREATE POLICY tenant ON shop.orders AS RESTRICTIVE USING (tenant_id = current_setting('app.tenant_id', true))", "RLS policies", "warning", "no policy of shop.orders lets app see or write a row", "CREATE POLICY … ON shop.orders TO app, or REVOKE", None),
 ]  # fmt: skip
@@ -147,7 +150,8 @@ def server(database: Postgres) -> Iterator[Postgres]:
     database.execute(WELL, database=DATABASE)
     yield database
     database.execute(
-        f"DROP SCHEMA IF EXISTS shop, other, planted, plungepool CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS away CASCADE;"
+        "DROP SCHEMA IF EXISTS shop, other, planted, plungepool CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS away "
+        "CASCADE;"
         f"DROP OWNED BY {ROLES}; DROP ROLE {ROLES}",
         database=DATABASE,
     )
@@ -196,7 +200,7 @@ def test_all_is_well(server: Postgres, environ: dict[str, str]) -> None:
 def test_settings_that_policies_read_can_be_required(environ: dict[str, str]) -> None:
     """What is required already is not advised; what is not is added to it, by the name of the variable."""
     required = examine(environ | {"PLUNGEPOOL_REQUIRE_SETTINGS": "app.tenant_id,app.other"})[-1].found
-    assert required == "policies bind app in shop.orders; they read app.tenant_id"
+    assert required == "policies apply to app in shop.orders; they read app.tenant_id"
     theirs = {f"REPORTS_{name}": value for name, value in environ.items()}
     theirs["REPORTS_PLUNGEPOOL_REQUIRE_SETTINGS"] = "app.other"
     *_, last = check_environment(theirs, prefix="REPORTS_", rls=True)
@@ -286,7 +290,7 @@ def test_a_schema_that_does_not_exist_is_no_success(environ: dict[str, str]) -> 
     both = examine(environ, "shpo", "shop")
     assert [check.state for check in both] == ["ok", "failed", "ok"]
     assert "'shpo'" in both[1].found
-    assert "may use no table in schema public" in examine(environ, "public")[-1].found
+    assert "has no privileges on any table in schema public" in examine(environ, "public")[-1].found
 
 
 def test_long_lists_are_counted(server: Postgres, environ: dict[str, str]) -> None:
@@ -416,13 +420,13 @@ def test_command_says_it(server: Postgres, environ: dict[str, str], monkeypatch:
     assert (plain.exit_code, "RLS" in plain.output) == (0, False)
     well = runner.invoke(application, ["doctor", "--rls", "--schema", "shop"])
     assert well.exit_code == 0
-    assert "✓ RLS policies   policies bind app in shop.orders; they read app.tenant_id" in well.output
+    assert "✓ RLS policies   policies apply to app in shop.orders; they read app.tenant_id" in well.output
     server.execute("ALTER ROLE app BYPASSRLS")
     ill = runner.invoke(application, ["doctor", "--rls", "--schema", "shop", "--json"])
     assert ill.exit_code == 1
     report = json.loads(ill.output)
     assert [check["found"] for check in report["checks"] if check["state"] == "failed"] == [
-        "app has BYPASSRLS: no policy binds it"
+        "app has BYPASSRLS: no policy applies to it"
     ]
     alone = runner.invoke(application, ["doctor", "--schema", "shop"])
     assert alone.exit_code == 2

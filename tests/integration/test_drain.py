@@ -420,7 +420,7 @@ def test_behind_a_pooler_its_own_session_is_not_to_be_told(server: Postgres, pro
         for one in taken:
             one.close()
         assert len(before) == 3
-        with pytest.raises(DrainError, match="a pooler stands before the server"):
+        with pytest.raises(DrainError, match="there is a pooler in front of the server"):
             run(through("app"))
         assert alive(server) == before
         assert run(through("operator"), role="app").ended == 3
@@ -514,11 +514,14 @@ def test_what_cannot_work_is_said_in_a_line(
 
 def test_the_command_says_what_there_was_to_replace(connect: Callable[..., Engine], environ: None) -> None:
     """Nothing at all, or nothing by that name and what there is: no tick beside a slip."""
-    assert command()[:2] == (0, "✓ app in postgres: no connections, so that there was nothing to replace\n")
+    assert command()[:2] == (0, "✓ app in postgres: no connections, so there was nothing to replace\n")
     assert command("--application", "orders")[1].startswith("✓ app in postgres: no connections")
     invoke(connect(application="orders:[red]7"))
     code, said, _ = command("--application", "order")
-    assert (code, said) == (0, "! app in postgres: no connection of that application; there are 'orders:[red]7'\n")
+    assert (code, said) == (
+        0,
+        "! app in postgres: no connection has that application_name; the names in use are 'orders:[red]7'\n",
+    )
     code, out, _ = command("--application", "order", "--json")
     assert (code, json.loads(out)["others"]) == (0, ["orders:[red]7"])
 
@@ -532,7 +535,7 @@ def test_a_role_without_a_connection_left_is_told_to_name_another(
     try:
         invoke(connect())
         code, said, _ = command()
-        assert (code, "53300" in said, "by --role" in said) == (1, True, True)
+        assert (code, "53300" in said, "with --role" in said) == (1, True, True)
     finally:
         server.execute("ALTER ROLE app CONNECTION LIMIT -1")
 

@@ -418,7 +418,7 @@ def test_a_connection_that_is_still_held_is_closed(
         return pid
 
     pid = handler({}, Context(60))
-    assert "it was closed, since something still refers to it" in caplog.text
+    assert "it was closed, because something still refers to it" in caplog.text
     end = time.time() + 5
     while backends(postgres, pid) and time.time() < end:
         time.sleep(0.02)

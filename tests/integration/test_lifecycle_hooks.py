@@ -348,7 +348,7 @@ def test_a_connection_ahead_that_fails_fails_nothing(
         "listener": "ValueError",
         "no thread": "RuntimeError",
     }
-    assert told.startswith("no connection was opened ahead after the restore, so the first invocation opens one: ")
+    assert told.startswith("no connection was opened in advance after the restore, so the first invocation opens one: ")
     assert expected[what] in told
     assert "secret" not in told
     assert engine.pool.status() == "1 connections at most: 0 in use, 0 kept"
@@ -376,7 +376,7 @@ def test_a_connection_ahead_that_comes_too_late_takes_no_place(
     restore(engine)
     assert time.time() - begun < 30
     (told,) = messages(caplog)
-    assert told.endswith("it takes longer than 0.2 s")
+    assert told.endswith("it took longer than 0.2 s")
     with engine.connect() as connection:
         first = connection.connection.dbapi_connection
     go_on.set()

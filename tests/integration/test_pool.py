@@ -406,7 +406,7 @@ def test_exhaustion_under_contention_accuses_nobody(make_engine: Callable[..., E
     holder.start()
     taken.wait()
     try:
-        with pytest.raises(PoolExhausted, match=r"Other threads use them.*raise PLUNGEPOOL_POOL_SIZE") as caught:
+        with pytest.raises(PoolExhausted, match=r"Other threads are using them.*raise PLUNGEPOOL_POOL_SIZE") as caught:
             engine.connect()
     finally:
         done.set()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from plungepool_toolkit.fixtures import Database
 
-WHY = r"this engine only reads \(READER_PLUNGEPOOL_ACCESS=read-only\)"
+WHY = r"this engine is read-only \(READER_PLUNGEPOOL_ACCESS=read-only\)"
 THINGS = Table("things", MetaData(), Column("id", Integer, primary_key=True), Column("name", Text))
 
 
@@ -278,7 +278,7 @@ def test_a_text_begins_no_transaction_in_autocommit(
     with make().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         wired: Any = connection.connection.dbapi_connection
         before = wired.flights
-        with pytest.raises(exc.ProgrammingError, match=f"{WHY}, and begins its transactions by itself"):
+        with pytest.raises(exc.ProgrammingError, match=f"{WHY}, and begins its transactions automatically"):
             connection.exec_driver_sql(statement)
         assert wired.flights == before
 
@@ -286,7 +286,7 @@ def test_a_text_begins_no_transaction_in_autocommit(
 def test_a_text_of_several_statements_is_refused(make: Callable[..., Engine], options: dict[str, Any]) -> None:
     """One of them could end the transaction; the error says why it is none here."""
     with make().connect().execution_options(**options) as connection:
-        with pytest.raises(exc.ProgrammingError, match=f"{WHY} a text holds one statement"):
+        with pytest.raises(exc.ProgrammingError, match=f"{WHY} a string may contain only one statement"):
             connection.exec_driver_sql("SELECT 1; SELECT 2")
 
 
@@ -414,7 +414,7 @@ def test_a_standby() -> None:
             for options in ({}, {"isolation_level": "AUTOCOMMIT"}):
                 with engine.connect().execution_options(**options) as connection:
                     assert connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one()
-                    with pytest.raises(exc.DBAPIError, match=r"only reads \(PLUNGEPOOL_ACCESS=read-only\)") as caught:
+                    with pytest.raises(exc.DBAPIError, match=r"read-only \(PLUNGEPOOL_ACCESS=read-only\)") as caught:
                         connection.execute(text("CREATE TABLE t (n int)"))
                     assert not caught.value.connection_invalidated
             assert engine.pool.checkedin() == 1  # type: ignore[attr-defined]

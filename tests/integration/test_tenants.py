@@ -492,7 +492,9 @@ def test_option_of_a_statement_is_refused_by_name(engine: Engine) -> None:
                 lambda: Session(connection).execute(select(Page), execution_options=of("2")),
                 lambda: Session(connection).execute(select(Page).execution_options(**of("2"))),
             ):
-                with pytest.raises(exc.InvalidRequestError, match="plungepool_settings is no option of a statement"):
+                with pytest.raises(
+                    exc.InvalidRequestError, match="plungepool_settings is not an option of a statement"
+                ):
                     execute()
                 assert connection.execute(COUNT).scalar_one() == (3 if settings else 0)
     assert_clean(engine)
@@ -530,7 +532,7 @@ def test_what_cannot_carry_it_is_refused_in_autocommit(engine: Engine, statement
     """What manages transactions by itself, or may, would go on without a tenant."""
     options = of("1") | {"isolation_level": "AUTOCOMMIT"}
     with engine.connect().execution_options(**options) as connection:
-        with pytest.raises(exc.ProgrammingError, match="in AUTOCOMMIT the settings"):
+        with pytest.raises(exc.ProgrammingError, match="in AUTOCOMMIT, the settings"):
             connection.exec_driver_sql(statement)
         before = driver(connection).flights
         for allowed in ("EXPLAIN SELECT * FROM pages", "SHOW server_version", "(SELECT 1)", "-- a\r\nSELECT 1;"):
@@ -679,7 +681,7 @@ def test_what_the_engine_asks_by_itself_is_not_refused(make: Callable[..., Engin
 
 
 def test_names_that_are_required_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PLUNGEPOOL_REQUIRE_SETTINGS is a list of names with commas between them; a wrong one is told at the start."""
+    """PLUNGEPOOL_REQUIRE_SETTINGS is a list of names separated by commas; a wrong one is told at the start."""
     minimum = {"PLUNGEPOOL_HOST": "h", "PLUNGEPOOL_USER": "u", "PLUNGEPOOL_PASSWORD": "p"}
     read = Settings.from_env(minimum | {"PLUNGEPOOL_REQUIRE_SETTINGS": "app.tenant_id, App.User,role"})
     assert read.require_settings == ("app.tenant_id", "app.user", "role")

@@ -146,7 +146,7 @@ def crashed(writer: Writer) -> None:
 ENDED = "the server had closed it (terminating connection due to administrator command (SQLSTATE 57P01))"
 IDLE = "the server had closed it (terminating connection due to idle-session timeout (SQLSTATE 57P05))"
 HUNG_UP = "the server {place} closed the connection"
-SILENT = "no answer to a question within 2.0 s, after 0 s idle"
+SILENT = "no answer to a ping within 2.0 s, after 0 s idle"
 STORIES: list[tuple[Callable[[Writer], None], str]] = [
     (terminated, ENDED),
     (idle_for_too_long, IDLE),
@@ -212,7 +212,7 @@ def test_a_function_with_three_seconds_has_time_to_connect_anew(writer: Writer) 
         writer.environment.timeout_s = 60.0
     assert len(after["pids"]) == 1
     (line,) = logged
-    assert line.startswith("[INFO] a kept connection was replaced: no answer to a question within 1.")
+    assert line.startswith("[INFO] a kept connection was replaced: no answer to a ping within 1.")
 
 
 def test_writer_that_may_not_write_any_more_takes_its_other_connections_along(

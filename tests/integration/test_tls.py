@@ -136,9 +136,9 @@ def no_host(authority: Authority) -> ssl.SSLContext:
     [
         (wrong_authority, "localhost", ["not trusted here", "PLUNGEPOOL_CA_FILE", "nothing else is trusted"]),
         (expired, "localhost", ["has expired", "clock"]),
-        (wrong_host, "localhost", ["certificate for another name than localhost", "PLUNGEPOOL_HOST"]),
-        (wrong_host, "127.0.0.1", ["certificate for another name than 127.0.0.1", "PLUNGEPOOL_HOST"]),
-        (no_host, "localhost", ["certificate for another name", "PLUNGEPOOL_HOST"]),
+        (wrong_host, "localhost", ["certificate is for a name other than localhost", "PLUNGEPOOL_HOST"]),
+        (wrong_host, "127.0.0.1", ["certificate is for a name other than 127.0.0.1", "PLUNGEPOOL_HOST"]),
+        (no_host, "localhost", ["certificate is for a name other than", "PLUNGEPOOL_HOST"]),
     ],
 )
 def test_wrong_server_is_refused_before_the_password(

@@ -89,8 +89,8 @@ def test_other_version_is_one_clear_sentence(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert re.fullmatch(
-        rf"ImportError: plungepool needs (?P<wanted>{name}>=[\d.]+,<[\d.]+) and found {version} in {tmp_path}\S*: "
-        rf"a function's own packages come before a layer's; leave {name} out of the function's requirements, or ask "
-        r"for (?P=wanted) there",
+        rf"ImportError: plungepool requires (?P<wanted>{name}>=[\d.]+,<[\d.]+) but found {version} in {tmp_path}\S*: "
+        rf"a function's own packages take precedence over a layer's; remove {name} from the function's requirements, "
+        r"or require (?P=wanted) there",
         last,
     ), last

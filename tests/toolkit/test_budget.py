@@ -392,7 +392,7 @@ def test_each_template_has_its_verdict(case: Case) -> None:
 
 
 REFUSED = [
-    ("broken", [], "broken.yaml, line 3 is no YAML"),
+    ("broken", [], "broken.yaml, line 3 is not valid YAML"),
     ("not-a-template", [], "it has no Resources"),
     ("circle", [], "is nested in itself"),
     ("refused-by-sam", [], "property Evnets not defined"),
@@ -400,7 +400,7 @@ REFUSED = [
     ("good", parameters("OrdersConcurency=1"), "has no parameter OrdersConcurency"),
     ("good", parameters("OrdersConcurrency"), "takes NAME=VALUE"),
     ("conditions", parameters("Stage=staging"), "takes one of test, production"),
-    ("good", database("Clutser:class=db.r6g.large"), "there are Cluster"),
+    ("good", database("Clutser:class=db.r6g.large"), "the names are Cluster"),
     ("good", database("clas=db.r6g.large"), "did you mean class?"),
     ("good", database("max-connections=many"), "takes a number"),
     ("good", database("kind=oracle"), "takes one of instance"),

@@ -296,7 +296,7 @@ def test_psycopg_is_guarded_through_a_proxy(project: pytest.Pytester) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*and the budget is 0*",
+            "*but the budget is 0*",
             "plan guard: no index *test_*.py:8 in test_it:",
             "  select * from orders where note = ? (*)",
         ]
@@ -318,4 +318,6 @@ def test_what_was_not_explained_is_told(project: pytest.Pytester) -> None:
     )
     result = run(project)
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["plan guard: not explained, there is no session to ask in: *: select * from orders"])
+    result.stdout.fnmatch_lines(
+        ["plan guard: not explained, there is no session to run EXPLAIN in: *: select * from orders"]
+    )

@@ -307,7 +307,7 @@ def test_n_plus_one_is_found_and_told(project: pytest.Pytester) -> None:
     statement = "select title from books where id = ? and title > ?"
     result.stdout.fnmatch_lines(
         [
-            "test_*.py::test_titles: 6 round trips, and the budget is 2; one line sends one statement again and again.",
+            "test_*.py::test_titles: 6 round trips, but the budget is 2; one line sends the same statement *",
             f"*1  books.py:5 in titles_one_by_one  BEGIN + {statement}",
             f"*2  books.py:5 in titles_one_by_one  {statement}",
             "*6  books.py:4 in titles_one_by_one  COMMIT",
@@ -358,7 +358,7 @@ def test_too_many_connects_fail(project: pytest.Pytester) -> None:
     )
     result = run(project)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*2 connections opened, and 1 may be.", "*connect, * round trips"])
+    result.stdout.fnmatch_lines(["*2 connections opened, but at most 1 may be.", "*connect, * round trips"])
 
 
 def test_a_test_that_fails_by_itself_says_why(project: pytest.Pytester) -> None:
@@ -448,10 +448,10 @@ def test_the_baseline_is_written_and_held(project: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "test_it.py::test_b: 5 round trips, and the baseline has 3.",
+            "test_it.py::test_b: 5 round trips, but the baseline has 3.",
             "Against the baseline:",
             "  +2  select title from books where id = ? and title > ?",
-            "round trips: test_it.py::test_a takes 0 in place of 2; --round-trips-update writes it down",
+            "round trips: test_it.py::test_a takes 0 instead of 2; --round-trips-update records it",
         ]
     )
 
@@ -569,7 +569,7 @@ def test_a_project_of_psycopg_has_budgets(project: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "test_shop.py::test_bad: 6 round trips, and the budget is 2; one line *",
+            "test_shop.py::test_bad: 6 round trips, but the budget is 2; one line *",
             "*1  shop.py:2 in prices  BEGIN",
             "*2  shop.py:2 in prices  select price from items where sku = ?",
             "N+1: shop.py:2 in prices sent one statement 5 times; *",

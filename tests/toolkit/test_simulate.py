@@ -394,9 +394,9 @@ def test_advice_that_can_be_followed() -> None:
     limit, cores = prices.of_acus(4.0)
     database = Database(limit=limit, cores=cores)
     text = said(database, 1000, ("null", "direct"), ("queue-pool", "direct"))
-    assert "to connect all of them takes 8.1 s of its 1 cores, and an attempt has 5 s" in text
+    assert "connecting all of them takes 8.1 s of its 1 cores, but an attempt has 5 s" in text
     assert "PLUNGEPOOL_CONNECT_TIMEOUT_S 14, a proxy, about 1.6 cores (7 ACU)" in text
-    assert "None of the others answers anything: they fail by ConnectTimeout." in text
+    assert "None of the others answers anything: they fail with ConnectTimeout." in text
     load, longer = study.Load(environments=1000), Function(connect_timeout_s=14)
     assert study.simulate(STRATEGIES["null"], database, longer, load, (1,)).held
     assert study.simulate(STRATEGIES["null"], replace(database, cores=1.75), Function(), load, (1,)).held
@@ -488,10 +488,10 @@ def test_the_model_is_like_a_storm_that_was_measured() -> None:
         ({"format": "other"}, "of the format"),
         ({"kind": "simulation"}, "the kind storm"),
         ({"strategies": []}, "knows none"),
-        ({"conditions": {}}, "no document of a storm"),
+        ({"conditions": {}}, "not the document of a storm"),
         ({"conditions": {"arrival": "wave"}}, "only a storm of spikes"),
-        ({"conditions": "x"}, "no document of a storm"),
-        ({"strategies": [[]]}, "no document of a storm"),
+        ({"conditions": "x"}, "not the document of a storm"),
+        ({"strategies": [[]]}, "not the document of a storm"),
     ],
 )
 def test_what_is_no_storm_is_said(change: dict[str, Any], problem: str) -> None:
@@ -511,7 +511,7 @@ def test_odd_conditions_are_said(name: str, value: object) -> None:
     """A number that is none, or none that can be, is named: no other version's document is taken for a storm."""
     storm = a_storm(Database())
     storm["conditions"][name] = value
-    with pytest.raises(calibration.StormError, match=f"{name}|no document"):
+    with pytest.raises(calibration.StormError, match=f"{name}|not the document"):
         calibration.measured(storm)
 
 

@@ -145,7 +145,7 @@ def test_another_roles_statement_is_not_planned_with_ones_own_rights(
     sent = "SELECT count(*) FROM orders WHERE note = 'x'"
     server.execute(sent, user="app")
     one = listed(slow("--json"))[statements.fingerprint(sent)]
-    assert (one["why"], one["not_explained"]) == (None, "it is another role's: connect as that role")
+    assert (one["why"], one["not_explained"]) == (None, "it belongs to another role: connect as that role")
     own = listed(slow("--json", user="app"))[statements.fingerprint(sent)]
     assert own["why"]["indexes"] == ["CREATE INDEX CONCURRENTLY ON public.orders (note)"]
 
@@ -189,7 +189,7 @@ def test_a_server_that_has_not_loaded_it(database: Database) -> None:
     database.execute("CREATE EXTENSION pg_stat_statements")
     result = CliRunner().invoke(application, ["slow"], env=database.variables())
     assert result.exit_code == 1
-    assert "put it into shared_preload_libraries" in result.stderr
+    assert "add it to shared_preload_libraries" in result.stderr
 
 
 def test_the_documentations_commands_run(slow: Callable[..., Result]) -> None:

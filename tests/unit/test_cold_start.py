@@ -219,8 +219,8 @@ def test_another_version_in_the_functions_own_packages_is_refused(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     (last,) = done.stderr.splitlines()[-1:]
-    assert last.startswith(f"ImportError: plungepool needs {name}>=")
-    assert f"and found {version} in {tmp_path}" in last
+    assert last.startswith(f"ImportError: plungepool requires {name}>=")
+    assert f"but found {version} in {tmp_path}" in last
 
 
 def test_version_that_fits_is_taken_wherever_it_lies(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert "needs sqlalchemy>=2.0.40,<2.2 and found 2.0.39" in run(source)
+    assert "requires sqlalchemy>=2.0.40,<2.2 but found 2.0.39" in run(source)
 
 
 def test_versions_are_those_that_are_declared() -> None:

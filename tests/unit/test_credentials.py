@@ -212,7 +212,7 @@ def test_key_that_was_copied_with_more_is_named(
     aws_environ.setenv(name, f"unmistakable{end}")
     server = Server()
     with pytest.raises(
-        CredentialsError, match=f"the {said} of the environment .* holds a blank, a line break"
+        CredentialsError, match=f"the {said} of the environment .* contains a space, a line break"
     ) as caught:
         source(token_settings).connect(server)
     assert server.logins == []
@@ -225,7 +225,7 @@ def test_key_that_was_copied_with_more_is_named(
         ("direct", "28P01", "password authentication failed", "the database user does not exist or lacks the role"),
         ("direct", "28000", "PAM authentication failed", "the function's role is not allowed rds-db:connect"),
         ("direct", "28000", "no pg_hba.conf entry", "the database user does not exist or lacks the role"),
-        ("proxy", "28P01", "The password that was provided is wrong", "the proxy does not ask for IAM"),
+        ("proxy", "28P01", "The password that was provided is wrong", "the proxy does not require IAM"),
         ("proxy", "28P01", "The IAM authentication failed", "the function's role is not allowed rds-db:connect"),
         ("proxy", "28P01", "This RDS proxy has no credentials", "the proxy has neither a secret"),
     ],

@@ -45,7 +45,7 @@ def test_half_of_the_keys_is_none(missing: str) -> None:
     quoted.
     """
     answer = json.dumps({name: value for name, value in KEYS.items() if name != missing})
-    with pytest.raises(CredentialsError, match=r"'localhost' gave no credentials \(HTTP status 200\)"):
+    with pytest.raises(CredentialsError, match=r"'localhost' returned no credentials \(HTTP status 200\)"):
         iam._container_keys(Document(lambda: answer), "localhost", 200)
 
 

@@ -399,7 +399,7 @@ def test_warning_takes_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
         for number in range(300):
             connection.execute(text(f"CREATE TEMP TABLE t{number} (a int)"))
     assert len(caplog.records) == 257
-    assert "others are not reported" in caplog.records[-1].getMessage()
+    assert "further ones are not reported" in caplog.records[-1].getMessage()
     engine.dispose()
 
 

@@ -256,7 +256,7 @@ def test_exhaustion_inside_an_invocation_says_what_to_do(make_pool: Callable[...
     def handler(event: dict[str, Any], context: None) -> None:
         left.append(one.connect())
 
-    cure = "guard_invocation takes back what an earlier invocation has left, or raise PLUNGEPOOL_POOL_SIZE"
+    cure = "guard_invocation returns what an earlier invocation left checked out, or raise PLUNGEPOOL_POOL_SIZE"
     handler({}, None)
     with pytest.raises(PoolExhausted, match=f"in handler .*{cure}$"):
         handler({}, None)
@@ -292,9 +292,9 @@ def test_exhaustion_by_other_threads_tells_how_many_wait(make_pool: Callable[...
             time.sleep(0.001)
     for thread in threads:
         thread.join()
-    assert "1 more checkout was waiting. Other threads use them" in messages[0]
+    assert "1 more checkout was waiting. Other threads are using them" in messages[0]
     # The first may still be about to say so when the second's time is over.
-    assert re.search(r"[01] more checkouts? (was|were) waiting\. Other threads use them", messages[1])
+    assert re.search(r"[01] more checkouts? (was|were) waiting\. Other threads are using them", messages[1])
     held.close()
 
 
@@ -431,7 +431,7 @@ def test_wait_that_the_invocation_ends_says_so_and_who_has_the_connection(
     held = one.connect()
     monkeypatch.setattr(invocation, "_end", 1_700_000_000.258)
     monkeypatch.setattr(time, "time", Jump(2, 0.258))
-    over = r"^the invocation was over before a connection was free: no connection became free within 0\.26 s .*taken at"
+    over = r"^the invocation had ended before a connection became free: no connection .* within 0\.26 s .*taken at"
     with pytest.raises(DeadlineExceeded, match=over):
         one.connect()
     held.close()
@@ -555,7 +555,7 @@ def test_pool_after_dispose_keeps_what_it_says_and_when_it_ends(
             held = one.connect()
     for other in (make_pool(), make_pool().recreate()):
         monkeypatch.setattr(invocation, "_end", 1.0)
-        with pytest.raises(DeadlineExceeded, match="over before a connection was asked for"):
+        with pytest.raises(DeadlineExceeded, match="ended before a connection was requested"):
             other.connect()
         monkeypatch.undo()
 
@@ -681,7 +681,10 @@ def test_words_where_nothing_is_known() -> None:
     """Where it was taken, by whom and how many wait."""
     assert pool._where([]) == "an unknown place"
     said = pool._why_exhausted([], "1 s", "2", 2)
-    assert "the pool has 2, taken at nowhere any more; 2 more checkouts were waiting. Other threads use them" in said
+    assert (
+        "the pool has 2, taken at places that have returned them; 2 more checkouts were waiting. Other threads are "
+        "using them" in said
+    )
 
 
 def test_distribution_in_the_working_folder_is_a_library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

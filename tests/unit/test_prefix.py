@@ -90,7 +90,7 @@ def test_a_misspelt_prefix_says_which_there_are() -> None:
     """No variable of that prefix at all: it is said, and not only that each one is missing."""
     environ = WHOLE | prefixed(WHOLE) | prefixed(WHOLE, "AUDIT_")
     assert problems(environ, "REPORT_")[0] == (
-        "no variable begins with REPORT_PLUNGEPOOL_; there are those of AUDIT_, REPORTS_"
+        "no variable begins with REPORT_PLUNGEPOOL_; the prefixes in use are AUDIT_, REPORTS_"
     )
     assert problems({}, "REPORT_")[0] == "no variable begins with REPORT_PLUNGEPOOL_"
 
@@ -117,15 +117,15 @@ def test_what_is_no_typo_is_left_alone() -> None:
 def test_a_prefix_that_can_be_none_is_refused(prefix: str) -> None:
     """Before a variable is named by it; the name of the package stands in every variable anyway."""
     (problem,) = problems(WHOLE, prefix)
-    assert problem.startswith("prefix must be")
-    assert problem.endswith(("such as REPORTS_", "such as REPORTS_; or empty"))
-    with pytest.raises(SettingsError, match=r"^prefix must be"):
+    assert problem.startswith("prefix must ")
+    assert problem.endswith(("such as REPORTS_", "such as REPORTS_, or empty"))
+    with pytest.raises(SettingsError, match=r"^prefix must "):
         Settings(host="h", user="u", password="p", prefix=prefix)
 
 
 def test_a_prefix_that_is_no_text_is_refused() -> None:
     """As any other wrong value, and not by an error of some method."""
-    with pytest.raises(SettingsError, match="prefix must be"):
+    with pytest.raises(SettingsError, match="prefix must "):
         Settings(host="h", user="u", password="p", prefix=None)  # type: ignore[arg-type]
 
 

@@ -230,7 +230,7 @@ def test_unanswered_question_condemns_what_has_not_answered_since(
     assert number(four.connect()) == 5
     assert [one.gone for one in given] == [True, True, True, True, False]
     assert sum(len(one.deadlines) for one in given) == 1
-    line = "a kept connection was replaced: no answer to a question within 2.0 s, after 300 s idle"
+    line = "a kept connection was replaced: no answer to a ping within 2.0 s, after 300 s idle"
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("INFO", f"{line}. 3 others were dropped with it")
     assert (four.checkedout(), four.checkedin()) == (1, 0)
@@ -255,7 +255,7 @@ def test_invocation_that_is_over_asks_nothing_and_closes_nothing(
     four, given = kept()
     clock.now += 300
     invocation.end_at(clock.now)
-    with pytest.raises(wire.DeadlineExceeded, match="over before a connection was asked for"):
+    with pytest.raises(wire.DeadlineExceeded, match="ended before a connection was requested"):
         four.connect()
     assert not any(one.gone or one.looks for one in given)
     assert (four.checkedout(), four.checkedin()) == (0, 4)

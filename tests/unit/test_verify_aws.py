@@ -99,7 +99,7 @@ def test_refuses_without_an_explicit_yes(command: typer.Typer, given: str) -> No
     text = said(result)
     assert "Aurora Serverless v2" in text
     assert "123456789012" in text
-    assert "Nothing was made" in text
+    assert "Nothing was created" in text
     assert Account("eu-west-1").client("s3").list_buckets()["Buckets"] == []
     assert Account("eu-west-1").client("cloudformation").list_stacks()["StackSummaries"] == []
 
@@ -109,7 +109,7 @@ def test_refuses_without_an_explicit_yes(command: typer.Typer, given: str) -> No
     ("options", "why"),
     [
         (["--database", "dsql"], "aurora or instance or express"),
-        (["--delete", "my-production-stack", "--sam", sys.executable], "no name of a run"),
+        (["--delete", "my-production-stack", "--sam", sys.executable], "not the name of a run"),
         (["--folder", str(ROOT / "docs"), "--sam", "/bin/true"], "template.yaml"),
     ],
 )

@@ -51,14 +51,17 @@ def test_options_of_a_url_have_their_types(url: str, monkeypatch: pytest.MonkeyP
     [
         ("connect_timeout_s=soon", "connect_timeout_s must be a number of seconds"),
         ("cancel_on_abandon=0", "cancel_on_abandon must be true or false"),
-        ("host=a&host=b", "host: one host"),
-        ("port=1", "port: one host and one port"),
-        ("sslmode=require", "sslmode is no option.*ssl_context"),
-        ("options=-c%20geqo%3Doff", "options is no option.*startup_params"),
+        ("host=a&host=b", "host: a URL takes one host"),
+        ("port=1", "port: a URL takes one host and one port"),
+        ("sslmode=require", "sslmode is not an option.*ssl_context"),
+        ("options=-c%20geqo%3Doff", "options is not an option.*startup_params"),
         ("connect_timeout=5", "the option is connect_timeout_s"),
-        ("password=secret", "password is no option"),
-        ("colour=red", "colour is no option of postgresql.plungepool: in a URL there are address, application_name"),
-        ("application_name=a&application_name=b", "application_name stands in the URL more than once"),
+        ("password=secret", "password is not an option"),
+        (
+            "colour=red",
+            "colour is not an option of postgresql.plungepool: the options of a URL are address, application_name",
+        ),
+        ("application_name=a&application_name=b", "application_name is given more than once in the URL"),
     ],
 )
 def test_other_options_of_a_url_are_refused_by_name(query: Any, says: str) -> None:
@@ -82,7 +85,7 @@ def test_errors_do_without_docstrings() -> None:
 def test_unknown_connect_args_are_refused_by_name(url: str) -> None:
     """The same for connect_args."""
     engine = create_engine(url, connect_args={"sslmode": "require"})
-    with pytest.raises(sqlalchemy.exc.ArgumentError, match="sslmode is no option"):
+    with pytest.raises(sqlalchemy.exc.ArgumentError, match="sslmode is not an option"):
         engine.connect()
 
 

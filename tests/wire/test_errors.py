@@ -534,7 +534,7 @@ def test_standby_that_refuses_serializable_is_a_moved_writer(
         connection.commit()
     error = failing(connection, "SELECT 1")
     assert (error.sqlstate, error.disconnected, type(error)) == ("0A000", True, wire.OperationalError)
-    assert "; the connection should write: is this a reader's endpoint, or has the writer moved?" in str(error)
+    assert "; the connection is for writing: is this a reader's endpoint, or has the writer moved?" in str(error)
     connection.rollback()
     connection.readonly = True
     error = failing(connection, "SELECT 1")

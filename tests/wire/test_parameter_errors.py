@@ -32,7 +32,7 @@ def engine(database: Database) -> Iterator[Any]:
     ("statement", "parameters", "words"),
     [
         ("SELECT 'a'::text = $1", (5,), "explicit type casts.*CAST"),
-        ("SELECT jsonb_build_object('a', $1)", ("x",), "cast it where it stands"),
+        ("SELECT jsonb_build_object('a', $1)", ("x",), "cast it in the statement"),
         ("SELECT 1 WHERE 1 = %s", (), r"Placeholders are \$1"),
     ],
 )

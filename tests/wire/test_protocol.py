@@ -185,7 +185,7 @@ def test_what_comes_behind_a_reply_is_no_part_of_it(name: str) -> None:
         protocol.sort_out_leftovers()
     assert raised.value.sqlstate == "57P05"
     for stray in (ready(), rows_of(INTRUDER), ONE):
-        with pytest.raises(wire.OperationalError, match="nobody asked for"):
+        with pytest.raises(wire.OperationalError, match="that was not requested"):
             read(data + stray, **how)
 
 

@@ -94,9 +94,9 @@ def test_startup_message_holds_what_was_given_and_no_more() -> None:
     [
         ({"startup_params": {"user": "x", "DateStyle": "German", "TimeZone": "UTC"}},
         "startup_params: DateStyle, user cannot be set"),
-        ({"user": "a\0b"}, "may not hold the character zero"),
-        ({"startup_params": {"TimeZone": "UTC\0role\0postgres"}}, "may not hold the character zero"),
-        ({"application_name": "\ud800"}, "must be text that UTF-8 can hold"),
+        ({"user": "a\0b"}, "must not contain a NUL character"),
+        ({"startup_params": {"TimeZone": "UTC\0role\0postgres"}}, "must not contain a NUL character"),
+        ({"application_name": "\ud800"}, "must be text that can be encoded as UTF-8"),
         ({"connect_timeout_s": 0}, "connect_timeout_s must be more than 0 seconds"),
         ({"dead_peer_timeout_s": 0}, "dead_peer_timeout_s must be more than 0"),
     ],
@@ -144,12 +144,12 @@ def test_password_is_sent_as_the_protocol_has_it(asked: bytes, expected: bytes, 
 def test_no_password_where_one_is_asked_for(asked: bytes) -> None:
     """Said so, with the user, and the connection is closed without another byte."""
     with Server(asked) as server:
-        with pytest.raises(wire.OperationalError, match="asks for a password for user app, and none was given"):
+        with pytest.raises(wire.OperationalError, match="asks for a password for user app, but none was given"):
             wire.connect(**server.options)
     assert server.rest in (b"", b"X\0\0\0\4")
 
 
-NAMED = "begins or ends with a blank or a line break"
+NAMED = "begins or ends with a space or a line break"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def scram_asks(count: int) -> Callable[[bytes], bytes]:
     ("count", "says"),
     [
         (1_000_000, "could not prove"),
-        (1_000_001, "asks for 1000001 iterations of SCRAM; more than 1000000 are not done"),
+        (1_000_001, "requires 1000001 iterations of SCRAM; at most 1000000 are allowed"),
     ],
 )
 def test_iterations_of_scram_have_a_bound(count: int, says: str) -> None:
@@ -241,7 +241,7 @@ def test_nonce_of_scram_must_be_more_than_the_clients() -> None:
         return asks(11, b"r=" + first.rpartition(b"r=")[2] + b",s=" + base64.b64encode(b"salt") + b",i=4096")
 
     with Server(asks(10, b"SCRAM-SHA-256\0\0"), adds_nothing) as server:
-        with pytest.raises(wire.OperationalError, match="SCRAM with a nonce that is not ours"):
+        with pytest.raises(wire.OperationalError, match="a SCRAM nonce that does not begin with the client's"):
             wire.connect(**server.options, password="pw")
 
 
@@ -258,7 +258,7 @@ def test_salt_and_iterations_of_scram_are_read_strictly(salt: bytes, count: byte
         return asks(11, b"r=" + first.rpartition(b"r=")[2] + b"SERVER,s=" + salt + b",i=" + count)
 
     with Server(asks(10, b"SCRAM-SHA-256\0\0"), answer) as server:
-        with pytest.raises(wire.OperationalError, match="a step of SCRAM that makes no sense"):
+        with pytest.raises(wire.OperationalError, match="a malformed SCRAM message"):
             wire.connect(**server.options, password="pw")
 
 
@@ -289,7 +289,7 @@ def test_certificate_without_a_digest_binds_no_channel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (b"N", "does not offer TLS, and PLUNGEPOOL_TLS asks for it; nothing else was sent"),
+        (b"N", "does not offer TLS, but PLUNGEPOOL_TLS requires it; nothing else was sent"),
         (b"E", r"refused the connection before TLS began \(too many connections, or it is starting up\)"),
         (b"H", "does not speak PostgreSQL's protocol: does another service listen on that port"),
         (b"", "closed the connection when it was asked for TLS: is PostgreSQL behind that port"),

@@ -307,7 +307,7 @@ def test_converter_that_fails_costs_no_connection(connection: wire.Connection, c
 @pytest.mark.parametrize("statement", [None, b"SELECT 1", text("SELECT 1")])
 def test_what_is_no_text_is_no_statement(cursor: Any, statement: Any) -> None:
     """What another library composes is refused by the name of its type, and the cursor goes on."""
-    says = f"^a statement is text, not {type(statement).__name__}"
+    says = f"^a statement must be text, not {type(statement).__name__}"
     for call in (
         lambda: cursor.execute(statement),
         lambda: cursor.declare("some", statement),

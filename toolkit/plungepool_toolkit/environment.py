@@ -431,7 +431,9 @@ class Snapshot(Closing):
         if not life.at_snapshot:
             raise RuntimeError("there is no snapshot to keep: start with snap_start=True, and do not restore it first")
         if environment._extensions or environment._origin is not None:
-            raise RuntimeError("neither an environment with extensions nor one of a snapshot can be kept as one")
+            raise RuntimeError(
+                "an environment with extensions, or one restored from a snapshot, cannot be kept as a snapshot"
+            )
         assert environment._folder is not None
         self._temporary = TemporaryFolder("snapshot")
         self._restored: list[Environment] = []
@@ -447,7 +449,7 @@ class Snapshot(Closing):
         except (NotInTime, Ended, TimeoutError) as error:
             self.close()
             how = f"ended: {_exit_error(error.code)['errorMessage']}" if isinstance(error, Ended) else "does not answer"
-            raise RuntimeError(f"the snapshot cannot be taken, since the environment's process {how}") from error
+            raise RuntimeError(f"the snapshot cannot be taken, because the environment's process {how}") from error
         except BaseException:
             self.close()
             raise

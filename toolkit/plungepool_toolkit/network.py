@@ -347,7 +347,7 @@ class ChaosProxy(Closing):
     @property
     def _running(self) -> _Loop:
         if self._loop is None:
-            raise RuntimeError("the proxy does not run: use it inside its `with` block")
+            raise RuntimeError("the proxy is not running: use it inside its `with` block")
         return self._loop
 
     def _listen(self) -> None:

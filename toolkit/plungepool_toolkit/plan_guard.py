@@ -65,13 +65,15 @@ class PlanGuard:
             return verdict
         verdict = Verdict(shape, statements.fingerprint(text))
         if run is None:
-            verdict.unknown = "there is no session to ask in: give through() the fixture `postgres` or `database`"
+            verdict.unknown = (
+                "there is no session to run EXPLAIN in: pass the fixture `postgres` or `database` to through()"
+            )
         elif within is None:
             verdict.unknown = "its transaction had failed"
         else:
             try:
                 verdict.scans = plans.unserved(plans.explain(text, statement.types, run, within=within), run, text)
             except Exception as error:  # noqa: BLE001 - whatever the server and the driver raise; it is told
-                verdict.unknown = f"the server would not plan it: SQLSTATE {plans.sqlstate(error)}"
+                verdict.unknown = f"the server could not plan it: SQLSTATE {plans.sqlstate(error)}"
         self._verdicts[key] = verdict
         return verdict

@@ -90,7 +90,7 @@ class Postgres(Closing):
         self._networks = dict(networks or {})
         if self._networks and authentication in ("trust", "superuser"):
             raise PostgresError(
-                'beyond loopback nobody is trusted: with networks=…, give authentication="scram-sha-256" too'
+                'clients beyond loopback are not trusted: with networks=…, also give authentication="scram-sha-256"'
             )
         self._given_data = data_folder
         self._binaries = binaries
@@ -403,11 +403,11 @@ class _Programs:
         )  # fmt: skip
         if made.returncode:
             hint = (
-                " As root the server runs as `nobody`, who must be able to enter every folder above the data."
+                " For root, the server runs as `nobody`, who must be able to enter every folder above the data."
                 if self.identity and given
                 else ""
             )
-            raise PostgresError(f"initdb could not make the database in {data}: {made.stderr.strip()}.{hint}")
+            raise PostgresError(f"initdb could not create the database in {data}: {made.stderr.strip()}.{hint}")
 
     def _readable(self, programs: Path, folder: Path) -> Path:
         """Return a place of the programs that the server's user can read: a virtual environment may be private."""

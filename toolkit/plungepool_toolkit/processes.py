@@ -188,7 +188,7 @@ class _Keeper:
         assert self._process.stdout is not None
         with self._process.stdout as answer:
             if answer.read(1) != b".":
-                raise OSError(f"no folder can be made in {self.folder.parent}")
+                raise OSError(f"no folder can be created in {self.folder.parent}")
         self.lifelines = (self._process.stdin.fileno(),)
 
     def end(self) -> None:

@@ -34,22 +34,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--round-trips-update",
         action="store_true",
-        help="write what the tests marked max_round_trips without a number have cost to the baseline",
+        help="write the measured round trips of the tests marked max_round_trips without a number to the baseline",
     )
-    parser.addini("round_trips_baseline", "the baseline's file (round_trips.json)", default="round_trips.json")
-    parser.addini(_LARGE, "tables that are large in production, as patterns: the plan guard", type="args", default=[])
+    parser.addini("round_trips_baseline", "the file of the baseline (round_trips.json)", default="round_trips.json")
+    parser.addini(
+        _LARGE, "patterns of the tables that are large in production, for the plan guard", type="args", default=[]
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line(
         "markers",
-        "max_round_trips(limit=None, *, connects=None, repeats=4): how often the test may wait for the database, "
-        "connects left out; without a limit as often as the baseline says. connects: how many connections it may open. "
-        "repeats: how often one line may send one statement (None: ever so often).",
+        "max_round_trips(limit=None, *, connects=None, repeats=4): how many times the test may wait for the "
+        "database, not counting connects; without a limit, as many times as the baseline says. connects: how many "
+        "connections it may open. repeats: how many times one line may send the same statement (None: any number).",
     )
     config.addinivalue_line(
-        "markers", "large_tables(*patterns): tables that are large in production, beside those of pytest's settings"
+        "markers",
+        "large_tables(*patterns): tables that are large in production, in addition to those of pytest's settings",
     )
     config.stash[_measured], config.stash[_collected] = {}, set()
     if config.getoption("--round-trips-update") and hasattr(config, "workerinput"):
@@ -113,17 +116,17 @@ def _judge(item: pytest.Item, recorder: RoundTrips, budget: pytest.Mark) -> list
         item.config.stash[_measured][item.nodeid] = count
         before = None if item.config.getoption("--round-trips-update") else _baseline(item.config).get(item.nodeid)
         if before is not None and count.round_trips > before.round_trips:
-            problems.append(f"{count.round_trips} round trips, and the baseline has {before.round_trips}")
+            problems.append(f"{count.round_trips} round trips, but the baseline has {before.round_trips}")
             detail = ["Against the baseline:", *exchanges.changes(before.whats, count.whats)]
             limit = before.round_trips
         elif before is None and not item.config.getoption("--round-trips-update"):
-            problems.append("the baseline does not know this test: run pytest with --round-trips-update")
+            problems.append("this test is not in the baseline: run pytest with --round-trips-update")
     elif count.round_trips > limit:
-        problems.append(f"{count.round_trips} round trips, and the budget is {limit}")
+        problems.append(f"{count.round_trips} round trips, but the budget is {limit}")
     if connects is not None and recorder.connects > connects:
-        problems.append(f"{recorder.connects} connections opened, and {connects} may be")
+        problems.append(f"{recorder.connects} connections opened, but at most {connects} may be")
     if again:
-        problems.append("one line sends one statement again and again")
+        problems.append("one line sends the same statement again and again")
     if not problems:
         return []
     lines = [f"{item.nodeid}: {'; '.join(problems)}.", *exchanges.table(exchanged), *detail, *exchanges.advice(again)]
@@ -151,7 +154,7 @@ def _baseline(config: pytest.Config) -> dict[str, Count]:
         try:
             config.stash[_before] = exchanges.read_baseline(file.read_text(encoding="utf-8")) if file.exists() else {}
         except ValueError as error:
-            raise pytest.UsageError(f"{file} is no baseline of round trips: {error}") from None
+            raise pytest.UsageError(f"{file} is not a baseline of round trips: {error}") from None
     return config.stash[_before]
 
 
@@ -168,8 +171,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         ]
         for name in lower:
             terminalreporter.write_line(
-                f"round trips: {name} takes {measured[name].round_trips} in place of "
-                f"{_baseline(config)[name].round_trips}; --round-trips-update writes it down"
+                f"round trips: {name} takes {measured[name].round_trips} instead of "
+                f"{_baseline(config)[name].round_trips}; --round-trips-update records it"
             )
     if _guard in config.stash:
         unknown = [one for one in config.stash[_guard].verdicts if one.unknown]

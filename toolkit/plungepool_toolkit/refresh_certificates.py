@@ -96,11 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "files", nargs="*", type=Path, help="files with PEM certificates (default: AWS's own addresses)"
     )
-    parser.add_argument("--source", help="what PROVENANCE.md says of the files: name, version, licence")
+    parser.add_argument("--source", help="what PROVENANCE.md is to say about the files: name, version, licence")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
     options = parser.parse_args(arguments)
     if options.files and not options.source:
-        parser.error("say with --source where the files are from: it is written into PROVENANCE.md")
+        parser.error("give the origin of the files with --source: it is written into PROVENANCE.md")
     if options.files:
         texts = [file.read_text() for file in options.files]
     else:

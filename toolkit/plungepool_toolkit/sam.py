@@ -80,7 +80,7 @@ class Sam:
         command = [self._python, "-P", str(_INSIDE), question, json.dumps(arguments)]
         code, answer, log = self._finish(command, 600)
         if code:
-            raise SamError(f"the SAM CLI could not be asked ({question}):\n{log}")
+            raise SamError(f"the SAM CLI could not be run ({question}):\n{log}")
         return json.loads(answer)
 
     def build(self) -> None:
@@ -150,7 +150,9 @@ class Sam:
         finally:
             process.stop()
         if code is None:
-            raise SamError(f"{Path(command[0]).name} {command[1]} was not done after {timeout_s:g} s:\n{end_of(log)}")
+            raise SamError(
+                f"{Path(command[0]).name} {command[1]} had not finished after {timeout_s:g} s:\n{end_of(log)}"
+            )
         return code, output.read_text(errors="replace"), end_of(log)
 
 
@@ -158,7 +160,7 @@ def set_up(folder: Path, *arguments: str) -> str:
     """Let toolkit/set-up make or find what is needed; return what it found."""
     result = subprocess.run([folder / "toolkit" / "set-up", *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode:
-        raise SamError(f"toolkit/set-up {' '.join(arguments)} failed; what it says above names the reason")
+        raise SamError(f"toolkit/set-up {' '.join(arguments)} failed; its output above gives the reason")
     return result.stdout
 
 

@@ -71,9 +71,11 @@ class Plungepool(Construct):
         }
         for name in settings or {}:
             if not name.startswith("PLUNGEPOOL_"):
-                raise ValueError(f"settings: {name} is not one of Plungepool's, which begin with PLUNGEPOOL_")
+                raise ValueError(
+                    f"settings: {name} is not a setting of Plungepool, all of which begin with PLUNGEPOOL_"
+                )
             if name in own:
-                raise ValueError(f"settings: {name} follows from the construct's own arguments")
+                raise ValueError(f"settings: {name} is set from the construct's own arguments")
         #: the settings that `attach` adds, as environment variables
         self.settings: dict[str, str] = own | dict(settings or {})
 
@@ -104,14 +106,14 @@ class Plungepool(Construct):
             return
         if reserved is None:
             raise ValueError(
-                f"{function.node.path} reserves no concurrency, so nothing keeps it below connection_limit={limit}: "
+                f"{function.node.path} reserves no concurrency, so nothing keeps it within connection_limit={limit}: "
                 "set reserved_concurrent_executions, or PLUNGEPOOL_POOL=adaptive in settings"
             )
         size = int(self.settings.get("PLUNGEPOOL_POOL_SIZE", "1"))
         wanted = sum(self._reserved) + int(reserved) * size
         if wanted > limit:
             raise ValueError(
-                f"the functions up to {function.node.path} may hold {wanted} connections, and connection_limit is "
+                f"the functions up to {function.node.path} may hold {wanted} connections, but connection_limit is "
                 f"{limit}: reserve less concurrency, raise the role's CONNECTION LIMIT, or set "
                 "PLUNGEPOOL_POOL=adaptive in settings"
             )
@@ -126,4 +128,4 @@ def _endpoint(database: Any) -> tuple[str, int, bool]:
         return database.db_instance_endpoint_address, Token.as_number(database.db_instance_endpoint_port), False
     if hasattr(database, "endpoint"):
         return database.endpoint, 5432, True
-    raise ValueError(f"database is a {type(database).__name__}, no instance, cluster or proxy of aws_rds")
+    raise ValueError(f"database is a {type(database).__name__}, not an instance, cluster or proxy of aws_rds")

@@ -51,7 +51,7 @@ _PROXY = re.compile(r"\.proxy-[a-z0-9]+\.")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One step: what was looked at, how it is, what was found, and what to do if that is not well."""
+    """One step: what was checked, its state, what was found, and what to do about it."""
 
     name: str
     state: State
@@ -71,13 +71,13 @@ def check_environment(
     environ: Mapping[str, str], *, prefix: str = "", rls: bool = False, schemas: Collection[str] = ()
 ) -> Iterator[Check]:
     """
-    Check the settings of an environment, and all that follows from them.
+    Check the settings of an environment, and everything that follows from them.
 
     Args: environ: usually `os.environ`. AWS credentials are always those of the process. prefix: of the variables, for
-        one database of several; as `Settings.from_env` takes it. rls: also whether row-level security holds for the
-        role. schemas: where; none for wherever the role may use a table.
-    Returns: one Check a step, in order, each as soon as it is known; a step that failed is the last one, but for those
-        of row-level security, which are independent of each other.
+        one database of several; as `Settings.from_env` takes it. rls: also check whether row-level security protects
+        the rows from the role. schemas: which schemas to check; none means all in which the role may use a table.
+    Returns: one Check for each step, in order, each as soon as it is known; a step that failed is the last one, except
+        for those of row-level security, which are independent of each other.
     Blocks: for some seconds if something is silent, PLUNGEPOOL_CONNECT_TIMEOUT_S a step. Raises: nothing of its own.
     """
     try:
@@ -834,7 +834,7 @@ def _row_security(settings: Settings, connection: Connection, schemas: tuple[str
 
 def as_document(checks: list[Check]) -> dict[str, Any]:
     """
-    Return the checks as JSON can hold them.
+    Return the checks as JSON can express them.
 
     Shape: {"ok": bool, "checks": [{"name", "state", "found", "cure"}, ...]}; ok where nothing failed.
     """

@@ -217,8 +217,8 @@ def _refuse_unless_made_for(name: str, version: str, folder: str) -> None:
     if not lowest <= found < below:
         wanted = f"{name}>={'.'.join(map(str, lowest))},<{'.'.join(map(str, below))}"
         raise ImportError(
-            f"plungepool needs {wanted} and found {version} in {folder}: a function's own packages come before a "
-            f"layer's; leave {name} out of the function's requirements, or ask for {wanted} there",
+            f"plungepool requires {wanted} but found {version} in {folder}: a function's own packages take precedence "
+            f"over a layer's; remove {name} from the function's requirements, or require {wanted} there",
             name=name,
         )
 

@@ -154,7 +154,7 @@ class Connector:
             asked = time.time()
             if invocation.is_over(settings.margin_s):
                 invocation.count("deadlines_exceeded")
-                raise wire.DeadlineExceeded("the invocation was over before a connection was asked for")
+                raise wire.DeadlineExceeded("the invocation had ended before a connection was requested")
             logins = self._source.logins()
             login = next(logins)
             # From here on: importing boto3 or botocore in a cold start must not use up the time for the database.
@@ -168,7 +168,7 @@ class Connector:
             else:
                 if said:
                     _logger.info(
-                        "connected at try %d, after %.1f s: %s", pressure.refusals + 1, time.time() - began, said
+                        "connected on attempt %d, after %.1f s: %s", pressure.refusals + 1, time.time() - began, said
                     )
                 return connection
             now = time.time()
@@ -225,8 +225,8 @@ class Connector:
                 if invocation.is_over(self._settings.margin_s):
                     invocation.count("deadlines_exceeded")
                     raise wire.DeadlineExceeded(
-                        f"the invocation was over before there was a connection to {login.host}:{login.port}; the "
-                        f"last attempt: {failure}"
+                        f"the invocation had ended before a connection to {login.host}:{login.port} was "
+                        f"established; the last attempt: {failure}"
                     ) from failure
                 if step == "next login":
                     self._source.explain(first, failure)
@@ -287,8 +287,8 @@ class Connector:
             return
         self._warned = True
         _logger.warning(
-            "%s=disable: passwords, statements and rows travel to %s in plain text, and nothing proves who answers "
-            "there. Remove the setting; a certificate of your own authority is trusted with %s.",
+            "%s=disable: passwords, statements and rows travel to %s in plain text, and the identity of the server "
+            "is not verified. Remove the setting; to trust a certificate authority of your own, use %s.",
             self._settings.variable("tls"),
             host,
             self._settings.variable("ca_file"),
@@ -527,12 +527,13 @@ class Driver:
         # Behind an error the lease is taken back with its transaction, and the lock is not.
         grant = None if first.error is not None else self._tickets.grant(first.rows)
         if grant is None:
-            why = first.error or "what the server has answered to the question for a ticket is no answer to it"
+            why = first.error or "the server's answer to the request for a ticket is not valid"
         elif grant.backend_pid != connection.backend_pid:
             self._pooled = True
             _logger.warning(
-                "%s=adaptive keeps no connection after the invocation: a pooler stands before the server (process %d "
-                "logged in, process %d answered), and one lock of a shared session is left behind. Set %s=proxy.",
+                "%s=adaptive keeps no connection after the invocation: there is a pooler in front of the server "
+                "(process %d logged in, process %d answered), and one lock of a shared session is left behind. Set "
+                "%s=proxy.",
                 pool,
                 connection.backend_pid,
                 grant.backend_pid,
@@ -542,7 +543,7 @@ class Driver:
             invocation.count("tickets_held")
             connection.overhears = self._tickets.Ticket(grant.lease_s)
         elif grant.tickets is None:
-            why = "the server has no idle_session_timeout, which PostgreSQL has from version 14 on"
+            why = "the server has no idle_session_timeout, which requires PostgreSQL 14 or later"
         if why is not None and not self._told:
             self._told = True
             _logger.warning("%s=adaptive keeps no connection after the invocation: %s", pool, why)

@@ -108,7 +108,7 @@ def _check_settings(value: Any) -> None:
 
 def _check_access(reads_only: str, options: Mapping[str, Any]) -> None:
     if reads_only and not options.get("postgresql_readonly", True):
-        raise exc.ArgumentError(f"postgresql_readonly=False: {reads_only}: write through another one")
+        raise exc.ArgumentError(f"postgresql_readonly=False: {reads_only}: use another engine for writes")
 
 
 def _hold_settings(cursor: Any, context: Any) -> None:
@@ -131,16 +131,16 @@ def _hold_settings(cursor: Any, context: Any) -> None:
         # A Session's own default options are its connection's and each statement's.
         if of_statement.get(SETTINGS, given) != given:
             raise exc.InvalidRequestError(
-                f"{SETTINGS} is no option of a statement: a transaction has its settings from its start to its end. "
-                "Give it to the engine, the connection, Session(execution_options=…) or "
+                f"{SETTINGS} is not an option of a statement: a transaction has its settings from its start to its "
+                "end. Set it on the engine, the connection, Session(execution_options=…) or "
                 "Session.connection(execution_options=…)"
             )
     connection: wire.Connection = cursor.connection
     if given != connection.transaction_settings:
         if connection.in_transaction:
             raise exc.InvalidRequestError(
-                f"{SETTINGS} was changed within a transaction, which was begun with others: nothing was sent. Commit "
-                "or roll back first"
+                f"{SETTINGS} was changed within a transaction that had begun with other values: nothing was sent. "
+                "Commit or roll back first"
             )
         _Settings().set_characteristic(context.dialect, connection, given)
 
@@ -299,20 +299,20 @@ _CONNECT_OPTIONS = frozenset(wire.connect.__kwdefaults__ or ()) | {"user"}
 _INSTEAD = {
     **dict.fromkeys(
         ("sslmode", "sslrootcert", "sslcert", "sslkey", "ssl", "sslnegotiation"),
-        'TLS is asked for by connect_args={"ssl_context": ssl.create_default_context(cafile=…)}',
+        'request TLS by connect_args={"ssl_context": ssl.create_default_context(cafile=…)}',
     ),
-    "options": 'settings of the server are connect_args={"startup_params": {"statement_timeout": "5s"}}',
+    "options": 'pass settings of the server in connect_args={"startup_params": {"statement_timeout": "5s"}}',
     "connect_timeout": "the option is connect_timeout_s",
     "timeout": "the option is connect_timeout_s",
     "hostaddr": "the option is address",
     "dbname": "the database is the path of the URL",
-    "target_session_attrs": "one host is connected to, whatever it is",
+    "target_session_attrs": "there is one host only, and it is connected to whatever its role",
 }
 
 
 def _unknown_option(name: str) -> str:
-    instead = _INSTEAD.get(name, f"in a URL there are {', '.join(_URL_OPTIONS)}")
-    return f"{name} is no option of postgresql+plungepool: {instead}"
+    instead = _INSTEAD.get(name, f"the options of a URL are {', '.join(_URL_OPTIONS)}")
+    return f"{name} is not an option of postgresql+plungepool: {instead}"
 
 
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
@@ -358,7 +358,7 @@ class PlungepoolDialect(PGDialect_pg8000):
     def __init__(self, client_encoding: None = None, native_inet_types: bool | None = None, **keywords: Any) -> None:
         if client_encoding is not None:
             raise exc.ArgumentError(
-                "client_encoding: plungepool speaks UTF-8 to the server, whatever the database holds"
+                "client_encoding: plungepool always uses UTF-8, whatever the encoding of the database"
             )
         if keywords.get("json_serializer") is not None:
             keywords["json_serializer"] = json_as_text(keywords["json_serializer"])
@@ -444,12 +444,13 @@ class PlungepoolDialect(PGDialect_pg8000):
         for name, text in url.query.items():
             if name in ("host", "port"):
                 raise exc.ArgumentError(
-                    f"{name}: one host and one port stand in the URL itself, and no others behind it"
+                    f"{name}: a URL takes one host and one port, in front of the database; several hosts are not "
+                    "supported"
                 )
             if name not in _URL_OPTIONS:
                 raise exc.ArgumentError(_unknown_option(name))
             if not isinstance(text, str):
-                raise exc.ArgumentError(f"{name} stands in the URL more than once")
+                raise exc.ArgumentError(f"{name} is given more than once in the URL")
             read, what = _URL_OPTIONS[name]
             try:
                 options[name] = read(text)

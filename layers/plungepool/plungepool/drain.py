@@ -1,5 +1,5 @@
 """
-Have every connection of a role replaced: the idle ones are ended, a few a second, and each client connects anew.
+Replace every connection of a role: the idle ones are ended, a few per second, and each client connects again.
 
     from plungepool import drain
 
@@ -142,12 +142,14 @@ class Options:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Options:
-        """Read the options as JSON has them; raises DrainError, also for a name that is no option."""
+        """Read the options as JSON has them; raises DrainError, also for a name that is not an option."""
         if not isinstance(given, dict):
             raise DrainError("drain must be a JSON object with the options, such as {}")
         known = {one.name for one in fields(cls)}
         if others := sorted(str(name) for name in given if name not in known):
-            raise DrainError(f"{', '.join(others)}: no option of a drain, which has {', '.join(sorted(known))}")
+            raise DrainError(
+                f"{', '.join(others)}: not an option of a drain; its options are {', '.join(sorted(known))}"
+            )
         return cls(**given)
 
 
@@ -162,7 +164,7 @@ _BOUNDS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """
-    How far a drain is. The last one says how it ended.
+    The progress of a drain. The last one says how it ended.
 
     Units: seconds.
     """
@@ -190,11 +192,11 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """Return how many are still there."""
+        """Return how many are left."""
         return self.in_transaction + self.idle + self.unknown
 
     def as_document(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as JSON can express it."""
         return asdict(self) | {"left": self.left}
 
 
@@ -208,7 +210,7 @@ def own_engine(settings: Settings) -> Engine:
     Raises: DrainError for Aurora DSQL, which has no sessions to end.
     """
     if settings.auth == "dsql":
-        raise DrainError("Aurora DSQL has no session to end: it ends each by itself after an hour")
+        raise DrainError("Aurora DSQL has no sessions to end: it ends each one after an hour")
     return build_engine(
         replace(
             settings,
@@ -268,9 +270,10 @@ class _Drain:
         self._role, self._database, self._now = options.role or first.me, first.database, first.now
         if self._role == first.me and first.process != self._logged_in:
             raise DrainError(
-                f"a pooler stands before the server (process {self._logged_in} logged in, process {first.process} "
-                f"answered), so that the drain's own session is any of {self._role!r}'s, and which are the fleet's "
-                "cannot be told: connect to the database itself, or as another role and name this one"
+                f"there is a pooler in front of the server (process {self._logged_in} logged in, process "
+                f"{first.process} "
+                "answered), so that the drain's own session cannot be told from the other sessions of "
+                f"{self._role!r}: connect to the database itself, or as another role and name this one"
             )
         self._check_rights(first.tracked)
         self._found: set[tuple[int, datetime]] | None = None
@@ -291,12 +294,12 @@ class _Drain:
             missing = [name for name, held in has.items() if not held]
             if missing:
                 raise DrainError(
-                    f"the sessions of {self._role!r} are another role's: connect as {self._role!r}, which needs no "
-                    f"right to end its own, or GRANT {', '.join(missing)} TO the role that drains"
+                    f"the sessions of {self._role!r} belong to another role: connect as {self._role!r}, which may "
+                    f"always end its own, or GRANT {', '.join(missing)} TO the role that drains"
                 )
         if not tracked:
             raise DrainError(
-                "track_activities is off, so that the server does not say which sessions are idle: turn it on"
+                "track_activities is off, so that the server does not report which sessions are idle: turn it on"
             )
 
     def look(self) -> Progress:

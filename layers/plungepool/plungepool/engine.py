@@ -48,9 +48,9 @@ _DECIDED = {
     "max_overflow": "there is never an overflow; use {pool_size}",
     "pool_timeout": "use {checkout_timeout_s}",
     "pool_recycle": "use {max_age_s}",
-    "pool_pre_ping": "a kept connection is looked at anyway; use {ping_after_idle_s}",
-    "pool_use_lifo": "what was used last is used next, always",
-    "pool_reset_on_return": "a connection is rolled back when it is returned, always",
+    "pool_pre_ping": "a kept connection is checked anyway; use {ping_after_idle_s}",
+    "pool_use_lifo": "the connection that was used last is always used next",
+    "pool_reset_on_return": "a connection is always rolled back when it is returned",
 }
 
 
@@ -58,14 +58,15 @@ def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
     """
     Return the process-wide engine for these settings, building it on the first call.
 
-    Args: settings: None reads the PLUNGEPOOL_ environment variables, once; `dispose_engine` makes them read anew.
-        options: those of `sqlalchemy.create_engine` that do not contradict the settings, such as `json_serializer`,
-        `echo`, `isolation_level`, `execution_options`, `plugins`, `query_cache_size`; the same in every call.
+    Args: settings: None reads the PLUNGEPOOL_ environment variables, once; `dispose_engine` makes the next call read
+        them again. options: those of `sqlalchemy.create_engine` that do not contradict the settings, such as
+        `json_serializer`, `echo`, `isolation_level`, `execution_options`, `plugins`, `query_cache_size`; the same in
+        every call.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet. In Lambda the first one of a process asks for
         SIGTERM, by a request to the Runtime API on the same machine (PLUNGEPOOL_SHUTDOWN).
-    Raises: SettingsError, also for an option that contradicts, and for other options than those of the first call;
-        TypeError for an option that SQLAlchemy does not know; at the first connect sqlalchemy.exc.OperationalError,
-        CredentialsError.
+    Raises: SettingsError, also for an option that contradicts the settings, and for options other than those of the
+        first call; TypeError for an option that SQLAlchemy does not know; at the first connect
+        sqlalchemy.exc.OperationalError, CredentialsError.
     Threads, forks: safe; a forked child keeps the engine and opens connections of its own.
     Source: SQLAlchemy, Engine Configuration; Connection Pooling, "Using Connection Pools with Multiprocessing".
     """
@@ -82,8 +83,8 @@ def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
     if options != first:
         differ = sorted(name for name in options.keys() | first.keys() if options.get(name) != first.get(name))
         problem = (
-            f"get_engine was first called with other options ({', '.join(differ)}): these settings have one engine; "
-            "give the same options in every call, or make an engine of its own by build_engine"
+            f"get_engine was called before with different options ({', '.join(differ)}): there is one engine for "
+            "these settings; pass the same options in every call, or build a separate engine with build_engine"
         )
         raise SettingsError([problem])
     return engine
@@ -91,7 +92,7 @@ def get_engine(settings: Settings | None = None, **options: Any) -> Engine:
 
 def build_engine(settings: Settings, **options: Any) -> Engine:
     """
-    Return a new engine that nothing shares: for tests and tools. The caller disposes of it.
+    Return a new engine that is not shared: for tests and tools. The caller disposes of it.
 
     Args: options: as get_engine takes them.
     Returns: a plain sqlalchemy.Engine; no connection is opened yet.
@@ -176,9 +177,10 @@ def _instead(option: str, settings: Settings) -> str:
 
 def dispose_engine() -> None:
     """
-    Close every idle connection of the engines that get_engine built, and forget them; the next call builds anew.
+    Close every idle connection of the engines that get_engine built, and forget the engines; the next call builds a new
+    one.
 
-    A connection that is checked out is closed at its return. Threads: safe.
+    A connection that is checked out is closed when it is returned. Threads: safe.
     """
     with _lock:
         engines = {engine for engine, _ in _engines.values()}

@@ -38,10 +38,10 @@ class PlungepoolError(Exception):
 
 class SettingsError(PlungepoolError, ValueError):
     """
-    One error for all that is wrong with the settings; `problems` holds a sentence for each.
+    One error for everything that is wrong with the settings; `problems` has a sentence for each.
 
-    No sentence holds the value of a secret. The runtime reports an unhandled exception's text to the invoker, so this
-    text is what somebody reads whose function does not start.
+    No sentence contains the value of a secret. The runtime reports the text of an unhandled exception to the invoker,
+    so this text is what you read if the function does not start.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -54,9 +54,9 @@ class SettingsError(PlungepoolError, ValueError):
 
 class CredentialsError(PlungepoolError):
     """
-    No usable user and password, or the server refused them; raised `from` what happened.
+    No usable user and password, or the server refused them; raised `from` the cause.
 
-    Without a cause where that would quote a request that AWS refused, and with it a session token.
+    Without a cause if that would quote a request that AWS refused, and its session token with it.
     """
 
 
@@ -64,24 +64,26 @@ class SettingsMissing(PlungepoolError):
     """
     A transaction has no value for a setting that PLUNGEPOOL_REQUIRE_SETTINGS names, the tenant's; nothing was sent.
 
-    Give it by `execution_options(plungepool_settings={...})`. Not in `Unavailable`: it is a mistake of the program, and
-    comes again. The driver raises it as one of its own errors, and an engine as one of SQLAlchemy's
-    (`sqlalchemy.exc.ProgrammingError`), either caught by this name.
+    Set it with `execution_options(plungepool_settings={...})`. Not in `Unavailable`: it is an error in the program, and
+    happens again. The driver raises it as one of its own errors, and an engine as one of SQLAlchemy's
+    (`sqlalchemy.exc.ProgrammingError`); either can be caught by this name.
     """
 
 
 class DeadlineExceeded(PlungepoolError, TimeoutError):
     """
-    The deadline of the invocation, or of a connection, came before the database had answered; the connection is closed.
+    The deadline of the invocation, or of a connection, passed before the database had answered; the connection is
+    closed.
 
     The driver raises it as one of its own errors, `wire.DeadlineExceeded`, and an engine as one of SQLAlchemy's: either
-    is caught by this name, by TimeoutError and as an OperationalError.
+    can be caught by this name, as a TimeoutError and as an OperationalError.
     """
 
 
 class ConnectionLeak(PlungepoolError):
     """
-    A handler has returned and kept a connection, and PLUNGEPOOL_LEAKS is `raise`; `places` are where those were taken.
+    A handler returned without returning a connection, and PLUNGEPOOL_LEAKS is `raise`; `places` says where it was
+    taken.
 
     The connections are back already, and their transactions rolled back.
     """
@@ -92,18 +94,18 @@ class ConnectionLeak(PlungepoolError):
 
     def __str__(self) -> str:
         return (
-            f"at the end of the invocation a connection was still checked out, taken at {'; '.join(self.places)}. "
+            f"a connection was still checked out at the end of the invocation, taken at {'; '.join(self.places)}. "
             "Use `with engine.begin() as connection:`"
         )
 
 
 class OutcomeUnknown(PlungepoolError):
     """
-    COMMIT was sent and its answer was lost, so that nobody knows whether the transaction was kept; raised `from` what
-    happened.
+    COMMIT was sent but its answer was lost, so it is not known whether the transaction was committed; raised `from` the
+    cause.
 
-    Not in `Unavailable`: whoever simply tries again may do everything twice. With `once(connection, key)` in the
-    transaction it can be run again with the same key, and has its effect once.
+    Not in `Unavailable`: simply trying again may do everything twice. With `once(connection, key)` in the transaction,
+    it can be run again with the same key and takes effect once.
     """
 
     def __init__(self, what: str) -> None:
@@ -112,8 +114,8 @@ class OutcomeUnknown(PlungepoolError):
 
     def __str__(self) -> str:
         return (
-            f"COMMIT was sent and its answer was lost, so the transaction may have been kept or not: {self.what}. Look "
-            "whether its effect is there before it runs again, or have plungepool.once() in it"
+            "COMMIT was sent but its answer was lost, so the transaction may or may not have been committed: "
+            f"{self.what}. Check whether it took effect before running it again, or use plungepool.once() in it"
         )
 
 
@@ -123,7 +125,7 @@ class PinningRefused(PlungepoolError):
 
     `reason` says why: its `kind` in a word or two, `why` as a sentence, `instead` what to do; `shape` is the statement
     without its literals and comments, `where` the line of the program that executed it, `setting` the variable that
-    says so.
+    refuses it.
     """
 
     def __init__(self, reason: PinningReason, shape: str, where: str, setting: str) -> None:

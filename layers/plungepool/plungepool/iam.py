@@ -195,7 +195,7 @@ class TokenSource:
         try:
             from botocore.session import Session
         except ImportError as error:
-            raise CredentialsError(f"{nowhere}; for a profile botocore must be installed, which it is not") from error
+            raise CredentialsError(f"{nowhere}; a profile requires botocore, which is not installed") from error
         try:
             if self._chain is None:
                 self._chain = Session().get_credentials()
@@ -215,7 +215,7 @@ class TokenSource:
         settings = self._settings
         place = f"{settings.host}:{settings.port}"
         what = f"{place} refused the token of user {settings.user!r} twice (SQLSTATE {sqlstate_of(error)})"
-        clock = "the AWS credentials have expired, or the clock of this machine is wrong: a token lives 15 minutes"
+        clock = "the AWS credentials have expired, or this machine's clock is wrong: a token is valid for 15 minutes"
         if settings.auth == "dsql":
             action = "DbConnectAdmin" if settings.user == "admin" else "DbConnect"
             causes = [
@@ -236,11 +236,11 @@ class TokenSource:
                 f"{settings.variable('host')} is a name of your own (CNAME) or an address, not the endpoint's, or "
                 f"the endpoint is not in {settings.region} ({settings.variable('region')})"
             )
-            asked = "the proxy does not ask for IAM (IAMAuth: REQUIRED)"
-            known = "the proxy has neither a secret for this user nor IAM to the database itself"
+            asked = "the proxy does not require IAM (IAMAuth: REQUIRED)"
+            known = "the proxy has neither a secret for this user nor IAM authentication to the database"
             granted = (
                 f"the database user does not exist or lacks the role: GRANT rds_iam TO {settings.user} (a server that "
-                "is neither RDS nor Aurora has no such role, and takes no token)"
+                "is neither RDS nor Aurora has no such role, and accepts no token)"
             )
             enabled = (
                 "IAM authentication is not enabled on the instance or cluster: aws rds modify-db-instance, or "
@@ -262,7 +262,7 @@ class TokenSource:
                 causes = [allowed, enabled, named, clock, granted]
             else:
                 causes = [granted, enabled, allowed, named, clock]
-            causes.append("TLS is off somewhere on the way: IAM is for encrypted connections only")
+            causes.append("TLS is off somewhere along the way: IAM requires an encrypted connection")
         return f"{what}. Usual causes, the most frequent first: " + "; ".join(
             f"({number}) {cause}" for number, cause in enumerate(causes, 1)
         )
@@ -275,7 +275,7 @@ def _environment_keys() -> Keys:
     try:
         expires_at = _epoch(ends) if ends else None
     except ValueError as error:
-        raise CredentialsError(f"AWS_CREDENTIAL_EXPIRATION must be a moment in ISO 8601, not {ends!r}") from error
+        raise CredentialsError(f"AWS_CREDENTIAL_EXPIRATION must be a time in ISO 8601 format, not {ends!r}") from error
     keys = Keys(
         os.environ["AWS_ACCESS_KEY_ID"],
         os.environ["AWS_SECRET_ACCESS_KEY"],
@@ -290,8 +290,8 @@ def _checked(keys: Keys, where: str) -> Keys:
     for name in ("access_key", "secret_key", "session_token"):
         if any(not "!" <= character <= "~" for character in getattr(keys, name) or ""):
             raise CredentialsError(
-                f"the {name.replace('_', ' ')} of {where} holds a blank, a line break or a character that none has: "
-                "copy it anew"
+                f"the {name.replace('_', ' ')} of {where} contains a space, a line break or another invalid "
+                "character: copy it again"
             )
     return keys
 
@@ -306,7 +306,7 @@ def _explain_chain(error: BaseException) -> str:
     cure = (
         "sign in again (aws sso login)"
         if "SSO" in kind or "Token" in kind
-        else f"AWS refused it ({code}): the credentials that assume the role have run out or lack sts:AssumeRole"
+        else f"AWS refused it ({code}): the credentials that assume the role have expired or lack sts:AssumeRole"
         if code
         else "check AWS_PROFILE and the profile that it names"
     )
@@ -327,7 +327,7 @@ def _fetch_container_keys() -> Keys:
     secure = url.scheme == "https"
     if not secure and not (url.scheme == "http" and _is_container_host(host)):
         raise CredentialsError(
-            f"AWS_CONTAINER_CREDENTIALS_FULL_URI names {host!r}: over HTTP only this host itself may"
+            f"AWS_CONTAINER_CREDENTIALS_FULL_URI names {host!r}: HTTP is allowed only for this host itself"
         )
     headers, status = Hidden(), 0
     headers.text = {"Accept": "application/json"}
@@ -351,7 +351,7 @@ def _fetch_container_keys() -> Keys:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
         # ValueError: a header that cannot be sent, or a port that is none; its text may quote the header.
-        why = "cannot be asked" if isinstance(error, ValueError) else f"did not answer: {error}"
+        why = "cannot be reached" if isinstance(error, ValueError) else f"did not answer: {error}"
         failure = None if isinstance(error, ValueError) else without_frames(error)
         gone = CredentialsError(f"the container's credential endpoint at {host!r} {why}")
     else:
@@ -373,7 +373,7 @@ def _container_keys(found: Document, host: str, status: int) -> Keys:
         # The end is no moment: its error would quote it.
         pass
     raise CredentialsError(
-        f"the container's credential endpoint at {host!r} gave no credentials (HTTP status {status})"
+        f"the container's credential endpoint at {host!r} returned no credentials (HTTP status {status})"
     )
 
 

@@ -1,6 +1,6 @@
 """
-Powertools' Idempotency with its records in the database that the function uses anyway: one layer less to pay and to
-grant.
+Powertools' Idempotency with its records in the database that the function uses anyway: no other service to pay for and
+to grant access to.
 
     from aws_lambda_powertools.utilities.idempotency import idempotent
     from plungepool.idempotency import PostgreSQLPersistenceLayer

@@ -99,7 +99,7 @@ class _Guard:
             return _guarded(handler[0])
         raise TypeError(
             "guard_invocation takes the handler as a decorator, and Lambda's context object for `with "
-            "guard_invocation(context):`; what it was given can be called as neither"
+            "guard_invocation(context):`; its argument is neither"
         )
 
     def __enter__(self) -> None:
@@ -196,8 +196,7 @@ def guard_invocation(handler: Any = None) -> _Guard: ...
 
 def guard_invocation(handler: Any = None) -> Any:
     """
-    Bound what an invocation does with the database by the invocation's own end, and leave nothing of it to the next
-    one.
+    Limit what an invocation does with the database to the time of the invocation, and leave nothing to the next one.
 
         @guard_invocation
         def handler(event, context): ...
@@ -206,16 +205,16 @@ def guard_invocation(handler: Any = None) -> Any:
             ...
 
     The deadline is `context.get_remaining_time_in_millis()` from now, less PLUNGEPOOL_DEADLINE_MARGIN_S, which is left
-    for the handler to answer (half of the time at most). It bounds checkouts, connects, pings and statements, in every
-    thread; what runs out raises DeadlineExceeded. At the end a connection that is still checked out is closed, or
-    returned where only the garbage collector had to see that nobody holds it; the server rolls back. Either is logged,
-    with the line that took it.
+    for the handler to respond (at most half of the time). It limits checkouts, connects, pings and statements, in every
+    thread; what runs out of time raises DeadlineExceeded. At the end, a connection that is still checked out is closed,
+    or returned if nothing refers to it any more; the server rolls back. Either is logged, with the line that checked it
+    out.
 
-    Decorators in any order; the guard that is entered first is the one that ends the invocation. A context without the
-    remaining time, or none, gives no deadline; one whose time is over lets nothing begin.
-    Args: handler: the handler: a function, a method, an object that can be called, also an async one or a generator,
-        which is guarded to its end; or the context, for `with`. A handler's context is its second argument, or the one
-        that knows the remaining time.
+    Decorators may be in any order; the guard that is entered first is the one that ends the invocation. A context
+    without the remaining time, or no context, gives no deadline; with one whose time is up, nothing is begun.
+    Args: handler: the handler: a function, a method or another callable, which may be async or a generator, and is then
+        guarded to its end; or the context, for `with`. A handler's context is its second argument, or the one that
+        knows the remaining time.
     Raises: what the handler raises; ConnectionLeak after a handler that returned, with PLUNGEPOOL_LEAKS=raise.
     Units: seconds of wall clock.        Threads: one invocation at a time in a process, as Lambda has it.
     Source: Lambda developer guide, "Using the Lambda context object to retrieve Python function information".
@@ -456,9 +455,9 @@ def _take_back(handed_out: list[HandedOut]) -> list[str]:
         where = one.where()
         if one.is_out():
             one.close()
-            what = "it was closed, since something still refers to it"
+            what = "it was closed, because something still refers to it"
         else:
-            what = "it was returned, since nothing refers to it any more"
+            what = "it was returned, because nothing refers to it any more"
         handed_out.remove(one)
         count("leaks")
         if one.raises():

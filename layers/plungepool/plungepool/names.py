@@ -42,10 +42,13 @@ def local_setting_problem(name: object) -> str | None:
         if len(parts) > 1 or name.lower() in LOCAL_SETTINGS:
             return None
         return (
-            f"a transaction may not have the setting {name} for itself: its name must hold a dot, as app.tenant_id, or "
-            f"be one of {', '.join(LOCAL_SETTINGS)}"
+            f"the setting {name} cannot be set for a transaction: its name must contain a dot, such as app.tenant_id, "
+            f"or be one of {', '.join(LOCAL_SETTINGS)}"
         )
-    return f"{name[:50]!r} cannot be the name of a setting: words with a dot between them, as app.tenant_id"
+    return (
+        f"{name[:50]!r} is not a valid name of a setting: it must consist of words separated by a dot, such as "
+        "app.tenant_id"
+    )
 
 
 def split_address(address: str, port: int) -> tuple[str, int]:
@@ -61,7 +64,7 @@ def split_address(address: str, port: int) -> tuple[str, int]:
         host, bracket, rest = address[:at], "]", address[at:]
     number = rest[1:]
     if not host or not bracket or (rest and (rest[0] != ":" or not number.isascii() or not number.isdigit())):
-        raise ValueError("no host, or a port that is none")
+        raise ValueError("no host, or an invalid port")
     return host, whole_number(number) if rest else port
 
 
@@ -72,18 +75,18 @@ def host_problem(value: str, port: str) -> str | None:
     Args: port: the variable that a port belongs in.
     """
     if value.startswith("["):
-        return f"must be an IPv6 address without its brackets; a port has a setting of its own, {port}"
+        return f"must be an IPv6 address without its brackets; the port is set by {port}"
     if value.count(":") == 1 and value.rpartition(":")[2].isdigit():
-        return f"must not hold a port: set {port} to it"
+        return f"must not contain a port: set {port} to it"
     if any(character.isspace() or character in "/@,[]" for character in value):
-        return "must be one host name or address, without user, port, path or blanks"
+        return "must be one host name or address, without user, port, path or spaces"
     if ":" in value:
         import ipaddress
 
         try:
             ipaddress.IPv6Address(value)
         except ValueError:
-            return "must be one host name or address; with colons it is no IPv6 address"
+            return "must be one host name or address; it contains colons but is not an IPv6 address"
         return None
     try:
         encoded = value.encode("idna")
@@ -93,8 +96,8 @@ def host_problem(value: str, port: str) -> str | None:
     labels = value.removesuffix(".").split(".")
     if not encoded or not all(labels) or len(encoded) > 253:
         return (
-            "cannot be a host name: each part between dots has 1 to 63 letters, digits or hyphens, all of it at "
-            "most 253"
+            "is not a valid host name: each part between dots must have 1 to 63 letters, digits or hyphens, and all "
+            "of it at most 253"
         )
     return None
 

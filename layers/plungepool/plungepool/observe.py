@@ -1,13 +1,13 @@
 """
-See what invocations do with the database: what is counted of each, and who is told.
+See what invocations do with the database: what is counted for each, and who is told.
 
     from plungepool import observe
 
     observe.listen(print)                       # the whole of a tally, at the end of each guarded invocation
 
 The places where things happen (a checkout, a connect, a flight) count them in the tally of the invocation that runs,
-and only while somebody listens. Nothing of this changes what an invocation does: what a listener raises is logged
-once, and goes no further. A tally belongs to one invocation and is made anew at the next one's begin, so that what an
+and only while somebody listens. None of this changes what an invocation does: what a listener raises is logged once,
+and is not propagated. A tally belongs to one invocation, and the next invocation starts with a new one, so that what an
 exception cut short leaves nothing behind.
 
 Units: seconds of wall clock.        Threads: safe; the threads of one invocation count in one
@@ -105,7 +105,7 @@ class Tally:
         self.errors: dict[str, int] = {}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field with its value, as JSON takes it."""
+        """Return every field with its value, as JSON can express it."""
         return {name: getattr(self, name) for name in FIELDS} | {
             "reconnects": dict(self.reconnects),
             "errors": dict(self.errors),
@@ -163,7 +163,7 @@ _told: set[tuple[str, str]] = set()
 def listen(callback: Callable[[Tally], object]) -> Callable[[], None]:
     """
     Call `callback` with the `Tally` of each guarded invocation when that ends, before its answer leaves; and at
-    SIGTERM, where the function hears it (PLUNGEPOOL_SHUTDOWN), with that of the invocation that is cut off.
+    SIGTERM, where the function hears it (PLUNGEPOOL_SHUTDOWN), with that of the invocation that is being cut off.
 
     Returns: what ends it; that may be called again.
     Raises: nothing, ever: what the callback raises is logged once (logger `plungepool`).
@@ -337,7 +337,7 @@ def _tell(listener: object, failure: Exception) -> None:
     kind, name = type(failure).__name__, getattr(listener, "__qualname__", type(listener).__name__)
     if (kind, name) not in _told:
         _told.add((kind, name))
-        _logger.warning("a listener failed, and what it was to see goes unseen: %s of %s", kind, name)
+        _logger.warning("a listener failed, and did not see the event it was called for: %s of %s", kind, name)
 
 
 _observer = _Observer()

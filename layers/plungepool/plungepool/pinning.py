@@ -109,7 +109,7 @@ CONDITIONS = (
     Condition(
         Reason(
             "plungepool_settings",
-            "they travel as set_config with is_local, which RDS Proxy is not documented to exempt",
+            "they are sent as set_config with is_local, which RDS Proxy is not documented to exempt",
             "a direct endpoint for what needs them, or a database role for each tenant (docs/tenants.md); PgBouncer "
             "does not pin",
         ),
@@ -126,7 +126,7 @@ CONDITIONS = (
         hints=("execute",),
     ),
     Condition(
-        Reason("DEALLOCATE", "it changes the session's prepared statements", "prepare none"),
+        Reason("DEALLOCATE", "it changes the session's prepared statements", "do not prepare statements"),
         begins=("deallocate",),
     ),
     Condition(
@@ -136,7 +136,7 @@ CONDITIONS = (
     Condition(
         Reason(
             "temporary object",
-            "it stays on the session, or in its name space",
+            "it stays on the session, or in its namespace",
             "a common table expression (WITH), unnest() of array parameters, or an UNLOGGED table with a key of "
             "its own",
         ),
@@ -315,7 +315,9 @@ def guard_pinning(engine: Engine, mode: Literal["warn", "refuse"], setting: str 
         if warned.setdefault(option or shape, mine) is not mine:
             return
         if len(warned) > _MOST_SHAPES:
-            _logger.warning("More than %d shapes of statements pin the proxy; others are not reported.", _MOST_SHAPES)
+            _logger.warning(
+                "More than %d shapes of statements pin the proxy; further ones are not reported.", _MOST_SHAPES
+            )
         else:
             _logger.warning(
                 "%s pins the proxy: %s. Instead: %s. The statement, executed at %s: %s",

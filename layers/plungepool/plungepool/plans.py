@@ -391,7 +391,7 @@ def why(text: str, types: Sequence[int], run: Run, *, limit_ms: int = 1000) -> W
     """
     text = statements.without_cursor(text)
     if not only_reads(text):
-        raise ValueError("only a statement that reads is explained")
+        raise ValueError("only statements that read are explained")
     top = explain(text, types, run, within=False, discourage=False, limit_ms=limit_ms)
     scans = [
         (scan, table)

@@ -210,7 +210,7 @@ class Examiner:
         connection.deadline = end = invocation.deadline(self._margin_s)
         idle_s, given_s, lease_s = now - connection.answered_at, 0.0, self._lease_s(connection)
         if 0 < lease_s <= idle_s + fleet.GRACE_S:
-            return Dead(f"its lease of {lease_s:g} s was over", expected=True, reason="lease")
+            return Dead(f"its lease of {lease_s:g} s had expired", expected=True, reason="lease")
         try:
             connection.check()
             if not 0 <= idle_s < self._ping_after_idle_s:
@@ -219,7 +219,7 @@ class Examiner:
                 connection.ping()
                 connection.deadline = end
         except DeadlineExceeded:
-            why = f"no answer to a question within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
+            why = f"no answer to a ping within {given_s:.1f} s, after {max(0.0, idle_s):.0f} s idle"
             # What was not waited out shows nothing of others.
             others = _not_answered_since(now) if given_s == self._ping_s else None
             return Dead(why, others, reason="no_answer")
@@ -283,7 +283,7 @@ class _Host:
         return opened_at < moment and getattr(connection, "address", None) not in (None, *shown)
 
 
-_HAS_LEFT = Dead("the host's name leads to another address now", reason="moved")
+_HAS_LEFT = Dead("the host name now resolves to another address", reason="moved")
 
 
 class _Shared:
@@ -465,7 +465,7 @@ class BoundedPool(_Places):
         checkout = _asking(sys._getframe(1))
         if invocation.is_over(self._margin_s):
             invocation.count("deadlines_exceeded")
-            raise DeadlineExceeded("the invocation was over before a connection was asked for")
+            raise DeadlineExceeded("the invocation had ended before a connection was requested")
         before = self._inherit(checkout, look_closely=False) if not self._line else None
         if before is None:
             before = self._wait(checkout)
@@ -582,7 +582,7 @@ class BoundedPool(_Places):
                         invocation.count("exhausted")
                         raise exhausted
                     invocation.count("deadlines_exceeded")
-                    raise DeadlineExceeded(f"the invocation was over before a connection was free: {exhausted}")
+                    raise DeadlineExceeded(f"the invocation had ended before a connection became free: {exhausted}")
                 rung = bell.acquire(timeout=max(0.0, min(deadline - now, _LOOK_AGAIN_S)))
         finally:
             with suppress(ValueError):
@@ -845,15 +845,17 @@ def _why_exhausted(held: list[_Checkout], waited: str, size: str, waiting: int) 
     )
     if any(last.thread == me for last in held):
         advice = (
-            "This thread holds one of them itself: hand that one on, or return it before taking another (use `with "
+            "This thread holds one of them itself: pass that one on, or return it before checking out another (use "
+            "`with "
             "engine.begin() as connection:`)"
         )
         if not invocation.is_running():
-            advice += "; guard_invocation takes back what an earlier invocation has left"
+            advice += "; guard_invocation returns what an earlier invocation left checked out"
     else:
-        advice = "Other threads use them; make their transactions shorter"
+        advice = "Other threads are using them: make their transactions shorter"
     return (
-        f"no connection became free within {waited}: the pool has {size}, taken at {where or 'nowhere any more'}; "
+        f"no connection became free within {waited}: the pool has {size}, taken at "
+        f"{where or 'places that have returned them'}; "
         f"{waiting} more {'checkout was' if waiting == 1 else 'checkouts were'} waiting. {advice}"
     )
 

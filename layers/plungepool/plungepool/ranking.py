@@ -41,11 +41,12 @@ _LISTED_AT_MOST = 100
 _RANKED = frozenset(("select", "with", "insert", "update", "delete", "merge", "values", "table", "call"))
 
 _NOT_LOADED = (
-    "pg_stat_statements is not loaded: put it into shared_preload_libraries and restart the server; on RDS and Aurora "
-    "that is a setting of the parameter group"
+    "pg_stat_statements is not loaded: add it to shared_preload_libraries (on RDS and Aurora, in the parameter "
+    "group) and restart the server"
 )
 _OLD = (
-    "the extension pg_stat_statements is older than PostgreSQL 14's: execute ALTER EXTENSION pg_stat_statements UPDATE"
+    "the extension pg_stat_statements is older than the one of PostgreSQL 14: execute ALTER EXTENSION "
+    "pg_stat_statements UPDATE"
 )
 
 
@@ -138,8 +139,8 @@ def _look(connection: Connection, by: By, limit: int, *, direct: bool) -> tuple[
     if not place:
         raise SlowError(
             f"the extension pg_stat_statements is not in the database {database}: execute CREATE EXTENSION "
-            "pg_stat_statements there, as a superuser or, on RDS and Aurora, with rds_superuser; it also has to be in "
-            "shared_preload_libraries (there: of the parameter group)"
+            "pg_stat_statements there, as a superuser or, on RDS and Aurora, with rds_superuser; it must also be in "
+            "shared_preload_libraries (there, in the parameter group)"
         )
     schema = indexes.quoted(place[0][0])
     try:
@@ -161,7 +162,7 @@ def _look(connection: Connection, by: By, limit: int, *, direct: bool) -> tuple[
         raise SlowError(texts[state]) from None
     found = rank(entries, by, ours)[:limit]
     if hidden and not found:
-        raise SlowError(f"{hidden} statements are other roles', and not shown to {role}; {grant(role)}")
+        raise SlowError(f"{hidden} statements belong to other roles, and are not shown to {role}; {grant(role)}")
     for one in found:
         _explain(one, run, direct=direct)
     known = {"format": FORMAT, "database": database, "role": role, "since": since, "by": by.value, "hidden": hidden}
@@ -196,17 +197,17 @@ def _explain(one: Ranked, run: Run, *, direct: bool) -> None:
     if one.own_text and not plans.only_reads(one.own_text):
         return
     if not direct:
-        one.not_explained = "a prepared statement does not go well with a proxy: connect to the database itself"
+        one.not_explained = "prepared statements should not be sent through a proxy: connect to the database itself"
     elif not one.own_text:
         # To plan is to call functions that say they are immutable: another role's must not run with this one's rights.
-        one.not_explained = "it is another role's: connect as that role"
+        one.not_explained = "it belongs to another role: connect as that role"
     else:
         try:
             one.why = plans.why(one.own_text, (), run).as_dict()
         except DBAPIError as error:
-            one.not_explained = f"the server would not plan it: SQLSTATE {plans.sqlstate(error.orig or error)}"
+            one.not_explained = f"the server could not plan it: SQLSTATE {plans.sqlstate(error.orig or error)}"
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            one.not_explained = f"its plan is written otherwise than it is read here: {type(error).__name__}"
+            one.not_explained = f"its plan does not have the expected form: {type(error).__name__}"
 
 
 def grant(role: str) -> str:

@@ -288,18 +288,25 @@ def _role(role: Any, roles: Sequence[Any]) -> Iterator[Finding]:
     session = next((one for one in roles if one.is_session), role)
     found = False
     for one in [role] if session is role else [role, session]:
-        who = one.quoted if one is role else f"{one.quoted}, whom the session began as and SET ROLE NONE gives back,"
+        who = (
+            one.quoted
+            if one is role
+            else f"{one.quoted}, as which the session began and to which SET ROLE NONE returns,"
+        )
         own = "connect as a role of the application's own, without these (infrastructure/roles.sql)"
         said = []
         if one.superuser:
-            said.append((f"{who} is a superuser, whom no policy binds: it reads and writes every row", own))
+            said.append((f"{who} is a superuser, to whom no policy applies: it reads and writes every row", own))
         elif one.bypasses:
-            said.append((f"{who} has BYPASSRLS: no policy binds it", f"ALTER ROLE {one.quoted} NOBYPASSRLS"))
+            said.append((f"{who} has BYPASSRLS: no policy applies to it", f"ALTER ROLE {one.quoted} NOBYPASSRLS"))
         if one.replicates and not one.superuser:
-            what = f"{who} has REPLICATION: it may stream every change of every table, past all policies"
+            what = f"{who} has REPLICATION: it may stream every change of every table, bypassing all policies"
             said.append((what, f"ALTER ROLE {one.quoted} NOREPLICATION"))
         if one.creates_roles and one.version < 160000 and not one.superuser:
-            what = f"{who} has CREATEROLE, which before PostgreSQL 16 makes itself a member of any role but superusers"
+            what = (
+                f"{who} has CREATEROLE, with which, before PostgreSQL 16, it can make itself a member of any role "
+                "that is not a superuser"
+            )
             said.append((what, f"ALTER ROLE {one.quoted} NOCREATEROLE"))
         for what, cure in said:
             found = True
@@ -307,10 +314,15 @@ def _role(role: Any, roles: Sequence[Any]) -> Iterator[Finding]:
     files = [one.quoted for one in roles if one.name in _FILES]
     if files and not role.superuser:
         found = True
-        what = f"{role.quoted} is a member of {_listed(files)}, who reach the server's files past all policies"
+        what = (
+            f"{role.quoted} is a member of {_listed(files)}, whose members can access the server's files, bypassing "
+            "all policies"
+        )
         yield Finding("RLS role", "failed", what, f"REVOKE {', '.join(files)} FROM {role.quoted}")
     if not found:
-        yield Finding("RLS role", "ok", f"{role.quoted} is no superuser and has no BYPASSRLS: policies bind it")
+        yield Finding(
+            "RLS role", "ok", f"{role.quoted} is not a superuser and does not have BYPASSRLS: policies apply to it"
+        )
 
 
 def _set_role(role: Any, roles: Sequence[Any]) -> Iterator[Finding]:
@@ -331,7 +343,7 @@ def _set_role(role: Any, roles: Sequence[Any]) -> Iterator[Finding]:
             "RLS set role",
             "failed",
             f"{role.quoted} may SET ROLE to {which}",
-            f"REVOKE {_listed(said)} FROM {role.quoted}, or from the role by which it is a member",
+            f"REVOKE {_listed(said)} FROM {role.quoted}, or from the role through which it is a member",
         )
 
 
@@ -346,8 +358,10 @@ def _ownership(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         yield Finding(
             "RLS owner",
             "failed",
-            f"{role.quoted} owns {_listed(names[one.oid] for one in loose)}: without FORCE no policy binds the owner",
-            f"give them to a role that {role.quoted} is no member of ({_each('ALTER TABLE {} OWNER TO …', loose)}), or "
+            f"{role.quoted} owns {_listed(names[one.oid] for one in loose)}: without FORCE, no policy applies to the "
+            "owner",
+            f"transfer them to a role of which {role.quoted} is not a member "
+            f"({_each('ALTER TABLE {} OWNER TO …', loose)}), or "
             f"{_each('ALTER TABLE {} FORCE ROW LEVEL SECURITY', loose)}",
         )
     forced = [table for table in owned if table.forced]
@@ -355,9 +369,10 @@ def _ownership(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         yield Finding(
             "RLS owner",
             "warning",
-            f"{role.quoted} owns {_listed(names[one.oid] for one in forced)}: FORCE binds it, until it says NO FORCE, "
-            "DISABLE or DROP POLICY, which an owner may",
-            f"give them to a role that {role.quoted} is no member of ({_each('ALTER TABLE {} OWNER TO …', forced)})",
+            f"{role.quoted} owns {_listed(names[one.oid] for one in forced)}: FORCE applies the policies to it, until "
+            "it executes NO FORCE, DISABLE or DROP POLICY, as an owner may",
+            f"transfer them to a role of which {role.quoted} is not a member "
+            f"({_each('ALTER TABLE {} OWNER TO …', forced)})",
         )
 
 
@@ -366,8 +381,8 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
     tables = [*catalog.tables()]
     if not tables and not any(_uses(one) and catalog.is_chosen(one) for one in catalog.relations.values()):
         where = f"schema {', '.join(sorted(catalog.schemas))}" if catalog.schemas else "this database"
-        found = f"{role.quoted} may use no table in {where}: there is nothing to look at"
-        yield Finding("RLS tables", "warning", found, "GRANT it what the application needs, and look again")
+        found = f"{role.quoted} has no privileges on any table in {where}: there is nothing to check"
+        yield Finding("RLS tables", "warning", found, "GRANT it what the application needs, and check again")
     plain = [one for one in tables if one.kind in "rp" and not one.protected]
     # What is reached through a parent is said of the parent.
     said = {one.oid for one in plain}
@@ -382,8 +397,8 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
             "RLS tables",
             "warning",
             f"no row-level security: {role.quoted} may {_listed(map(_use, bare))}, every row",
-            f"what belongs to tenants needs policies: {_each('ALTER TABLE {} ENABLE ROW LEVEL SECURITY', bare)}, and "
-            "CREATE POLICY; what all of them share may stay so",
+            f"tables with rows of tenants need policies: {_each('ALTER TABLE {} ENABLE ROW LEVEL SECURITY', bare)}, "
+            "and CREATE POLICY; tables that all tenants share can stay as they are",
         )
     other = [one for one in tables if one.kind in "fm"]
     if other:
@@ -391,9 +406,9 @@ def _tables(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         yield Finding(
             "RLS tables",
             "warning",
-            f"no policy can protect what {role.quoted} may "
+            f"policies cannot protect these relations: {role.quoted} may "
             + _listed(f"{_use(one)} ({kinds[one.kind]})" for one in other),
-            f"where it holds rows of tenants: {_each(f'REVOKE ALL ON {{}} FROM {role.quoted}', other)}",
+            f"if it contains rows of tenants: {_each(f'REVOKE ALL ON {{}} FROM {role.quoted}', other)}",
         )
     emptied = [one for one in tables if one.protected and one.can_truncate and not one.owned]
     if emptied:
@@ -413,8 +428,9 @@ def _partitions(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         yield Finding(
             "RLS partitions",
             "failed",
-            f"past their parents' policies, by their own names, {role.quoted} may {_listed(said for _, said in found)}",
-            f"{revoke}: a query by the parent needs the parent's privileges alone; or ENABLE ROW LEVEL SECURITY on "
+            f"by their own names, bypassing their parents' policies, {role.quoted} may "
+            f"{_listed(said for _, said in found)}",
+            f"{revoke}: a query on the parent requires privileges on the parent only; or ENABLE ROW LEVEL SECURITY on "
             "them, too, with policies of their own",
         )
 
@@ -441,15 +457,15 @@ def _views(role: Any, catalog: _Catalog) -> Iterator[Finding]:
         cure = (
             f"{_each('ALTER VIEW {} SET (security_invoker = true)', views)}, and GRANT {role.quoted} what it reads"
             if role.version >= 150000
-            else f"{_each('ALTER VIEW {} OWNER TO …', views)}, a role that policies bind"
+            else f"{_each('ALTER VIEW {} OWNER TO …', views)}, a role to which policies apply"
         )
         which = _listed(said for _, said in past)
-        found = f"views run as their owner, whom no policy binds: {role.quoted} may {which}"
+        found = f"views run as their owner, to whom no policy applies: {role.quoted} may {which}"
         yield Finding("RLS views", "failed", found, cure)
     if bare:
         which = _listed(said for _, said in bare)
-        found = f"tables without row-level security show through views: {role.quoted} may {which}"
-        yield Finding("RLS views", "warning", found, "what belongs to tenants needs policies on these tables, too")
+        found = f"views show tables without row-level security: {role.quoted} may {which}"
+        yield Finding("RLS views", "warning", found, "if they contain rows of tenants, these tables need policies, too")
 
 
 def _functions(catalog: _Catalog) -> Iterator[Finding]:
@@ -465,9 +481,10 @@ def _functions(catalog: _Catalog) -> Iterator[Finding]:
         yield Finding(
             "RLS functions",
             "warning",
-            "functions run as their owner, whom no policy binds (SECURITY DEFINER): "
+            "functions run as their owner, to whom no policy applies (SECURITY DEFINER): "
             + _listed(f"{one.name} (as {one.owner})" for one in past),
-            "read what they do for which tenant; ALTER FUNCTION … SECURITY INVOKER where the caller's rights will do",
+            "review what they do for which tenant; ALTER FUNCTION … SECURITY INVOKER where the caller's privileges "
+            "are enough",
         )
 
 
@@ -545,14 +562,14 @@ def _policies(role: Any, catalog: _Catalog, required: Collection[str], variable:
             "RLS policies",
             "warning",
             f"without the setting, these fail in a fresh session (42704) and read '' in a used one: {_listed(strict)}",
-            "read it by nullif(current_setting('…', true), ''), which is NULL in both and matches no row",
+            "read it with nullif(current_setting('…', true), ''), which is NULL in both and matches no row",
         )
     if closed:
         found = f"no policy of {_listed(one.name for one in closed)} lets {role.quoted} see or write a row"
         cure = f"CREATE POLICY … ON {closed[0].name} TO {role.quoted}, or REVOKE what it may do there"
         yield Finding("RLS policies", "warning", found, cure)
     if well and not role.bypasses:
-        found = f"policies bind {role.quoted} in {_listed(one.name for one in well)}"
+        found = f"policies apply to {role.quoted} in {_listed(one.name for one in well)}"
         if read:
             found += f"; they read {', '.join(sorted(read))}"
         if forgotten := sorted(read - {*required}):
@@ -567,16 +584,16 @@ def _open_policies(undone: dict[str, list[str]], alone: dict[str, list[str]]) ->
         yield Finding(
             "RLS policies",
             "failed",
-            f"permissive policies are joined by OR, so that these undo the others: {_for_commands(undone)}",
-            "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE, which is joined by AND",
+            f"permissive policies are combined with OR, so that these undo the others: {_for_commands(undone)}",
+            "DROP POLICY; or CREATE POLICY … AS RESTRICTIVE, which is combined with AND",
         )
     if alone:
         yield Finding(
             "RLS policies",
             "warning",
             f"these let the same rows through for every tenant: {_for_commands(alone)}",
-            "what belongs to tenants needs a policy that asks whose transaction it is, or where each has a role one TO "
-            "that role; what all of them share may stay so",
+            "tables with rows of tenants need a policy that checks whose transaction it is or, if each tenant has a "
+            "role, one TO that role; tables that all tenants share can stay as they are",
         )
 
 

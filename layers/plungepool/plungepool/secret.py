@@ -75,11 +75,11 @@ class SecretSource:
         """Raise CredentialsError, which names the secret, the user and the usual causes."""
         settings = self._settings
         if first.password != first.password.strip():
-            cause = "its password begins or ends with a blank or a line break, as a copied value does"
+            cause = "its password begins or ends with a space or a line break, probably copied along with it"
         elif settings.endpoint == "proxy":
             cause = (
                 "the secret's password is not the one that the proxy has for this user, the proxy's own secret for it "
-                "is missing or wrong, or the proxy asks for IAM (IAMAuth: REQUIRED; then set "
+                "is missing or wrong, or the proxy requires IAM (IAMAuth: REQUIRED; then set "
                 f"{settings.variable('auth')}=iam)"
             )
         else:
@@ -127,7 +127,7 @@ class SecretSource:
             raise SettingsError(
                 [
                     (
-                        f"{settings.variable('user')} is {settings.user!r} and the secret's username is {user!r}; "
+                        f"{settings.variable('user')} is {settings.user!r} but the secret's username is {user!r}; "
                         f"leave {settings.variable('user')} unset"
                     )
                 ]
@@ -139,7 +139,7 @@ class SecretSource:
             port = _port(content.get("port", int)) or port
             if not host:
                 raise SettingsError(
-                    [f"{settings.variable('host')} is missing, and the secret {name!r} holds no host either"]
+                    [f"{settings.variable('host')} is missing, and the secret {name!r} contains no host either"]
                 )
             if problem := host_problem(host, settings.variable("port")):
                 raise CredentialsError(f"the host in the secret {name!r} {problem}")
@@ -246,12 +246,12 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
         )
     if kinds.intersection(_NO_WAY):
         return (
-            f"{what}there is no way to Secrets Manager in {region} from here; a function in a VPC needs NAT, or an "
-            "interface endpoint for secretsmanager with private DNS whose security group lets the function's in on "
-            "port 443"
+            f"{what}Secrets Manager in {region} cannot be reached from here; a function in a VPC needs a NAT gateway, "
+            "or an interface endpoint for secretsmanager with private DNS whose security group allows port 443 from "
+            "the function's"
         )
     if code in _SIGNER:
-        return f"{what}AWS does not take these credentials; renew them, and check this machine's clock"
+        return f"{what}AWS does not accept these credentials; renew them, and check this machine's clock"
     if code == "ResourceNotFoundException":
         return (
             f"{what}there is no such secret, or no current version of it, in {region}: check "
@@ -270,7 +270,7 @@ def _explain_secret(error: BaseException, settings: Settings) -> str:
     if code == "InvalidRequestException":
         return f"{what}the secret is about to be deleted, or has no value yet: restore it, or store one"
     if code in ("ThrottlingException", "InternalServiceError", "InternalServiceErrorException", "ServiceUnavailable"):
-        return f"{what}Secrets Manager is too busy or out of order: try again"
+        return f"{what}Secrets Manager is throttling requests or unavailable: try again"
     return (
         f"{what}check {settings.variable('secret_arn')} and its region, and the role's secretsmanager:GetSecretValue "
         "(and kms:Decrypt with a key of your own)"

@@ -64,109 +64,109 @@ class Settings:
     Settings of one engine, given as keywords or read by `from_env`.
 
     Args: each field is the environment variable PLUNGEPOOL_<NAME>; docs/reference/settings.md is written from the
-        comments beside them. `url` stands for host, port, database, user and, if it holds one, password. `prefix` is no
-        variable, but what stands before the name of each one: settings of different prefixes have engines of their own,
-        and each error names its own variables.
+        comments beside them. `url` replaces host, port, database, user and, if it contains one, password. `prefix` is
+        not a variable, but what the name of each one begins with: settings with different prefixes have separate
+        engines, and each error names its own variables.
     Raises: SettingsError, which names every problem at once and no value of a secret.
     Units: every `*_s` is in seconds of wall clock, because frozen time counts.
     """
 
     # -- The server
-    #: `postgresql://user@host:port/database`, each part percent-encoded where it has special characters; or HOST, PORT,
-    #: DATABASE and USER instead. A password may stand in it, or in PLUNGEPOOL_PASSWORD.
+    #: `postgresql://user@host:port/database`, with special characters percent-encoded; or use HOST, PORT, DATABASE and
+    #: USER instead. The password may be part of it, or be in PLUNGEPOOL_PASSWORD.
     url: InitVar[str | None] = None
     #: The endpoint's own name, which the server's certificate and the IAM token are for. With `secret`, the secret may
-    #: hold it.
+    #: contain it.
     host: str = ""
     #: The port of the endpoint.
     port: int = 5432
-    #: Connect to this host (and port) while certificate and token are for HOST and PORT, as libpq's `hostaddr` does:
-    #: for a [tunnel](tunnel.md).
+    #: Connect to this host (and port), although the certificate and the token are for HOST and PORT, like libpq's
+    #: `hostaddr`: for a [tunnel](tunnel.md).
     address: str | None = None
     #: The name of the database.
     database: str = "postgres"
-    #: The database role. With `secret`, the secret holds it.
+    #: The database role. With `secret`, the secret contains it.
     user: str | None = None
-    #: What answers at HOST: `direct` is the database itself, `proxy` a transaction pooler before it, such as
-    #: [RDS Proxy](rds-proxy.md).
+    #: What HOST is: `direct` is the database itself, `proxy` a transaction pooler in front of it, such as [RDS
+    #: Proxy](rds-proxy.md).
     endpoint: str = "direct"
-    #: `read-only`: an engine that refuses to write, at no round trip
-    #: ([a writer and a reader](databases.md#a-writer-and-a-reader)).
+    #: `read-only`: the engine refuses to write, which costs no round trip ([a writer and a
+    #: reader](databases.md#a-writer-and-a-reader)).
     access: str = "read-write"
     # -- The login
     #: How to log in ([authentication and TLS](authenticate.md)): with a `password`, with a Secrets Manager `secret`,
     #: with a token for RDS, Aurora or RDS Proxy (`iam`), with a token for Aurora DSQL (`dsql`).
     auth: str = "password"
-    #: For `password`: local development. No error, repr or log line shows it.
+    #: For `password`, as in local development. It is never shown in an error, a repr or a log line.
     password: str | None = field(default=None, repr=False)
     #: For `secret`: a Secrets Manager secret, by ARN or by name.
     secret_arn: str | None = None
-    #: The database's region, for which `iam` and `dsql` sign a token.
+    #: The Region of the database, for which `iam` and `dsql` sign a token.
     region: str | None = None
     # -- TLS and the start of a session
-    #: `verify-full` verifies the server's certificate and host name; `disable` sends everything in clear.
+    #: `verify-full` verifies the server's certificate and host name; `disable` sends everything in plain text.
     tls: str = "verify-full"
-    #: How TLS begins, as libpq's `sslnegotiation`: `postgres` asks first; `direct` starts it at once, one round trip
-    #: less, and needs PostgreSQL 17 or newer.
+    #: How TLS is negotiated, like libpq's `sslnegotiation`: `postgres` requests it first; `direct` starts it at once,
+    #: which saves a round trip and needs PostgreSQL 17 or newer.
     tls_negotiation: str = ""
-    #: `pipelined` sends a token along with the start-up packet, one round trip less; `stepwise` waits to be asked.
+    #: `pipelined` sends a token along with the start-up packet, saving a round trip; `stepwise` waits for a request.
     startup: str = "pipelined"
-    #: A PEM file of authorities to trust instead of those that the layer ships.
+    #: A PEM file of certificate authorities to trust instead of those that the layer contains.
     ca_file: str | None = None
     # -- Connections
-    #: What becomes of a connection that is returned: `tiny` keeps it, `null` closes it, `adaptive` keeps it while the
+    #: What happens to a connection that is returned: `tiny` keeps it, `null` closes it, `adaptive` keeps it while the
     #: fleet is below its limit ([tickets](adaptive.md)).
     pool: str = "tiny"
-    #: How many connections an environment may have at most; there is no overflow.
+    #: The maximum number of connections of an environment; there is no overflow.
     pool_size: int = 1
-    #: For `adaptive`: how many connections the fleet may have; 0: as many as role, database and server allow.
+    #: For `adaptive`: how many connections the fleet may have; 0 means as many as role, database and server allow.
     fleet_limit: int = 0
-    #: For `adaptive`: the name of this fleet, where several log in as one role.
+    #: For `adaptive`: the name of this fleet, if several fleets log in as the same role.
     fleet: str = ""
     # -- Time limits
-    #: How long a checkout waits for a connection to be returned. Where no deadline is known, also how long a refused
-    #: connect is tried again.
+    #: How long a checkout waits for a connection to be returned. If no deadline is known, also how long a refused
+    #: connect is retried.
     checkout_timeout_s: float = 5.0
-    #: How long a connect may take, TCP, TLS and authentication together.
+    #: How long a connect may take, including TCP, TLS and authentication.
     connect_timeout_s: float = 5.0
-    #: When a network that swallows everything is given up.
+    #: How long to wait for a network that no longer delivers anything.
     dead_peer_timeout_s: float = 10.0
-    #: A connection that the server has not answered for as long, by the wall clock, is asked before it is handed out.
+    #: A connection that has been idle for this long, by the wall clock, is pinged before it is handed out.
     ping_after_idle_s: float = 30.0
     #: A connection older than this is not handed out again.
     max_age_s: float = 1800.0
-    #: The server's `statement_timeout`; 0 leaves the role's.
+    #: The server's `statement_timeout`; 0 means that of the role.
     statement_timeout_s: float = 0.0
     # -- Statements and invocations
-    #: Behind a proxy, what becomes of a statement that would [pin](rds-proxy.md): `warn` sends and logs it, `refuse`
-    #: raises `PinningRefused`.
+    #: Behind a proxy, what happens to a statement that would cause [pinning](rds-proxy.md): `warn` sends and logs it,
+    #: `refuse` raises `PinningRefused`.
     pinning: str = "warn"
-    #: With `guard_invocation`, who ends what the [invocation](invocation.md) has no time left for: the `server` (and
-    #: the client), the `client` alone, or nobody (`off`).
+    #: With `guard_invocation`, who enforces the deadline of the [invocation](invocation.md): the `server` (and the
+    #: client), the `client` only, or neither (`off`).
     deadline: str = ""
-    #: What the deadline leaves for the handler to answer, half of the remaining time at most.
+    #: The time that the deadline leaves for the handler to respond, at most half of the remaining time.
     deadline_margin_s: float = 0.5
-    #: A connection that is kept beyond the invocation is closed and logged (`close`), or an error as well (`raise`, for
-    #: tests).
+    #: A connection that is still checked out after the invocation is closed and logged (`close`), or also raises an
+    #: error (`raise`, for tests).
     leaks: str = "close"
-    #: Names of [settings](tenants.md), with commas between them, without which no transaction may begin.
+    #: Names of [settings](tenants.md), separated by commas, that every transaction must have.
     require_settings: tuple[str, ...] = ()
-    #: How connections are closed in order when [the environment ends](shutdown.md): `extension` asks Lambda to tell,
-    #: `signal` hears it where another extension asks, `off` does neither.
+    #: How connections are closed in order when [the environment ends](shutdown.md): `extension` registers with Lambda
+    #: to be told, `signal` relies on another extension that does so, `off` does neither.
     shutdown: str = "extension"
     # -- Observing
-    #: A statement that takes as long is written as [one line of the log](slow-queries.md), without its values; 0: none
-    #: is.
+    #: A statement that takes this long is written to the log as [one line](slow-queries.md), without its values; 0
+    #: means none.
     slow_query_s: float = 1.0
-    #: `on`: when the connection of a slow SELECT is returned, the planner is asked why it was slow, and what it says is
+    #: `on`: when the connection of a slow SELECT is returned, the planner is asked why it was slow, and its answer is
     #: [a second line](slow-queries.md#why). Never behind a proxy, and not with `dsql`.
     slow_query_explain: str = "on"
     #: `on`: an invocation that fails, misses its deadline or is slow leaves its last exchanges in one line of the log,
     #: for `plungepool timeline` ([observe](observe.md)).
     recorder: str = "off"
-    #: `on`: what each invocation did with the database goes to CloudWatch as [metrics](observe.md), by Powertools.
+    #: `on`: what each invocation did with the database is sent to CloudWatch as [metrics](observe.md), by Powertools.
     metrics: str = "off"
-    #: `on`: function, version, request and trace follow each statement as a [comment](observe.md).
+    #: `on`: function, version, request and trace are appended to each statement as a [comment](observe.md).
     sql_comment: str = "off"
     # -- SnapStart
     #: `true`: with [SnapStart](snapstart.md), connect while an environment is restored.
@@ -218,10 +218,10 @@ class Settings:
     @property
     def reads_only(self) -> str:
         """Why an engine of these settings refuses to write, for its errors; empty where it does not."""
-        return f"this engine only reads ({self.variable('access')}=read-only)" if self.access == "read-only" else ""
+        return f"this engine is read-only ({self.variable('access')}=read-only)" if self.access == "read-only" else ""
 
     def variable(self, name: str) -> str:
-        """Return the environment variable of one of these settings, with their prefix: for the text of an error."""
+        """Return the environment variable of one of these settings, with the prefix: for the text of an error."""
         return variable(name, self.prefix)
 
     @classmethod
@@ -229,10 +229,10 @@ class Settings:
         """
         Read the settings from environment variables; an empty value counts as not set.
 
-        Args: environ: usually `os.environ`. A PLUNGEPOOL_ name that is not a setting is a problem, so that a typo is
-            not silent. AWS_REGION stands in for PLUNGEPOOL_REGION. prefix: for one database of several: with
-            "REPORTS_" the variables are REPORTS_PLUNGEPOOL_HOST and so on, and no others: nothing is taken from those
-            without the prefix.
+        Args: environ: usually `os.environ`. A PLUNGEPOOL_ name that is not a setting is an error, so that a typo does
+            not go unnoticed. AWS_REGION is the default for PLUNGEPOOL_REGION. prefix: for one database of several: with
+            "REPORTS_", the variables are REPORTS_PLUNGEPOOL_HOST and so on, and nothing is taken from those without the
+            prefix.
         Raises: SettingsError, which names every problem at once.
         """
         settings, problems = cls._read(environ, prefix)
@@ -264,7 +264,7 @@ class Settings:
                 except ValueError as error:
                     if _has_line_break(value):
                         # As a value copied with its line's end has it; of text the settings say so themselves.
-                        error = ValueError(f"{error}, without the line break at an end of it")
+                        error = ValueError(f"{error}, without a line break at its beginning or end")
                     problems.append(f"{key} must be {error}")
         if "region" not in values and environ.get("AWS_REGION"):
             values["region"] = environ["AWS_REGION"]
@@ -284,20 +284,22 @@ class Settings:
         here = variable("url")
         if any(character.isspace() or character < " " for character in url):
             # urlsplit would drop some of them without a word.
-            return [f"{here} must not hold blanks or line breaks (a copied value may end with one)"]
-        shape = f"{here} must look like postgresql://user@host:5432/database, special characters percent-encoded"
+            return [f"{here} must not contain spaces or line breaks (a copied value may end with one)"]
+        shape = (
+            f"{here} must have the form postgresql://user@host:5432/database, with special characters percent-encoded"
+        )
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            return [f"{shape}; its host or port cannot be read"]
+            return [f"{shape}; its host or port is not valid"]
         if parts.scheme not in ("postgresql", "postgres", "postgresql+plungepool") or not parts.hostname:
             return [shape]
         problems = []
         if parts.query or parts.fragment:
             problems.append(
-                f"{here} must end after the database: options have settings of their own (a '?' or '#' in a name or "
-                "password is percent-encoded)"
+                f"{here} must end after the database: options have settings of their own (percent-encode a '?' or '#' "
+                "in a name or password)"
             )
         found = {
             "host": parts.hostname,
@@ -323,9 +325,12 @@ class Settings:
             if value is None and name not in _CHOICES:
                 continue
             if not isinstance(value, str) or not _is_plain(value):
-                yield name, f"{variable(name)} must be text that UTF-8 can hold, without NUL characters"
+                yield name, f"{variable(name)} must be text that can be encoded as UTF-8, without NUL characters"
             elif _has_line_break(value):
-                yield name, f"{variable(name)} begins or ends with a line break, as a copied value does; remove it"
+                yield (
+                    name,
+                    f"{variable(name)} begins or ends with a line break, probably copied along with it; remove it",
+                )
             elif name in _CHOICES and value not in _CHOICES[name]:
                 yield name, f"{variable(name)} must be one of {', '.join(_CHOICES[name])}, not {value!r}"
             elif name in _SHAPES and value and (problem := _SHAPES[name](value, variable("port"))):
@@ -418,7 +423,7 @@ def _contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
         if not settings.region:
             yield {"region", "auth"}, f"{variable('region')} (or AWS_REGION) is missing; {auth} signs for a region"
         if settings.tls == "disable":
-            text = f"{variable('tls')}=disable would send the token of {auth} in clear; use verify-full"
+            text = f"{variable('tls')}=disable would send the token of {auth} in plain text; use verify-full"
             yield {"tls", "auth"}, text
     if settings.ca_file and settings.tls == "disable":
         text = f"{variable('ca_file')} has no effect with {variable('tls')}=disable; remove one of them"
@@ -434,10 +439,13 @@ def _contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
         yield {"connect_on_restore", "pool"}, text
     yield from _fleet_contradictions(settings)
     if settings.endpoint == "proxy" and settings.auth == "dsql":
-        text = f"{variable('endpoint')}=proxy does not go with {auth}: there is no RDS Proxy for Aurora DSQL"
+        text = f"{variable('endpoint')}=proxy cannot be used with {auth}: there is no RDS Proxy for Aurora DSQL"
         yield {"endpoint", "auth"}, text
     if settings.endpoint == "proxy" and settings.statement_timeout_s:
-        text = f"{variable('statement_timeout_s')} does not pass a proxy; set statement_timeout on the database role"
+        text = (
+            f"{variable('statement_timeout_s')} cannot be sent through a proxy; set statement_timeout on the database "
+            "role"
+        )
         yield {"endpoint", "statement_timeout_s"}, text
     for by, longest in _MAX_AGE_S_AT_MOST.items():
         if by in (settings.endpoint, settings.auth) and _is_number(settings.max_age_s) and settings.max_age_s > longest:
@@ -454,12 +462,12 @@ def _fleet_contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
                 text = f"{variable(name)} has no effect without {adaptive}; remove one of them"
                 yield {name, "pool"}, text
     elif settings.auth == "dsql":
-        text = f"{adaptive} does not go with {variable('auth')}=dsql: Aurora DSQL has no advisory locks; use tiny"
+        text = f"{adaptive} cannot be used with {variable('auth')}=dsql: Aurora DSQL has no advisory locks; use tiny"
         yield {"pool", "auth"}, text
     elif settings.fleet and not settings.fleet_limit:
         text = (
-            f"{variable('fleet')} needs {variable('fleet_limit')}: what a role may have is the limit of all who "
-            "log in as it, and one fleet of several has a part of it"
+            f"{variable('fleet')} needs {variable('fleet_limit')}: a role's connection limit is for everything that "
+            "logs in as the role, and one of several fleets may use only a part of it"
         )
         yield {"fleet", "fleet_limit"}, text
 
@@ -468,12 +476,15 @@ def _prefix_problem(prefix: object) -> str | None:
     if prefix == "":
         return None
     if not isinstance(prefix, str) or PREFIX in f"{prefix}_":
-        return f"prefix must be what stands before {PREFIX} in the names of the variables, such as REPORTS_; or empty"
+        return f"prefix must be what comes before {PREFIX} in the names of the variables, such as REPORTS_, or empty"
     letters = prefix.replace("_", "")
     if not (
         prefix[0].isalpha() and prefix[-1] == "_" and letters.isascii() and letters.isalnum() and letters.isupper()
     ):
-        return "prefix must be of capital letters, digits and underscores, and end in one, such as REPORTS_"
+        return (
+            "prefix must consist of capital letters, digits and underscores, and end with an underscore, such as "
+            "REPORTS_"
+        )
     return None
 
 
@@ -486,7 +497,7 @@ def _misplaced(environ: Mapping[str, str], prefix: str) -> Iterator[str]:
     """
     if not any(key.startswith(prefix + PREFIX) for key in environ):
         others = ", ".join(other for other in prefixes(environ) if other)
-        yield f"no variable begins with {prefix}{PREFIX}" + (f"; there are those of {others}" if others else "")
+        yield f"no variable begins with {prefix}{PREFIX}" + (f"; the prefixes in use are {others}" if others else "")
     for other, names in _names_by_prefix(environ).items():
         if other not in ("", prefix) and _NAMES_A_SERVER.isdisjoint(names):
             import difflib  # for a typo only
@@ -514,7 +525,7 @@ _NEARLY = 0.75
 
 
 def _address_problem(value: str, port_variable: str) -> str | None:
-    shape = "must be a host or address to dial, with or without a port: host, host:5432, [::1]:5432"
+    shape = "must be a host or address to connect to, with or without a port: host, host:5432, [::1]:5432"
     try:
         host, port = split_address(value, 1)
     except ValueError:
@@ -558,7 +569,7 @@ _SHAPES: dict[str, Callable[[str, str], str | None]] = {
 
 def _names(text: str) -> tuple[str, ...]:
     if _has_line_break(text):
-        raise ValueError("names with commas between them")
+        raise ValueError("names separated by commas")
     return tuple(name.strip() for name in text.split(","))
 
 

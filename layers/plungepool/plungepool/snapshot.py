@@ -35,8 +35,8 @@ _logger = logging.getLogger("plungepool")
 # connection ahead may take on the network, and in all.
 _AHEAD_S, _AHEAD_AT_MOST_S = 3.0, 4.0
 _CLOSED = (
-    "it was closed before the snapshot was taken, since no restored environment may use it; take connections within "
-    "the handler"
+    "it was closed before the snapshot was taken, because no restored environment may use it; check connections out "
+    "in the handler"
 )
 
 
@@ -75,7 +75,7 @@ def before(engines: Engines, opened: set[weakref.ref[Any]]) -> None:
             connection.close(_CLOSED)
         _logger.warning(
             "a connection was still checked out when the snapshot was taken, taken at %s: its transaction was rolled "
-            "back and it was closed, since no restored environment may use it. Take connections within the handler: "
+            "back and it was closed, because no restored environment may use it. Check connections out in the handler: "
             "`with engine.begin() as connection:`.",
             place,
         )
@@ -135,12 +135,14 @@ def _connect_ahead(wanted: list[_Ahead]) -> None:
         if ahead.is_alive():
             # Whoever comes next finds a place that is free, and what is opened late is closed at its return.
             ahead.engine.dispose()
-            why = f"it takes longer than {_AHEAD_AT_MOST_S:g} s"
+            why = f"it took longer than {_AHEAD_AT_MOST_S:g} s"
         elif ahead.failure is not None:
             why = _told(ahead.failure)
         else:
             continue
-        _logger.warning("no connection was opened ahead after the restore, so the first invocation opens one: %s", why)
+        _logger.warning(
+            "no connection was opened in advance after the restore, so the first invocation opens one: %s", why
+        )
 
 
 def _told(error: BaseException) -> str:

@@ -90,9 +90,9 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     code = getattr(error, "verify_code", None)
     if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
         return (
-            f"the server shows a certificate for another name than {host}: {setting(context, 'host')} must be the "
-            "endpoint's own name as AWS gives it, not an address or a name of your own; where a tunnel has another "
-            f"address, that is {setting(context, 'address')}"
+            f"the server's certificate is for a name other than {host}: {setting(context, 'host')} must be the "
+            "endpoint name that AWS assigned, not an address or a name of your own; if a tunnel has another address, "
+            f"set it in {setting(context, 'address')}"
         )
     if code in (_EXPIRED, _NOT_YET_VALID):
         return (
@@ -103,16 +103,16 @@ def explain(error: BaseException, host: str, context: ssl.SSLContext | None = No
     if code is not None:
         own = getattr(context, "ca_file", None)
         cure = (
-            f"{setting(context, 'ca_file')} names {own!r}, and nothing else is trusted: put the certificate of the "
-            "authority that issued the server's into that file, or leave the setting unset for a server of AWS's"
+            f"{setting(context, 'ca_file')} names {own!r}, and nothing else is trusted: add the certificate of the "
+            "authority that issued the server's to that file, or leave the setting unset for a server of AWS"
             if own
             else (
-                f"trusted are the authorities of Amazon RDS in {setting(context, 'region')}, as far as this version "
-                f"ships them, unless {setting(context, 'ca_file')} names a PEM file with others"
+                f"the trusted authorities are those of Amazon RDS in {setting(context, 'region')}that ship with this "
+                f"version, unless {setting(context, 'ca_file')} names a PEM file of others"
             )
         )
         message = getattr(error, "verify_message", "")
-        return f"the certificate of {host} comes from an authority that is not trusted here ({message}): {cure}"
+        return f"the certificate of {host} was issued by an authority that is not trusted here ({message}): {cure}"
     return (
         f"TLS with {host} failed ({getattr(error, 'reason', None) or type(error).__name__}): the server must speak TLS "
         f"1.2 or newer; {setting(context, 'tls')}=disable is for a database on this machine only"

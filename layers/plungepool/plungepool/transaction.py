@@ -85,23 +85,22 @@ def run_transaction(
     isolation_level: str | None = None,
 ) -> _Result:
     """
-    Run `function` in a transaction of its own, commit, and return what it returned; run all of it again after a
-    conflict.
+    Run `function` in a transaction of its own, commit, and return its result; run all of it again after a conflict.
 
-    The function may run several times, so whatever it does besides the database must bear that. It neither commits nor
-    rolls back; where a text of its own has committed all the same, nothing runs again. What it returns must not need
-    the connection any more (rows, not a result that reads them later).
+    The function may run several times, so whatever it does outside the database must tolerate that. It neither commits
+    nor rolls back; if a statement of its own has committed all the same, nothing is run again. What it returns must not
+    need the connection any more (rows, not a result that reads them later).
 
-    Args: source: the engine, and the function gets a Connection; or what makes sessions (a `sessionmaker`), and it gets
-        a Session, a new one each time. attempts: how often at most, the first included. isolation_level: of this
-        transaction, for example "SERIALIZABLE"; None leaves the engine's.
-    Raises: OutcomeUnknown where COMMIT was sent and its answer was lost; otherwise what the last attempt raised:
-        whatever the function raises, at once, unless it is the database's word that the transaction was undone by a
-        conflict (40001, 40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent.
-        ValueError for AUTOCOMMIT, for a session that uses several engines (without two-phase commit) and for fewer
-        than one attempt, TypeError for a source that is neither.
-    Units: pauses between attempts are drawn from 0 to 20 ms, doubled each time, 1 s at most; none reaches past the
-        deadline.
+    Args: source: the engine, and the function gets a Connection; or a `sessionmaker`, and it gets a Session, a new one
+        each time. attempts: the maximum number of attempts, including the first. isolation_level: of this transaction,
+        for example "SERIALIZABLE"; None means the engine's.
+    Raises: OutcomeUnknown if COMMIT was sent but its answer was lost; otherwise what the last attempt raised: whatever
+        the function raises, at once, unless it is the database's report that the transaction was undone by a conflict
+        (40001, 40P01; Aurora DSQL's OC000, OC001) or the loss of the connection before COMMIT was sent. ValueError for
+        AUTOCOMMIT, for a session that uses several engines (without two-phase commit) and for fewer than one attempt,
+        TypeError for a source that is neither.
+    Units: pauses between attempts are chosen at random from 0 to 20 ms, doubled each time, 1 s at most; none extends
+        past the deadline.
     Threads: safe, as the engine is.
     Source: PostgreSQL, "Serialization Failure Handling"; AWS Architecture Blog, "Exponential Backoff And Jitter".
     """
@@ -109,8 +108,8 @@ def run_transaction(
         raise ValueError("run_transaction: attempts must be at least 1")
     if isinstance(source, Connection) or not (isinstance(source, Engine) or callable(source)):
         raise TypeError(
-            "run_transaction needs the engine, or what makes sessions (a sessionmaker): it begins a transaction of "
-            f"its own, and a new one for each attempt; not {type(source).__name__}"
+            "run_transaction needs the engine, or a sessionmaker: it begins a transaction of its own, a new one for "
+            f"each attempt; not {type(source).__name__}"
         )
     for attempt in range(1, attempts + 1):
         commits = _Commits()
@@ -120,7 +119,7 @@ def run_transaction(
             if getattr(getattr(error, "orig", None), "outcome_unknown", False):
                 raise OutcomeUnknown(str(getattr(error, "orig", error))) from error
             if _was_undone(error) and commits.were_made():
-                error.add_note("run_transaction: a part was committed within the function, so it does not run again")
+                error.add_note("run_transaction: part of it was committed within the function, so it is not run again")
                 raise
             pause = jitter() * min(_PAUSE_AT_MOST_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
             if not _was_undone(error) or time.time() + pause >= (invocation.deadline() or float("inf")):
@@ -136,27 +135,27 @@ def run_transaction(
 
 def once(connection: Connection | Session, key: str, *, keep_s: float = _KEEP_S) -> bool:
     """
-    Record `key` in the transaction that runs, and say whether it is the first time; effect and record commit together.
+    Record `key` in the current transaction, and return whether it is new; effect and record are committed together.
 
         with engine.begin() as connection:
             if once(connection, message_id):
                 ...                                 # the effect
 
-    A second transaction with the same key waits for the first to end, and then gets False where it committed, True
-    where it was rolled back. So after `OutcomeUnknown` the same call tells what became of it.
+    A second transaction with the same key waits for the first one to end, and then gets False if that was committed,
+    True if it was rolled back. So, after `OutcomeUnknown`, the same call tells whether it was committed.
 
-    Args: key: what must not happen twice, for example a message's id with a word for what is done; at most 1,024 bytes.
-        keep_s: how long the key is known, at least as long as it may be delivered again; 14 days, as long as SQS keeps
-        a message.
-    Returns: True where the key was not known, or had expired.
+    Args: key: identifies what must not happen twice, for example a message's ID and a word for what is done; at most
+        1,024 bytes. keep_s: how long the key is kept, at least as long as the message may be redelivered; 14 days, as
+        long as SQS keeps a message.
+    Returns: True if the key was not known, or had expired.
     Raises: ValueError for an empty or too long key, and in AUTOCOMMIT, where the record would outlive an effect that
         fails; what a statement raises: under REPEATABLE READ or SERIALIZABLE a conflict (40001), as `run_transaction`
         expects it.
     Units: keep_s in seconds, by the server's clock. One round trip.
-    Tables: plungepool.once_keys, which prepare_database makes (docs/exactly-once.md has the statements).
+    Tables: plungepool.once_keys, which prepare_database creates (docs/exactly-once.md has the statements).
     """
     if not key or len(key.encode()) > _KEY_BYTES_AT_MOST:
-        raise ValueError(f"once: a key has 1 to {_KEY_BYTES_AT_MOST} bytes")
+        raise ValueError(f"once: a key must have 1 to {_KEY_BYTES_AT_MOST} bytes")
     if not isinstance(connection, Connection):
         connection = connection.connection()
     _refuse_autocommit("once", connection)
@@ -203,7 +202,7 @@ def _attempt(
                 if connection is not first:
                     raise ValueError(
                         "run_transaction: this session uses several engines, which commit one after the other: what "
-                        "one has kept would be done again after the other's conflict. Use one engine, or "
+                        "one has committed would be repeated after a conflict on another. Use one engine, or "
                         "sessionmaker(..., twophase=True)"
                     )
 

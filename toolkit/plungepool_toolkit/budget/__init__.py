@@ -61,9 +61,7 @@ def examine(template: Path, overrides: Mapping[str, str], inputs: Inputs) -> Bud
     left = 0
     if without := [each.name for each in found if each.at_once is None and not each.unknown and each.name in counted]:
         if inputs.account_concurrency is None:
-            why = (
-                f'{", ".join(without)}: nothing bounds them but Lambda\'s quota "Concurrent executions" of the account'
-            )
+            why = f'{", ".join(without)}: only the account\'s quota "Concurrent executions" limits them'
             inputs.ask("--account-concurrency N", why)
         else:
             left = unreserved(found, inputs.account_concurrency)

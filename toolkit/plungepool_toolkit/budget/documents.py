@@ -24,9 +24,9 @@ RULES = {
     "pause": "A proxy keeps a database from pausing",
     "express": "The express configuration supports neither a proxy nor a password",
     "dsql-connects": "More connects a second than Aurora DSQL accepts",
-    "engine": "The database is no PostgreSQL",
+    "engine": "The database is not PostgreSQL",
     "settings": "Plungepool refuses a setting",
-    "pool": "A function pools in a way that is not known here",
+    "pool": "A function pools connections in a way that is not known here",
     "missing": "Input is missing",
 }
 

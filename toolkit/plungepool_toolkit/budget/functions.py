@@ -105,7 +105,7 @@ def functions(root: Stack, inputs: Inputs) -> list[Function]:
         made = function.stack.resolver.condition(function.resource.get("Condition", ""))
         if "Condition" in function.resource and isinstance(made, Unknown):
             option = made.how or "--parameter-overrides NAME=…"
-            inputs.ask(option, f"whether {function.name} is made at all: its condition needs {made}")
+            inputs.ask(option, f"whether {function.name} is created at all: its condition depends on {made}")
         readers.read(function)
     return found
 
@@ -146,7 +146,7 @@ class _Readers:
         self._bound(function, said)
         if said is not None:
             function.at_once = said if function.at_once is None else min(said, function.at_once)
-            function.why, function.knob = "as said by --function", None
+            function.why, function.knob = "as given by --function", None
             function.occasional = False
         self._tenants(function)
         # Of the provisioned environments each takes its turn, however few work at once: LDG, "Configuring provisioned
@@ -173,7 +173,7 @@ class _Readers:
         else:
             # Not seen here is what invokes it from elsewhere: its reservation says how often, or --function does.
             bound = max(1, function.reserved or 0, said or 0)
-            function.why, function.occasional = "by hand: nothing here invokes it", bound == 1
+            function.why, function.occasional = "by hand: nothing in the template invokes it", bound == 1
         if function.reserved is not None and (bound is None or function.reserved <= bound):
             bound, function.why = function.reserved, "reserved"
             function.knob = function.knob_of("ReservedConcurrentExecutions")
@@ -345,7 +345,7 @@ class _Readers:
             return None  # what was said stands for it
         function.unknown = True
         option = how_to_say(value) or f"--function {function.name}:{key}=N"
-        known = "not known here" if not is_known(value) else "no whole number that Lambda takes"
+        known = "not known here" if not is_known(value) else "not a whole number that Lambda accepts"
         self.inputs.ask(option, f"{what} of {function.name} is {value}, which is {known}")
         return None
 

@@ -101,7 +101,7 @@ class Inputs:
         Raise InputError where something was said of what is not there: a typo would leave the default in force.
         """
         if "" in self.databases and len(databases) > 1:
-            raise InputError(f"--database needs a name here, NAME:KEY=VALUE; there are {', '.join(databases)}")
+            raise InputError(f"--database needs a name here, NAME:KEY=VALUE; the names are {', '.join(databases)}")
         for option, given, there in (
             ("--database", self.databases, databases),
             ("--function", self.functions, functions),
@@ -109,7 +109,7 @@ class Inputs:
             for name in given:
                 if name and name not in there:
                     names = ", ".join(there) or "none"
-                    raise InputError(f"{option} {name}: there is no such one; there are {names}")
+                    raise InputError(f"{option} {name}: there is no such name; the names are {names}")
 
 
 def parse(option: str, texts: Iterable[str], keys: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -126,7 +126,7 @@ def parse(option: str, texts: Iterable[str], keys: dict[str, str]) -> dict[str, 
             raise InputError(f"{option} takes NAME:KEY=VALUE, not {text!r}")
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1)
-            meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(keys)}"
+            meant = f"; did you mean {near[0]}?" if near else f"; the keys are {', '.join(keys)}"
             raise InputError(f"{option} has no key {key!r}{meant}")
         if key not in _WORDS and not _is_number(value, whole=option == "--function"):
             raise InputError(f"{option} {left} takes a number, not {value!r}")

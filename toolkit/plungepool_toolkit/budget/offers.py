@@ -65,7 +65,9 @@ class Offers:
                 why = "how large it is: class=db.r6g.large, or max-acu=8, or max-connections=100; or kind=dsql"
                 self._inputs.ask(f"--database {name}:KEY=VALUE", why)
         elif database.vcpus is None:
-            self._inputs.ask(f"--database {name}:vcpu=N", "its vCPUs; what bears the statements is not max_connections")
+            self._inputs.ask(
+                f"--database {name}:vcpu=N", "its vCPUs; they, and not max_connections, limit the statements at work"
+            )
         self._poolers(database)
 
     def _size_of_resource(self, database: Database, server: Server) -> None:
@@ -75,7 +77,7 @@ class Offers:
             return
         engine = str(stack.property(resource, "Engine") or "")
         if engine and "postgres" not in engine:
-            database.kind = f"no PostgreSQL but {engine}"
+            database.kind = f"not PostgreSQL but {engine}"
         database.reserved = sum(_RESERVED.values())
         if resource["Type"] == INSTANCE:
             database.kind = database.kind or "instance"
@@ -178,13 +180,13 @@ class Offers:
                 given = found[0].property(found[1], "Parameters") if found else None
                 values |= given if isinstance(given, dict) else {}
             elif isinstance(group, str) and not group.startswith("default.") and not said:
-                why = f"the parameter group {group} is not in this template, and may set it"
+                why = f"the parameter group {group} is not in this template, and may set max_connections"
                 self._inputs.ask(f"--database {database.name}:max-connections=N", why, database.name)
         if (most := values.get("max_connections")) is not None:
             gib = (size_of(database.size) or (0, (database.vcpus or 0) / VCPUS_AN_ACU * GIB_AN_ACU))[1]
             found_range = connections_by_formula(str(most), gib)
             if found_range is None:
-                why = f"max_connections is {most} in its parameter group, a formula that is not understood here"
+                why = f"max_connections is {most} in its parameter group, a formula that cannot be evaluated here"
                 self._inputs.ask(f"--database {database.name}:max-connections=N", why, database.name)
             else:
                 database.max_connections = found_range

@@ -51,10 +51,12 @@ def read(path: Path) -> Source:
         with path.open("rb") as file:
             content = file.read(_BYTES_AT_MOST + 1)  # a device, or a pipe, may have no end
         if len(content) > _BYTES_AT_MOST:
-            raise TemplateError(f"{path} is larger than CloudFormation takes ({_BYTES_AT_MOST:,} bytes)")
+            raise TemplateError(f"{path} is larger than CloudFormation accepts ({_BYTES_AT_MOST:,} bytes)")
         text = _plain(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from error
+        raise TemplateError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        ) from error
     lines: dict[Where, int] = {}
     try:
         loader = yaml.SafeLoader(text)
@@ -71,12 +73,12 @@ def read(path: Path) -> Source:
         # PyYAML's own errors are ValueErrors, too, some of them with neither a mark nor a problem.
         what = getattr(error, "problem", None) or getattr(error, "reason", None)
         what = what or (str(error) if isinstance(error, ValueError) else "it is nested too deeply")
-        raise TemplateError(f"{path}{at} is no YAML that can be read: {what}") from error
+        raise TemplateError(f"{path}{at} is not valid YAML: {what}") from error
     if not isinstance(data, dict) or not isinstance(data.get("Resources"), dict) or not data["Resources"]:
-        raise TemplateError(f"{path} is no template of CloudFormation's or SAM's: it has no Resources")
+        raise TemplateError(f"{path} is not a CloudFormation or SAM template: it has no Resources")
     for section in _SECTIONS:
         if not isinstance(data.get(section, {}), dict) and data[section] is not None:
-            raise TemplateError(f"{path}, line {lines.get((section,), 1)}: {section} is no map of names to values")
+            raise TemplateError(f"{path}, line {lines.get((section,), 1)}: {section} is not a map of names to values")
     for name, resource in data["Resources"].items():
         if not name.startswith("Fn::") and not (isinstance(resource, dict) and isinstance(resource.get("Type"), str)):
             line = lines.get(("Resources", name), 1)
@@ -148,5 +150,5 @@ def _refuse_twice(root: Any) -> None:
                     continue
                 line = key.start_mark.line + 1
                 if key.value in lines:
-                    raise ValueError(f"the key {key.value} is there twice, on the lines {lines[key.value]} and {line}")
+                    raise ValueError(f"the key {key.value} occurs twice, on lines {lines[key.value]} and {line}")
                 lines[key.value] = line

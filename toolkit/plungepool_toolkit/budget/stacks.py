@@ -169,9 +169,9 @@ def _note_what_is_added(stack: Stack, transforms: Sequence[Any]) -> None:
     for one in transforms:
         name = one.get("Name") if isinstance(one, dict) else one
         if name is not None and name not in _TRANSFORMS:
-            stack.not_read[f"the transform {name}"] = "what it makes of the template is seen when it is deployed"
+            stack.not_read[f"the transform {name}"] = "what it makes of the template is known only at deployment"
     if "Fn::Transform" in (stack.source.data.get("Resources") or {}):
-        stack.not_read["Fn::Transform"] = "the resources that it adds are seen when it is deployed"
+        stack.not_read["Fn::Transform"] = "the resources that it adds are known only at deployment"
     for name, resource in stack.resources():
         kind = str(resource["Type"])
         if kind.endswith("::MODULE"):
@@ -190,7 +190,7 @@ def _values(declared: Mapping[str, Any], given: Mapping[str, Any], path: tuple[s
             whose = f" of {'/'.join(path)}" if path else ""
             values[name] = Unknown(f"the parameter {name}{whose}", "" if path else f"--parameter-overrides {name}=…")
         elif kind.startswith("AWS::SSM::Parameter::Value") and name not in given:
-            values[name] = Unknown(f"what the parameter {name} finds in SSM", f"--parameter-overrides {name}=…")
+            values[name] = Unknown(f"the value of the parameter {name} in SSM", f"--parameter-overrides {name}=…")
         elif kind == "CommaDelimitedList" or kind.startswith("List<"):
             values[name] = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
         else:
@@ -212,14 +212,14 @@ def _places_of_nested(template: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nest(stack: Stack, name: str, resource: Mapping[str, Any], place: Any, above: Sequence[Path]) -> None:
     if not isinstance(place, str) or "://" in place:
-        stack.not_read[name] = "a nested stack, and it is not a template beside this one"
+        stack.not_read[name] = "a nested stack whose template is not a local file"
         return
     where = stack.source.path.parent / place
     if where.resolve() in above or len(above) >= _DEPTH_AT_MOST:
         raise TemplateError(f"{where} is nested in itself, or more than {_DEPTH_AT_MOST} deep")
     nodes = (resource.get("Properties") or {}).get("Parameters") or {}
     if not isinstance(nodes, dict):
-        raise TemplateError(f"{stack.source.path}, line {stack.line(name)}: Parameters of {name} is no map")
+        raise TemplateError(f"{stack.source.path}, line {stack.line(name)}: Parameters of {name} is not a map")
     values = {key: value for key, node in nodes.items() if (value := stack.resolver.resolve(node)) is not NO_VALUE}
     origins = {key: [one for one in [stack.parameter_behind(node)] if one] for key, node in nodes.items()}
     values |= {key: value for key, value in stack.parameters.items() if key.startswith("AWS::")}
@@ -269,7 +269,7 @@ def _without_loops(template: dict[str, Any], resolver: Resolver, path: Path) -> 
             template[section] = _written_out(template[section], resolver, path)
     for name, resource in template["Resources"].items():
         if not name.startswith("Fn::") and not (isinstance(resource, dict) and isinstance(resource.get("Type"), str)):
-            raise TemplateError(f"{path}: the resource {name}, which a loop makes, has no Type")
+            raise TemplateError(f"{path}: the resource {name}, which a loop generates, has no Type")
     template["Resources"].pop("Fn::Transform", None)
     return template
 
@@ -281,11 +281,11 @@ def _written_out(entries: dict[str, Any], resolver: Resolver, path: Path) -> dic
             written[name] = node
             continue
         if not (isinstance(node, list) and len(node) == 3 and isinstance(node[2], dict)):
-            raise TemplateError(f"{path}: {name} is no loop: it takes a name, a list, and what is repeated")
+            raise TemplateError(f"{path}: {name} is not a loop: it takes a name, a list and what is to be repeated")
         values = resolver.resolve(node[1])
         if not isinstance(values, list) or not all(isinstance(value, (str, int)) for value in values):
             say = how_to_say(values)
-            raise TemplateError(f"{path}: the list of {name} is not known" + (f"; say it by {say}" if say else ""))
+            raise TemplateError(f"{path}: the list of {name} is not known" + (f"; give it with {say}" if say else ""))
         for value in values:
             written |= _written_out(_replaced(node[2], str(node[0]), str(value)), resolver, path)
     return written

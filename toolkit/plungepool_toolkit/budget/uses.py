@@ -79,7 +79,7 @@ class _Reader:
             self._ask_for_host(function, prefix, variables)
             return
         if isinstance(target, Unknown) and target.chooses:
-            why = f"which database {function.name} uses: {target} decides it"
+            why = f"which database {function.name} uses: it depends on {target}"
             self._inputs.ask(target.how or "--parameter-overrides NAME=…", why)
             self._undecided.add(function.name)
             return

@@ -241,7 +241,9 @@ def _proxies(verdict: Verdict) -> None:
         pinned = verdict.load.get("pinned-percent", 0.0) / 100 * verdict.behind[name].high
         busy = at_work(rows)
         if pinned >= slots.high:
-            text = f"{pinned:,.0f} pinned clients occupy all {slots} connections of {name}, and others wait in vain"
+            text = (
+                f"{pinned:,.0f} pinned clients occupy all {slots} connections of {name}, and other clients wait in vain"
+            )
             what = "Find what pins (docs/rds-proxy.md), and set PLUNGEPOOL_PINNING to refuse."
             verdict.add("pinning", "error", text, what, proxy.knob)
         elif busy > _HEADROOM * (slots.low - pinned):

@@ -32,23 +32,25 @@ _ANSWERS = {
 }
 _COLUMNS = ("function", "environments", "bounded by", "pool", "open connections")
 
-_Template = Annotated[Path, typer.Argument(help="The template: SAM's or CloudFormation's.")]
+_Template = Annotated[Path, typer.Argument(help="The SAM or CloudFormation template.")]
 _Parameters = Annotated[
     list[str] | None,
-    typer.Option(help="Values of its parameters, as `sam deploy` takes them: NAME=VALUE, with blanks between them."),
+    typer.Option(help="Parameter values, as for `sam deploy`: NAME=VALUE pairs, separated by spaces."),
 ]
-_Environment = Annotated[str, typer.Option(help="Which values samconfig.toml beside the template gives.")]
-_Account = Annotated[
-    int | None, typer.Option(min=1, help="Concurrent executions that the account may have (a quota of Lambda's).")
+_Environment = Annotated[
+    str, typer.Option(help="The environment of the samconfig.toml next to the template whose values are used.")
 ]
+_Account = Annotated[int | None, typer.Option(min=1, help="The account's quota of concurrent executions (Lambda).")]
 _Database = Annotated[
     list[str] | None,
-    typer.Option(help="What the template does not say of a database: NAME:KEY=VALUE, or KEY=VALUE where there is one."),
+    typer.Option(
+        help="What the template does not say about a database: NAME:KEY=VALUE, or KEY=VALUE if there is only one."
+    ),
 ]
-_Function = Annotated[list[str] | None, typer.Option(help="The same of a function: NAME:KEY=VALUE.")]
-_Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 also where it does not hold at all times.")]
+_Function = Annotated[list[str] | None, typer.Option(help="The same for a function: NAME:KEY=VALUE.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Also exit with 1 if it does not hold at all times.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-_Sarif = Annotated[Path | None, typer.Option(help="Also write the findings there, for code review.")]
+_Sarif = Annotated[Path | None, typer.Option(help="Also write the findings to this file, for code review.")]
 
 
 def budget(
@@ -64,15 +66,15 @@ def budget(
     sarif: _Sarif = None,
 ) -> None:
     """
-    Say for each database who may open how many connections, and whether it holds.
+    Show for each database who may open how many connections, and whether it holds.
 
-    Exits with 1 if it cannot hold, with 2 if input is missing. Sends no request to AWS. See docs/budget.md.
+    Exits with 1 if it cannot hold, and with 2 if input is missing. Sends no request to AWS. See docs/budget.md.
     """
     try:
         import samtranslator  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:
-        raise typer.BadParameter(f"it needs {error.name}: pip install 'plungepool-toolkit[budget]'") from None
+        raise typer.BadParameter(f"it requires {error.name}: pip install 'plungepool-toolkit[budget]'") from None
     try:
         overrides = _configured(template, config_env) | _overrides(parameter_overrides or [])
         databases = parse("--database", database or [], DATABASE_KEYS)
@@ -121,7 +123,7 @@ def _configured(template: Path, environment: str) -> dict[str, str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if environment not in config and environment != "default":
-        raise InputError(f"{path} has no [{environment}]; there are {', '.join(config)}")
+        raise InputError(f"{path} has no [{environment}]; its environments are {', '.join(config)}")
     found: dict[str, str] = {}
     for command in ("global", "deploy"):
         given: Any = config

@@ -79,9 +79,9 @@ def variables_of(sample: Sample, server: Postgres, password: str) -> dict[str, s
 
 def demo(
     folder: Annotated[
-        Path, typer.Option(help="Where functions/ and events/ lie.", exists=True, file_okay=False)
+        Path, typer.Option(help="The directory that contains functions/ and events/.", exists=True, file_okay=False)
     ] = Path(),
-    warm: Annotated[int, typer.Option(min=1, help="Warm invocations of each function.")] = 50,
+    warm: Annotated[int, typer.Option(min=1, help="The number of warm invocations of each function.")] = 50,
 ) -> None:
     """Run every sample function against a real PostgreSQL on this machine, and count its connections."""
     console = Console()
@@ -338,8 +338,9 @@ def _summarise(outcomes: list[Outcome], warm: int, console: Console) -> None:
     console.print(summary)
     # What a reader would compare, and must not.
     console.print(
-        "cold: from the start of the process to the first answer, with the function's own imports (Powertools and its "
-        "like); the\ncold start in README is the layer's alone, from a process to its first row. warm: the median. "
+        "cold: from the start of the process to the first answer, with the function's own imports (Powertools and "
+        "the like); the\ncold start in README is the layer's alone, from a process to its first row. warm: the "
+        "median. "
         "kept: the most connections that\nan environment held between invocations, as the database counts them. "
         "backends: the server's processes that held them in all.",
         style="dim",

@@ -18,19 +18,22 @@ _STYLES = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗",
 def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
-    prefix: Annotated[str, typer.Option(help="What stands before PLUNGEPOOL_ in the variables, as REPORTS_.")] = "",
-    rls: Annotated[bool, typer.Option("--rls", help="Also say whether row-level security holds for the role.")] = False,
+    prefix: Annotated[str, typer.Option(help="The prefix of the PLUNGEPOOL_ variables, such as REPORTS_.")] = "",
+    rls: Annotated[
+        bool, typer.Option("--rls", help="Also check whether row-level security protects the rows from the role.")
+    ] = False,
     schema: Annotated[
-        list[str] | None, typer.Option(help="With --rls: look at this schema alone; may be given more than once.")
+        list[str] | None, typer.Option(help="With --rls: check only this schema; may be given several times.")
     ] = None,
 ) -> None:
     """
-    Say step by step what works with the PLUNGEPOOL_ variables of this environment.
+    Check step by step what works with the PLUNGEPOOL_ variables of this environment.
 
-    Exits with 1 if a step failed; a warning is no failure. The sample function check_database does the same in the VPC.
+    Exits with 1 if a step failed; a warning is not a failure. The sample function check_database does the same in the
+    VPC.
     """
     if schema and not rls:
-        raise typer.BadParameter("it goes with --rls", param_hint="--schema")
+        raise typer.BadParameter("it requires --rls", param_hint="--schema")
     console = Console(highlight=False, soft_wrap=True)
     checks = []
     for check in check_environment(os.environ, prefix=prefix, rls=rls, schemas=schema or ()):

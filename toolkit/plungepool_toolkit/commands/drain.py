@@ -27,20 +27,22 @@ def drain(
     ] = None,
     older_than: Annotated[float, typer.Option(help="Only connections opened at least this many seconds ago.")] = 0.0,
     min_idle: Annotated[float, typer.Option(help="Only connections idle for at least this many seconds.")] = 0.3,
-    rate: Annotated[float, typer.Option(help="The maximum number to end in a second.")] = 10.0,
+    rate: Annotated[float, typer.Option(help="The maximum number of connections to end per second.")] = 10.0,
     limit: Annotated[float, typer.Option(help="Stop after this many seconds, and report what is left.")] = 300.0,
     application: Annotated[
         str | None, typer.Option(help="Only connections with this application_name: a function, in any version.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would be replaced, and end nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be replaced, without ending anything.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
     prefix: Annotated[str, typer.Option(help="The prefix of the PLUNGEPOOL_ variables, such as REPORTS_.")] = "",
 ) -> None:
     """
-    Have the connections of a role in this database replaced, each at its next checkout, a few a second.
+    Replace the connections of a role in this database, each at its next checkout, a few per second.
 
-    Connects by the PLUNGEPOOL_ variables of this environment. Exits with 0 where all are replaced, 1 where some are
-    left or it could not work, 130 after Ctrl-C, which may come at any moment.
+    Connects by the PLUNGEPOOL_ variables of this environment. Exits with 0 if all were replaced, with 1 if some are
+    left or it could not run, and with 130 after Ctrl-C, which is safe at any moment.
     """
     # What a pipe reads is the document; the rest goes beside it.
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
@@ -69,7 +71,8 @@ def drain(
         said = str(getattr(error, "orig", None) or error)
         if getattr(getattr(error, "orig", None), "sqlstate", None) == "53300":
             said += (
-                "; the drain needs a connection, too: connect as a role that has one left, and name this one by --role"
+                "; the drain needs a connection, too: connect as a role that has one left, and name this one with "
+                "--role"
             )
         report.end(said)
         raise typer.Exit(1) from None
@@ -117,9 +120,12 @@ def _left(progress: fleet.Progress) -> str:
 def _summary(progress: fleet.Progress) -> str:
     whose = f"{progress.role} in {progress.database}"
     if progress.others:
-        return f"! {whose}: no connection of that application; there are {', '.join(map(repr, progress.others))}"
+        return (
+            f"! {whose}: no connection has that application_name; the names in use are "
+            f"{', '.join(map(repr, progress.others))}"
+        )
     if not progress.found:
-        return f"✓ {whose}: no connections, so that there was nothing to replace"
+        return f"✓ {whose}: no connections, so there was nothing to replace"
     of = f"{whose}: {'1 connection' if progress.found == 1 else f'{progress.found} connections'}"
     if progress.dry_run:
         return f"{of}, {_left(progress)}; none ended (dry run)"

@@ -26,24 +26,22 @@ if TYPE_CHECKING:
 def proxy(
     database: Annotated[
         str,
-        typer.Option(
-            help="The database, HOST:PORT, without TLS; one is started for the occasion if this is not given."
-        ),
+        typer.Option(help="The database, HOST:PORT, without TLS. Default: one is started for this run."),
     ] = "",
     user: Annotated[
         list[str] | None, typer.Option(help="A role, as NAME or NAME:PASSWORD; may be given several times.")
     ] = None,
-    auth: Annotated[str, typer.Option(help="How clients prove who they are: iam or scram.")] = "iam",
+    auth: Annotated[str, typer.Option(help="How clients authenticate: iam or scram.")] = "iam",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 6432,
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 selects a free one.")] = 6432,
     direct_tls: Annotated[
-        bool, typer.Option(help="Whether clients may start TLS at once, as PostgreSQL 17 lets them.")
+        bool, typer.Option(help="Whether clients may use direct TLS, as PostgreSQL 17 allows.")
     ] = True,
-    connections: Annotated[int, typer.Option(help="The most connections to the database.")] = 5,
-    borrow_timeout_s: Annotated[float, typer.Option(help="How long a transaction waits for one of them.")] = 120.0,
-    idle_client_timeout_s: Annotated[float, typer.Option(help="How long a client may be idle.")] = 1800.0,
+    connections: Annotated[int, typer.Option(help="The maximum number of connections to the database.")] = 5,
+    borrow_timeout_s: Annotated[float, typer.Option(help="How long a transaction may wait for one of them.")] = 120.0,
+    idle_client_timeout_s: Annotated[float, typer.Option(help="How long a client may stay idle.")] = 1800.0,
 ) -> None:
-    """Run a stand-in for RDS Proxy until Ctrl-C (or SIGINT or SIGTERM), and say what would have pinned it."""
+    """Run a stand-in for RDS Proxy until Ctrl-C (or SIGINT or SIGTERM), and report what would have pinned it."""
     if auth not in ("iam", "scram"):
         raise typer.BadParameter("iam or scram", param_hint="--auth")
     users: dict[str, str | None] = {}
@@ -99,7 +97,7 @@ def _introduce(running: RdsProxy, users: Iterable[str], console: Console) -> Non
         f"The stand-in is at {running.host}:{running.port} (process {os.getpid()}); Ctrl-C, SIGINT or SIGTERM ends it."
     )
     for name in users:
-        console.print(f"[bold]{name}[/bold]: give a function these variables")
+        console.print(f"[bold]{name}[/bold]: set these variables for a function")
         for variable, value in running.variables(name).items():
             out.print(f"export {variable}={shlex.quote(value)}", markup=False)
 
@@ -118,9 +116,7 @@ def _report(counters: Counters, connections: int, console: Console) -> None:
     for why, number in counters.pinned.most_common():
         console.print(f"[bold red]pinned[/bold red] {_count(number, 'client')}: {why}")
     if counters.pinned:
-        console.print(
-            "(each client counts once, by its first statement that pins: what follows finds it pinned already)"
-        )
+        console.print("(each client counts once, by the first statement that pinned it)")
     for why, number in counters.refused.most_common():
         console.print(f"[bold red]refused[/bold red] {_count(number, 'time')}: {why}")
     if counters.borrow_timeouts:
@@ -130,7 +126,7 @@ def _report(counters: Counters, connections: int, console: Console) -> None:
     if counters.unnamed_statement_outlived:
         console.print(
             f"[bold red]unsafe[/bold red] {_count(counters.unnamed_statement_outlived, 'time')}: an unnamed statement "
-            "was used after the connection it was parsed on had been given back"
+            "was used after the connection it was parsed on had been returned"
         )
     if not counters.pinned:
         console.print("nothing pinned")

@@ -53,21 +53,21 @@ class Trial:
 
 def sam_local(
     folder: Annotated[
-        Path, typer.Option(help="The repository: where template.yaml lies.", exists=True, file_okay=False)
+        Path, typer.Option(help="The repository, which contains template.yaml.", exists=True, file_okay=False)
     ] = Path(),
     make_image: Annotated[
-        bool, typer.Option("--make-image", help="Make the base image here, without trying to pull AWS's.")
+        bool, typer.Option("--make-image", help="Build the base image here, without trying to pull AWS's.")
     ] = False,
 ) -> None:
-    """Run every sample function by `sam local invoke`, and the API by `sam local start-api`, with the layers."""
+    """Run every sample function with `sam local invoke`, and the API with `sam local start-api`, with the layers."""
     console = Console()
     folder = folder.resolve()
     missing = [path for path in _NEEDS if not (folder / path).exists()]
     if missing:
         console.print(
             f"[red]There is no {escape(' and no '.join(missing))} here[/]: this command runs Plungepool's own "
-            "application. Run it in Plungepool's repository, or give --folder. A project of your own is run by `sam "
-            "build` and `sam local invoke`.",
+            "application. Run it in Plungepool's repository, or give --folder. To run a project of your own, use "
+            "`sam build` and `sam local invoke`.",
             highlight=False,
             soft_wrap=True,
         )
@@ -92,7 +92,7 @@ def _run(folder: Path, make_image: bool, console: Console) -> list[Trial]:
     with contextlib.ExitStack() as stack:
         scratch = TemporaryFolder("sam")
         stack.callback(scratch.remove)
-        with step("Reading template.yaml by the SAM CLI", console):
+        with step("Reading template.yaml with the SAM CLI", console):
             sam = Sam(folder, scratch.path)
             functions = sam.ask("functions", str(folder / "template.yaml"), sam.parameters)
         functions.sort(key=lambda function: function["folder"] != _PREPARES)
@@ -123,7 +123,7 @@ def _check_events(functions: list[dict[str, str]], folder: Path) -> None:
     missing = [name for function in functions if not _event(folder, name := function["folder"]).exists()]
     if missing:
         raise SamError(
-            f"these functions have no event to be invoked with: events/{'.json, events/'.join(missing)}.json"
+            f"there is no event to invoke these functions with: events/{'.json, events/'.join(missing)}.json"
         )
 
 
@@ -160,7 +160,7 @@ def _provide(image: str, runtime: str, make_image: bool, sam: Sam, console: Cons
         console.print(f"  it is unavailable here: {escape(problem)}", highlight=False, style="dim")
     elif sam.ask("has", image):
         raise SamError(f"the engine has {image} already: a stand-in would replace it. Leave out --make-image")
-    with step("Making a stand-in of Debian packages, unless it is kept from an earlier run", console):
+    with step("Building a stand-in from Debian packages, unless an earlier run has left one", console):
         if os.geteuid() == 0 and shutil.which("mmdebstrap") is None:
             set_up(sam.folder, "apt", "mmdebstrap")
         archive = stand_in(runtime, sam.cache, sam.folder)
@@ -260,7 +260,7 @@ def _try_api(sam: Sam, console: Console) -> list[Trial]:
             placed = request("POST an order", "/orders", 201, wanted)
             read = request("GET the new order", f"/orders/{placed['id']}", 200)
             if [(line["sku"], line["quantity"]) for line in read["lines"]] != [(known["lines"][0]["sku"], 1)]:
-                raise SamError(f"the order that was placed reads otherwise: {read}")
+                raise SamError(f"the order that was placed reads back differently: {read}")
             request("POST no order", "/orders", 400, {"lines": []})
     except SamError as error:
         if not any(trial.problem for trial in trials):

@@ -44,62 +44,78 @@ _INVOCATIONS_AT_MOST = 1_000_000
 def simulate(
     context: typer.Context,
     *,
-    environments: Annotated[int, typer.Option(min=1, max=100_000, help="How many there are, at most.")] = 300,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Of a spike: how often all are invoked.")] = 1,
-    arrival: Annotated[Literal["spike", "wave", "steady"], typer.Option(help="How invocations come.")] = "spike",
+    environments: Annotated[int, typer.Option(min=1, max=100_000, help="The maximum number of environments.")] = 300,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, help="For a spike: how many times all environments are invoked.")
+    ] = 1,
+    arrival: Annotated[Literal["spike", "wave", "steady"], typer.Option(help="How invocations arrive.")] = "spike",
     rate: Annotated[
-        float, typer.Option(min=0.01, max=100_000, help="Of a wave or steady: invocations a second, at most.")
+        float, typer.Option(min=0.01, max=100_000, help="For a wave or steady: invocations per second at its peak.")
     ] = 20.0,
-    duration: Annotated[float, typer.Option(min=1, max=86400, help="Of a wave or steady: seconds.")] = 60.0,
+    duration: Annotated[
+        float, typer.Option(min=1, max=86400, help="For a wave or steady: the duration in seconds.")
+    ] = 60.0,
     curve: Annotated[
-        Path | None, typer.Option(help="Replay a recorded one: CSV (time, concurrency or rate) or CloudWatch's JSON.")
+        Path | None, typer.Option(help="Replay a recorded curve: CSV (time, concurrency or rate) or CloudWatch's JSON.")
     ] = None,
     incident: Annotated[
         str | None,
-        typer.Option(help=f"Replay one that its owners published, would it have held? ({', '.join(INCIDENTS)})"),
+        typer.Option(help=f"Replay a published incident: would the database have held? ({', '.join(INCIDENTS)})"),
     ] = None,
     service_ms: Annotated[
-        float, typer.Option(min=0, max=900_000, help="The handler's own time, in its transaction.")
+        float, typer.Option(min=0, max=900_000, help="How long the handler itself works within its transaction.")
     ] = 20.0,
     statement_ms: Annotated[
         float | None,
-        typer.Option(min=0.01, max=60_000, help="The server's CPU for an invocation's statements. (1.1)"),
+        typer.Option(min=0.01, max=60_000, help="CPU time of the server for the statements of an invocation. (1.1)"),
     ] = None,
     deadline: Annotated[float, typer.Option(min=1, max=900, help="The function's time-out, in seconds.")] = 15.0,
     connect_timeout: Annotated[
-        float, typer.Option(min=0.1, max=900, help="Of one attempt to connect, in seconds.")
+        float, typer.Option(min=0.1, max=900, help="The time limit of one attempt to connect, in seconds.")
     ] = 5.0,
     sharing: Annotated[
-        Literal["shared", "queue"], typer.Option(help="How connects and statements have the server's cores.")
+        Literal["shared", "queue"], typer.Option(help="How connects and statements share the server's cores.")
     ] = "shared",
-    limit: Annotated[int, typer.Option(min=1, max=262_143, help="Connections that the fleet's role may have.")] = 26,
-    cores: Annotated[float, typer.Option(min=0.05, max=1024, help="The server's.")] = 2.0,
+    limit: Annotated[int, typer.Option(min=1, max=262_143, help="The connection limit of the fleet's role.")] = 26,
+    cores: Annotated[float, typer.Option(min=0.05, max=1024, help="The number of cores of the server.")] = 2.0,
     acu: Annotated[
-        float | None, typer.Option(help="An Aurora cluster's most: says limit and cores (1, 4, 8, 16, 32, 64, ...).")
+        float | None,
+        typer.Option(
+            help="The maximum capacity of an Aurora cluster, which sets limit and cores (1, 4, 8, 16, 32, 64, ...)."
+        ),
     ] = None,
-    servers: Annotated[int | None, typer.Option(min=1, help="Connections of a proxy. (as many as --limit)")] = None,
+    servers: Annotated[
+        int | None, typer.Option(min=1, help="The database connections of a proxy. (as many as --limit)")
+    ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(help=f"Only this one; may be given again. ({', '.join(STRATEGIES)})")
+        list[str] | None,
+        typer.Option(help=f"A strategy to simulate; may be given several times. ({', '.join(STRATEGIES)})"),
     ] = None,
     endpoint: Annotated[
-        Literal["direct", "proxy", "both"] | None, typer.Option(help="Of each strategy. (direct; tiny both)")
+        Literal["direct", "proxy", "both"] | None,
+        typer.Option(help="The endpoint of the strategies. (direct; tiny both)"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The first.")] = 1,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many runs, each with a seed of its own.")] = 1,
-    memory_mb: Annotated[int, typer.Option(min=128, max=10_240, help="Of the function, for its price.")] = 512,
-    knee: Annotated[bool, typer.Option("--knee", help="Also find how many environments at once are held.")] = False,
-    calibrate: Annotated[Path | None, typer.Option(help="Take the server's costs from a storm's JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the first run.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many runs, each with its own seed.")] = 1,
+    memory_mb: Annotated[
+        int, typer.Option(min=128, max=10_240, help="The memory of the function, for its price.")
+    ] = 512,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="Also find how many environments at once the database can serve.")
+    ] = False,
+    calibrate: Annotated[Path | None, typer.Option(help="Take the server's costs from the JSON of a storm.")] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Simulate a storm that was measured; exits with 1 beyond 15 %.")
+        Path | None, typer.Option(help="Simulate a measured storm, and exit with 1 if they differ by more than 15 %.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, in the storm's format.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page with charts to this file.")] = None,
 ) -> None:
     """
-    Say what comes of a fleet of environments on one database, without any of them: in virtual time.
+    Predict how a fleet of environments fares on one database, without running any of them: in virtual time.
 
-    What an environment does is decided by the package's own code. Costs of the server are measured ones; take your own
-    with --calibrate, from what `plungepool storm --json FILE` wrote. Exits with 1 if --compare finds the two apart.
+    What an environment does is decided by the package's own code. The costs of the server are measured ones; use your
+    own with --calibrate and the file that `plungepool storm --json FILE` wrote. Exits with 1 if --compare finds a
+    difference.
     """
     _refuse_what_has_no_effect(context)
     check_writable(html, "--html")
@@ -194,7 +210,7 @@ def _conditions(
     storm: calibration.Measured | None,
 ) -> tuple[Database, Function, Load]:
     if storm is not None:
-        with console.status("Looking for the model that is the most like the storm"):
+        with console.status("Fitting the model to the storm"):
             found = calibration.calibrate(storm)
         # On Lambda the functions have CPUs of their own.
         database = replace(database, costs=replace(found.costs, client_s=0.0), sharing=found.sharing)
@@ -209,7 +225,7 @@ def _database(limit: int, cores: float, acu: float | None, servers: int | None) 
             limit, cores = prices.of_acus(acu)
         except KeyError:
             known = ", ".join(f"{one:g}" for one in prices.MAX_CONNECTIONS)
-            raise typer.BadParameter(f"known are {known}", param_hint="--acu") from None
+            raise typer.BadParameter(f"the known ones are {known}", param_hint="--acu") from None
     return Database(limit=limit, cores=cores, servers=servers)
 
 
@@ -232,8 +248,8 @@ def _refuse_too_many(load: Load, function: Function, statement_s: float) -> None
         points = load.curve.rates(function.service_s + statement_s).points
         wanted = sum((at - begin) * (first + last) / 2 for (begin, first), (at, last) in pairwise(points))
     if wanted > _INVOCATIONS_AT_MOST:
-        text = f"it comes to about {wanted:,.0f} invocations, and {_INVOCATIONS_AT_MOST:,} can be simulated"
-        raise typer.BadParameter(f"{text}: take less of it, or a longer --service-ms")
+        text = f"this is about {wanted:,.0f} invocations, and at most {_INVOCATIONS_AT_MOST:,} can be simulated"
+        raise typer.BadParameter(f"{text}: reduce it, or increase --service-ms")
 
 
 def _asked(database: Database, strategies: list[str] | None, endpoint: str | None) -> list[tuple[Strategy, Database]]:
@@ -259,7 +275,7 @@ def _of_incident(story: Incident) -> list[tuple[Strategy, Database]]:
 
 def _known(things: Mapping[str, _T], name: str, option: str) -> _T:
     if name not in things:
-        raise typer.BadParameter(f"{name} is none of {', '.join(things)}", param_hint=option)
+        raise typer.BadParameter(f"{name} is not one of {', '.join(things)}", param_hint=option)
     return things[name]
 
 
@@ -349,7 +365,7 @@ def _compare(
     console: Console, storm: calibration.Measured | None, other: calibration.Measured | None, seeds: Sequence[int]
 ) -> None:
     assert storm is not None
-    with console.status("Looking for the model that is the most like the storm"):
+    with console.status("Fitting the model to the storm"):
         found = calibration.calibrate(other or storm)
     database = replace(storm.database, costs=found.costs, sharing=found.sharing, cores=found.cores)
     costs = database.costs
@@ -377,6 +393,6 @@ def _compare(
     if storm.unknown:
         console.print(f"Not in the model: {', '.join(storm.unknown)}.", style="dim")
     within = f"{len(differences) - len(beyond)} of {len(differences)} numbers are within {calibration.WITHIN:.0%}"
-    console.print(f"{within}{'.' if not beyond else ': believe the model for those, and no other.'}", style="bold")
+    console.print(f"{within}{'.' if not beyond else ': trust the model for those only.'}", style="bold")
     if beyond:
         raise typer.Exit(1)

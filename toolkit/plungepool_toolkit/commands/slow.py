@@ -16,17 +16,15 @@ from plungepool.ranking import By
 def slow(
     *,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many statements to list.")] = 10,
-    by: Annotated[
-        By, typer.Option(help="What they are ranked by: all their time, that of one call, calls.")
-    ] = By.TOTAL,
+    by: Annotated[By, typer.Option(help="What to rank them by: total time, mean time of a call, or calls.")] = By.TOTAL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
     prefix: Annotated[str, typer.Option(help="The prefix of the PLUNGEPOOL_ variables, such as REPORTS_.")] = "",
 ) -> None:
     """
-    List the statements that cost this database most, by pg_stat_statements, and say why the SELECTs among them do.
+    List the statements that cost this database the most, by pg_stat_statements, and explain the SELECTs among them.
 
-    Connects by the PLUNGEPOOL_ variables of this environment. Executes none of the statements, prints no value, and
-    changes nothing. Exits with 1 where it could not work.
+    Connects by the PLUNGEPOOL_ variables of this environment. Executes none of the statements, prints no values and
+    changes nothing. Exits with 1 if it could not run.
     """
     document = ranking.rank_process(prefix, by=by, limit=limit)
     if as_json:
@@ -62,7 +60,7 @@ def _print(console: Console, document: dict[str, Any]) -> None:
         for index in why["indexes"]:
             line("  → ", index)
     if not document["statements"]:
-        line("", "no statement was counted so far")
+        line("", "no statements have been counted so far")
     if document["hidden"]:
         line("", "")
         grant = ranking.grant(document["role"])

@@ -44,47 +44,61 @@ _ENDPOINT_TITLES = {
 # The options, each with its bounds: a storm ends, and fits the machine.
 _Strategies = Annotated[
     list[str] | None,
-    typer.Option(help=f"May be given several times: {', '.join(STRATEGIES)}. Without it: {', '.join(DEFAULT)}."),
+    typer.Option(
+        help=f"A strategy; may be given several times: {', '.join(STRATEGIES)}. Default: {', '.join(DEFAULT)}."
+    ),
 ]
 _Endpoints = Annotated[
-    list[str] | None, typer.Option(help=f"May be given several times: {', '.join(ENDPOINTS)}. Without it: direct.")
+    list[str] | None,
+    typer.Option(help=f"An endpoint; may be given several times: {', '.join(ENDPOINTS)}. Default: direct."),
 ]
-_Environments = Annotated[int, typer.Option(min=1, max=ENVIRONMENTS_AT_MOST, help="How many there are, at most.")]
-_Arrival = Annotated[str, typer.Option(help=f"How invocations come: {', '.join(ARRIVALS)} (which --curve implies).")]
-_Rounds = Annotated[int, typer.Option(min=1, max=20, help="Of a spike: all environments at once, so often.")]
+_Environments = Annotated[
+    int, typer.Option(min=1, max=ENVIRONMENTS_AT_MOST, help="The maximum number of environments.")
+]
+_Arrival = Annotated[str, typer.Option(help=f"How invocations arrive: {', '.join(ARRIVALS)} (which --curve implies).")]
+_Rounds = Annotated[
+    int, typer.Option(min=1, max=20, help="For a spike: how many times all environments are invoked at once.")
+]
 _Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Of a spike: each round upon environments of its own, the others frozen.")
+    bool, typer.Option("--fresh", help="For a spike: new environments for each round, while the others are frozen.")
 ]
 _Rate = Annotated[
-    float, typer.Option(min=0.1, max=2000, help="Of a wave or a steady stream: invocations a second, at its peak.")
+    float, typer.Option(min=0.1, max=2000, help="For a wave or a steady stream: invocations per second at its peak.")
 ]
 _Duration = Annotated[
-    float | None, typer.Option(min=1, max=600, help="How long it lasts: 20 seconds, or as long as the curve.")
+    float | None, typer.Option(min=1, max=600, help="The duration. Default: 20 seconds, or the length of the curve.")
 ]
 _Curve = Annotated[
     Path | None,
-    typer.Option(help="CSV of time and concurrency, or CloudWatch's JSON of ConcurrentExecutions.", exists=True),
+    typer.Option(
+        help="A recorded curve: CSV of time and concurrency, or CloudWatch's JSON of ConcurrentExecutions.", exists=True
+    ),
 ]
-_Service = Annotated[float, typer.Option(min=0, max=60000, help="What the handler does within its transaction.")]
+_Service = Annotated[float, typer.Option(min=0, max=60000, help="How long the handler works within its transaction.")]
 _Outside = Annotated[
-    float, typer.Option(min=0, max=60000, help="What the handler does after its transaction, without a connection.")
+    float,
+    typer.Option(min=0, max=60000, help="How long the handler works after its transaction, without a connection."),
 ]
-_Deadline = Annotated[float, typer.Option(min=1, max=60, help="The functions' time-out.")]
-_MaxConnections = Annotated[int, typer.Option(min=6, max=1000, help="The database's setting.")]
+_Deadline = Annotated[float, typer.Option(min=1, max=60, help="The time-out of the function.")]
+_MaxConnections = Annotated[int, typer.Option(min=6, max=1000, help="The database's max_connections.")]
 _PoolerConnections = Annotated[
-    int, typer.Option(min=1, max=500, help="What PgBouncer, or the proxy, may open of them.")
+    int, typer.Option(min=1, max=500, help="How many of them PgBouncer or the proxy may open.")
 ]
 _Freeze = Annotated[bool, typer.Option(help="Whether environments are stopped between invocations.")]
 _ReapAfter = Annotated[
-    float | None, typer.Option(min=1, help="Ends environments that are idle for so long; without it: none.")
+    float | None, typer.Option(min=1, help="End environments that have been idle this long. Default: never.")
 ]
-_Seed = Annotated[int, typer.Option(help="Of the arrivals of a wave or a steady stream.")]
-_Json = Annotated[Path | None, typer.Option("--json", help="Write all that was measured.")]
-_Html = Annotated[Path | None, typer.Option("--html", help="Write it as one page with charts.")]
-_Aws = Annotated[str | None, typer.Option("--aws", help="A deployed stack, whose function is invoked: it costs.")]
-_Function = Annotated[str | None, typer.Option(help="With --aws: its logical id, where the stack has several.")]
-_Event = Annotated[Path | None, typer.Option(help="With --aws: what it is given, JSON.", exists=True, dir_okay=False)]
-_Yes = Annotated[bool, typer.Option("--yes", help="With --aws: agree to the costs without being asked.")]
+_Seed = Annotated[int, typer.Option(help="The seed for the arrivals of a wave or a steady stream.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write all measurements to this file.")]
+_Html = Annotated[Path | None, typer.Option("--html", help="Write a page with charts to this file.")]
+_Aws = Annotated[
+    str | None, typer.Option("--aws", help="A deployed stack whose function is invoked, which costs money.")
+]
+_Function = Annotated[
+    str | None, typer.Option(help="With --aws: the logical ID of the function, if the stack has several.")
+]
+_Event = Annotated[Path | None, typer.Option(help="With --aws: the event, a JSON file.", exists=True, dir_okay=False)]
+_Yes = Annotated[bool, typer.Option("--yes", help="With --aws: accept the costs without being asked.")]
 
 
 def storm(
@@ -212,7 +226,7 @@ def _check(**given: Sequence[str]) -> None:
     for option, words in given.items():
         for one in words:
             if one not in known[option]:
-                raise typer.BadParameter(f"{one!r} is none of {', '.join(known[option])}", param_hint=f"--{option}")
+                raise typer.BadParameter(f"{one!r} is not one of {', '.join(known[option])}", param_hint=f"--{option}")
 
 
 def _rounds(
@@ -230,11 +244,13 @@ def _rounds(
     try:
         if arrival == "recorded":
             if curve is None:
-                raise typer.BadParameter("a recorded curve is a file: give --curve FILE", param_hint="--arrival")
+                raise typer.BadParameter(
+                    "a recorded curve is read from a file: give --curve FILE", param_hint="--arrival"
+                )
             found = curves.read(curve)
             if found.rate:
                 raise arrivals.CurveError(
-                    "it is a curve of rates; a storm takes concurrency, `plungepool simulate` both"
+                    "it is a curve of rates; a storm accepts only concurrency, `plungepool simulate` accepts both"
                 )
             return arrivals.recorded(found.points, max(service_ms, 1.0) / 1000, duration_s)
         if arrival == "wave":
@@ -292,13 +308,15 @@ def _on_lambda(
             f"{plan.invocations} invocations of {deployed.name} in account {account.number}, {account.region}, at most "
             f"{plan.environments} at a time ({deployed.memory_mb} MB, time-out {deployed.timeout_s:g} s): "
             f"{deployed.costs_at_most(plan.invocations):.4f} US dollars at most, if each runs into its time-out "
-            f"({on_lambda.PRICES_AS_OF}); what the function does with its database and with other services is on top. "
+            f"({on_lambda.PRICES_AS_OF}); the cost of the database and of other services comes on top. "
             "They count against the account's concurrency.",
             highlight=False,
         )
         if not yes and not sys.stdin.isatty():
-            raise on_lambda.DeployedError("nobody is here to agree to the costs: give --yes. Nothing was invoked")
-        if not yes and console.input("Type [bold]yes[/] to go on: ").strip() != "yes":
+            raise on_lambda.DeployedError(
+                "there is no terminal to ask whether you accept the costs: give --yes. Nothing was invoked"
+            )
+        if not yes and console.input("Type [bold]yes[/] to continue: ").strip() != "yes":
             raise on_lambda.DeployedError("the answer was not yes. Nothing was invoked")
     except (on_lambda.DeployedError, OSError, ValueError) as error:
         console.print(f"[red]Refused[/]: {escape(str(error))}", highlight=False)

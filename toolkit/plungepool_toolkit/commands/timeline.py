@@ -20,16 +20,16 @@ _BAR = 24
 
 
 def timeline(
-    file: Annotated[str, typer.Argument(help="A log that holds the line, with others around it; - is the input.")],
+    file: Annotated[str, typer.Argument(help="A log that contains the line, among others; - reads standard input.")],
     *,
-    html: Annotated[Path | None, typer.Option(help="Write a page of HTML as well, one file.")] = None,
-    request: Annotated[str, typer.Option(help="Only the invocation of this request id.")] = "",
+    html: Annotated[Path | None, typer.Option(help="Also write a page of HTML to this file.")] = None,
+    request: Annotated[str, typer.Option(help="Show only the invocation with this request ID.")] = "",
 ) -> None:
     """
-    Draw what an invocation asked of the database, from what PLUNGEPOOL_RECORDER=on has left in its log.
+    Draw what an invocation did with the database, from the line that PLUNGEPOOL_RECORDER=on left in its log.
 
-    Takes the log as it is, and the exports of `sam logs`, `aws logs` and Logs Insights (JSON, CSV). Exits with 1 where
-    no line of the recorder is in it.
+    Accepts the log as it is, and the exports of `sam logs`, `aws logs` and Logs Insights (JSON, CSV). Exits with 1 if
+    it contains no line of the recorder.
     """
     console = Console(highlight=False, soft_wrap=False)
     try:

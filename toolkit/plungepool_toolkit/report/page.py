@@ -78,7 +78,8 @@ def page(result: Mapping[str, Any]) -> str:
         ),
         _figure(
             "Connections",
-            "Connections to the database over time. The dashed line is the limit, beyond which it refuses.",
+            "Connections to the database over time. The dashed line is the limit, beyond which the database refuses "
+            "connections.",
             [one for one in strategies if one.curve],
             lambda shown, width: charts.draw_connections(shown, limit, width=width),
         ),

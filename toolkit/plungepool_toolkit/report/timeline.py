@@ -79,7 +79,7 @@ class Timeline:
             when = datetime.fromtimestamp(self.began_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         except (OverflowError, ValueError):  # before the year 1, or after 9999
             when = "at no moment that there is"
-        return f"Request {self.request_id or 'without a name'}, begun {when}"
+        return f"Request {self.request_id or 'without a name'}, started {when}"
 
     @property
     def numbers(self) -> dict[str, str]:
@@ -226,7 +226,7 @@ def _section(timeline: Timeline) -> str:
         f'<header><p class="kind">Plungepool · timeline</p><h1>{escape(timeline.headline)}.</h1>'
         f"<p>{escape(timeline.about)}.</p></header>\n"
         f"<section><h2>Exchanges</h2><figure>{drawn}<figcaption>Each bar is a wait for the database, in milliseconds "
-        "from the begin of the invocation; a connect has its parts' colours, an error is red.</figcaption></figure>"
+        "from the start of the invocation; a connect is coloured by its parts, an error is red.</figcaption></figure>"
         f"</section>\n{_table(timeline)}<section><h2>Counted</h2><dl>{numbers}</dl></section>\n"
     )
 

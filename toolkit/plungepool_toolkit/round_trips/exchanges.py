@@ -131,7 +131,7 @@ def table(exchanges: Sequence[Exchange]) -> list[str]:
 def advice(again: Iterable[Repeated]) -> list[str]:
     """Return what is said of statements that one line repeats."""
     return [
-        f"N+1: {one.place} sent one statement {one.times} times; ask for all rows at once (a join, = ANY(...), "
+        f"N+1: {one.place} sent one statement {one.times} times; fetch all rows at once (a join, = ANY(...), "
         f"selectinload): {one.shape}"
         for one in again
     ]

@@ -35,7 +35,7 @@ def advice(outcomes: Sequence[Outcome], function: Function, load: Load) -> str:
         )
     elif ours:
         best = max(ours, key=lambda one: one.worst)
-        none = "nothing" if not best.best else f"{_percent(best)}, and no other of Plungepool's more"
+        none = "nothing" if not best.best else f"{_percent(best)}, and no other strategy of Plungepool's answers more"
         said.append(f"{best.strategy.title}{_before(best)}, answers {none}: {_remedy(best, function, load)}")
     if others:
         said.append(_of_the_others(others))
@@ -55,7 +55,7 @@ def _of_the_others(others: Sequence[Outcome]) -> str:
         return f"{best.strategy.title}{_before(best)}, answers all, too."
     if not best.best:
         failures = best.middle.failures
-        return f"None of the others answers anything: they fail by {max(failures, key=failures.__getitem__)}."
+        return f"None of the others answers anything: they fail with {max(failures, key=failures.__getitem__)}."
     return f"The best of the others, {best.strategy.title}{_before(best)}, answers {_percent(best)}."
 
 
@@ -94,7 +94,7 @@ def _sooner(one: Outcome, function: Function, invocations: float) -> str:
         f"PLUNGEPOOL_CONNECT_TIMEOUT_S {longest_s}, " if all_s <= _USABLE_OF_AN_ATTEMPT * longest_s > attempt_s else ""
     )
     return (
-        f"to connect all of them takes {all_s:.1f} s of its {database.cores:g} cores, and an attempt has {attempt_s:g} "
+        f"connecting all of them takes {all_s:.1f} s of its {database.cores:g} cores, but an attempt has {attempt_s:g} "
         f"s: {longer}a proxy, about {cores:.1f} cores ({math.ceil(cores * prices.ACUS_A_CORE)} ACU), or a limit to the "
         "function's concurrency."
     )

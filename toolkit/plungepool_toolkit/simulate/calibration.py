@@ -108,7 +108,7 @@ def measured(document: Any) -> Measured:
     except StormError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StormError(f"it is no document of a storm: {error!r}") from None
+        raise StormError(f"it is not the document of a storm: {error!r}") from None
     if not found.strategies:
         raise StormError("the model knows none of its strategies")
     return found
@@ -125,7 +125,7 @@ def _refuse_odd(part: Mapping[str, Any], **least: float) -> None:
 
 def _function(service_s: float, outside_s: float, deadline_s: float) -> Function:
     if service_s and outside_s:
-        raise StormError("the model's handler takes its time within its transaction or after it, and not both")
+        raise StormError("the model's handler takes its time either within its transaction or after it, not both")
     return Function(service_s=service_s or outside_s, in_transaction=not outside_s, deadline_s=float(deadline_s))
 
 

@@ -90,7 +90,7 @@ def read(path: Path) -> Curve:
     try:
         text = _with_commas(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise CurveError(f"{path} is no text in UTF-8") from None
+        raise CurveError(f"{path} is not UTF-8 text") from None
     _refuse_a_part(path, text)
     try:
         points = read_curve(text)
@@ -98,7 +98,7 @@ def read(path: Path) -> Curve:
         what = str(error) if isinstance(error, CurveError) else "it is nested too deeply"
         raise CurveError(f"{path}{_wrong_line(text)}: {what}") from None
     if not all(math.isfinite(number) for point in points for number in point):
-        raise CurveError(f"{path}{_wrong_line(text)}: this is no finite number")
+        raise CurveError(f"{path}{_wrong_line(text)}: this is not a finite number")
     names = [name.strip().lower() for name in text.partition("\n")[0].split(",")]
     return Curve(tuple((at - points[0][0], value) for at, value in points), rate=names[1:] == ["rate"])
 
@@ -115,9 +115,9 @@ def _refuse_a_part(path: Path, text: str) -> None:
         if document.get("NextToken") or any(
             isinstance(one, dict) and one.get("StatusCode") == "PartialData" for one in results
         ):
-            raise CurveError(f"{path}: CloudWatch says that this is a part of the curve: ask for all of it")
+            raise CurveError(f"{path}: CloudWatch marks this as only a part of the curve: request all of it")
         if len(results) > 1:
-            raise CurveError(f"{path}: it holds {len(results)} metrics, and must hold one")
+            raise CurveError(f"{path}: it contains {len(results)} metrics, but must contain one")
 
 
 def _with_commas(text: str) -> str:

@@ -89,7 +89,9 @@ def recorded(curve: Sequence[tuple[float, float]], service_s: float, duration_s:
                 times.append(now)
                 heapq.heappush(ends, now + service_s)
             if len(times) > ARRIVALS_AT_MOST:
-                raise CurveError(f"more than {ARRIVALS_AT_MOST} invocations: take a longer service time or less of it")
+                raise CurveError(
+                    f"more than {ARRIVALS_AT_MOST} invocations: increase the service time, or use less of the curve"
+                )
             now = min(ends[0], until) if ends else until
     return (Round(tuple(times)),)
 

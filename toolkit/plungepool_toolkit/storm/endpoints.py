@@ -74,7 +74,7 @@ def open_endpoint(server: Postgres, direct: Address, endpoint: str, connections:
 def _pgbouncer(server: Postgres, direct: Address, connections: int) -> Iterator[Door]:
     program = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
     if program is None:
-        raise EndpointError("PgBouncer is not installed: see Debian's package pgbouncer, or leave its endpoint out")
+        raise EndpointError("PgBouncer is not installed: install Debian's package pgbouncer, or leave out its endpoint")
     temporary = TemporaryFolder("pgbouncer")
     folder, port = temporary.path, free_port()
     users = folder / "users"

@@ -208,7 +208,7 @@ class Fleet:
         try:
             await asyncio.wait_for(one.ready.wait(), _BEGINS_WITHIN_S)
         except TimeoutError:
-            raise FleetError("an environment does not ask for its first invocation") from None
+            raise FleetError("an environment did not ask for its first invocation") from None
 
     def _has_become_idle(self, one: _One) -> None:
         if one.gone:

@@ -72,7 +72,7 @@ class Account:
                 raise DeployedError("no region: set AWS_REGION")
             identity = self.client("sts").get_caller_identity()
         except (BotoCoreError, ClientError) as error:
-            raise DeployedError(f"AWS does not know who this is: {error}") from error
+            raise DeployedError(f"AWS does not recognize these credentials: {error}") from error
         self.number: str = identity["Account"]
         self.region: str = self._session.region_name
 

@@ -165,7 +165,7 @@ class Storm:
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Return what a document holds. Raises: FormatError."""
         if document.get("format") != FORMAT:
-            raise FormatError(f"the format is {document.get('format')!r}, and not {FORMAT!r}")
+            raise FormatError(f"the format is {document.get('format')!r}, not {FORMAT!r}")
         try:
             return cls(
                 kind=document["kind"],
@@ -173,7 +173,7 @@ class Storm:
                 strategies=tuple(_read_strategy(one) for one in document["strategies"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"this is no document of a storm: {error}") from error
+            raise FormatError(f"this is not the document of a storm: {error}") from error
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -289,7 +289,7 @@ def _result(
     failures = Counter(one.failure for one in outcomes if one.failure is not None)
     succeeded = len(outcomes) - failures.total()
     if committed < succeeded:
-        raise StrategyError(f"{strategy.name}: {succeeded} said that they were answered, and {committed} committed")
+        raise StrategyError(f"{strategy.name}: {succeeded} reported that they were answered, but {committed} committed")
     latencies_ms = [one.latency_s * 1000 for one in outcomes]
     return results.Strategy(
         name=strategy.name,

@@ -75,7 +75,7 @@ class Authentication:
         if self.is_ahead:
             method = _METHODS.get(kind, str(kind))
             if kind != _CLEAR_TEXT:
-                raise self.refuse(f"the server asks for {method}, and not for the password that was sent", method)
+                raise self.refuse(f"the server requires {method}, not the password that was sent", method)
             self.is_ahead, self._answered, self.method = False, True, method
             return None
         if kind == _OK:
@@ -85,21 +85,21 @@ class Authentication:
             return None
         if kind in (_SASL_CONTINUE, _SASL_FINAL):
             if self._scram is None:
-                raise violation("a step of SCRAM that was not begun")
+                raise violation("a SCRAM message before SCRAM was begun")
             if kind == _SASL_CONTINUE:
                 return self._last(self._scram.answer(body[4:]))
             self._scram.verify(body[4:])
             return None
         if kind not in (_CLEAR_TEXT, _MD5, _SASL):
             raise NotSupportedError(
-                f"the server asks for authentication method {kind}, which is not offered here (password, md5 and SCRAM "
-                "are)"
+                f"the server asks for authentication method {kind}, which is not supported (password, md5 and "
+                "SCRAM-SHA-256 are)"
             )
         # Only one method is answered: a server that cannot verify SCRAM does not get the password as well.
         if self._answered:
-            raise violation("a second method of authentication")
+            raise violation("a second request for authentication")
         if self._secret.value is None:
-            raise OperationalError(f"the server asks for a password for user {self._user}, and none was given")
+            raise OperationalError(f"the server asks for a password for user {self._user}, but none was given")
         self._answered, self.method = True, _METHODS[kind]
         answer = _encoded_password(self._secret)
         if kind == _SASL:
@@ -129,7 +129,7 @@ class Authentication:
         """Add to the server's refusal what may be wrong with the password."""
         refused = self._answered and (error.sqlstate or "").startswith(("28", "08P01"))
         if refused and self._secret.value != self._secret.value.strip():
-            error.args = (f"{error.args[0]}; the password that was sent begins or ends with a blank or a line break",)
+            error.args = (f"{error.args[0]}; the password that was sent begins or ends with a space or a line break",)
 
 
 def _password_message(answer: Secret) -> Secret:
@@ -146,9 +146,9 @@ def _encoded_password(secret: Secret) -> Secret:
     except UnicodeEncodeError:  # which holds the whole password
         encoded.value = None
     if encoded.value is None:
-        raise OperationalError("the password cannot be sent: it is no text that UTF-8 can hold")
+        raise OperationalError("the password cannot be sent: it is text that cannot be encoded as UTF-8")
     if b"\0" in encoded.value:
-        raise OperationalError("the password cannot be sent: it holds the character zero")
+        raise OperationalError("the password cannot be sent: it contains a NUL character")
     return encoded
 
 

@@ -177,7 +177,7 @@ class _Transactions(Session):
     def isolation_level(self, value: str | None) -> None:
         self._refuse_inside_transaction("isolation_level")
         if value not in (None, "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
-            raise ProgrammingError(f"isolation_level: {value!r} is none")
+            raise ProgrammingError(f"isolation_level: {value!r} is not an isolation level")
         self._isolation_level = value
         self._plan_begin()
 
@@ -265,8 +265,8 @@ class _Transactions(Session):
         Raises: OperationalError where a transaction is open, whose settings are its own; the connection is closed.
         """
         if self._protocol.status != IDLE and not self.closed:
-            self._discard("it was handed on with an open transaction")
-            error = OperationalError("the connection was handed on with an open transaction: it is closed")
+            self._discard("it was passed on with an open transaction")
+            error = OperationalError("the connection was passed on with an open transaction: it is closed")
             error.disconnected = True
             raise error
         self._xid, self._prepared = None, False
@@ -342,7 +342,7 @@ class _Transactions(Session):
             self._writer.in_doubt = False
             reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
             if reply.rows == [(True,)]:
-                self._discard("it reaches a server that may not write any more: has the writer moved?")
+                self._discard("its server no longer accepts writes: has the writer moved?")
 
     def _refuse_within_tpc(self, name: str) -> None:
         if self._xid is not None and not self.closed:
@@ -430,9 +430,9 @@ class Connection(_Transactions):
         Return a name for `tpc_begin`, which takes any text, too. Raises: ProgrammingError for parts that are too long.
         """
         if not 0 <= format_id <= 0x7FFFFFFF:
-            raise ProgrammingError("xid: the format's number must be from 0 to 2147483647")
+            raise ProgrammingError("xid: the format ID must be from 0 to 2147483647")
         if not all(len(part.encode()) <= 64 for part in (global_transaction_id, branch_qualifier)):
-            raise ProgrammingError("xid: each part may have 64 bytes")
+            raise ProgrammingError("xid: each part may have at most 64 bytes")
         return Xid(format_id, global_transaction_id, branch_qualifier)
 
     def tpc_begin(self, xid: str | Xid) -> None:
@@ -455,7 +455,7 @@ class Connection(_Transactions):
         Raises: InternalError when the server rolled back instead; ProgrammingError without `tpc_begin`.
         """
         if self._xid is None or self._prepared:
-            raise ProgrammingError("tpc_prepare needs a transaction that tpc_begin has named, and once")
+            raise ProgrammingError("tpc_prepare needs a transaction begun by tpc_begin, and can be called once")
         # Where nothing was executed, an empty transaction is prepared.
         reply = self._run(f"PREPARE TRANSACTION {_literal(self._xid)}", ((),))
         if reply.tag == b"ROLLBACK":
@@ -491,9 +491,11 @@ class Connection(_Transactions):
 
     def _tpc_end(self, verb: str, xid: str | Xid | None) -> None:
         if xid is None and self._xid is None:
-            raise ProgrammingError(f"tpc_{verb.lower()} needs a transaction that tpc_begin has named, or a name")
+            raise ProgrammingError(f"tpc_{verb.lower()} needs a transaction begun by tpc_begin, or an xid")
         if xid is not None and self._xid not in (None, str(xid)):
-            raise ProgrammingError(f"tpc_{verb.lower()} of another transaction needs the end of this one first")
+            raise ProgrammingError(
+                f"tpc_{verb.lower()} of another transaction cannot be used before this one has ended"
+            )
         own, self._xid = self._xid if self._prepared else None, None
         if xid is None and self.in_transaction:
             if verb == "COMMIT":
@@ -529,7 +531,7 @@ class Connection(_Transactions):
         except ProgrammingError as error:
             if error.sqlstate == "42601" and ";" in statement and not values:
                 why = "with settings of a transaction (plungepool_settings)" if local.given else self._writer.never
-                error.args = (f"{error.args[0]}; {why} a text holds one statement",)
+                error.args = (f"{error.args[0]}; {why} a string may contain only one statement",)
             raise
 
     def _run(
@@ -595,7 +597,7 @@ class Connection(_Transactions):
         """Refuse a text that begins a transaction which COMMIT, in the same flight, would end."""
         if first_words(statement).startswith(("BEGIN", "START")):
             raise ProgrammingError(
-                f"{self._writer.never}, and begins its transactions by itself: nothing was sent. Use "
+                f"{self._writer.never}, and begins its transactions automatically: nothing was sent. Use "
                 "`connection.begin()`, without AUTOCOMMIT"
             )
         self._end_reading()
@@ -688,7 +690,7 @@ class Cursor:
         if self._closed:
             raise InterfaceError("the cursor is closed")
         if not isinstance(operation, str):
-            raise ProgrammingError(f"a statement is text, not {type(operation).__name__}")
+            raise ProgrammingError(f"a statement must be text, not {type(operation).__name__}")
         if self.connection.overhears is not None:
             self.connection.overhears(operation, args)
         self.description, self.rowcount, self._rows = None, -1, None

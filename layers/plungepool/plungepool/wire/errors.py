@@ -231,7 +231,8 @@ _INNER = frozenset(("internal_position", "internal_query", "source_file", "sourc
 # The server could not tell a parameter's type, or found no operator or function for the types.
 _OF_TYPES = frozenset(("42P18", "42P08", "42725", "42883"))
 _OF_TYPES_CURE = (
-    "A parameter has the type of its Python value, text and None have none: cast it where it stands, as in $1::integer "
+    "A parameter has the type of its Python value; text and None have no type: cast it in the statement, as in "
+    "$1::integer "
     "or CAST(:name AS integer), or send str(value) where it is compared with text"
 )
 _RETRYABLE = frozenset(("40001", "40P01", "OC000", "OC001", "53300", "57P03"))

@@ -98,8 +98,8 @@ class Local:
     def refuse_lack(self) -> None:
         """Raise SettingsMissing: a required setting is not given."""
         raise SettingsMissing(
-            f"no value is given for {', '.join(self.lacking)}, without which no transaction may begin "
-            f"({self.required_by}): nothing was sent. Give it to the engine, the connection or the session: "
+            f"no value was given for {', '.join(self.lacking)}, which every transaction requires "
+            f"({self.required_by}): nothing was sent. Set it on the engine, the connection or the session: "
             f'execution_options(plungepool_settings={{"{self.lacking[0]}": …}})'
         )
 
@@ -122,9 +122,10 @@ class Local:
             )
         if status == IDLE and autocommit and not words.startswith(_TRAVELS):
             raise ProgrammingError(
-                "in AUTOCOMMIT the settings of a transaction (plungepool_settings) cannot go with this statement, "
-                "which manages transactions by itself, or may: nothing was sent. They go with SELECT, INSERT, UPDATE, "
-                "DELETE, MERGE, WITH, VALUES, TABLE, COPY, EXPLAIN, SHOW and TRUNCATE; for others begin a "
+                "in AUTOCOMMIT, the settings of a transaction (plungepool_settings) cannot be sent with this "
+                "statement, which manages transactions itself, or may do so: nothing was sent. They can be sent with "
+                "SELECT, INSERT, UPDATE, "
+                "DELETE, MERGE, WITH, VALUES, TABLE, COPY, EXPLAIN, SHOW and TRUNCATE; for other statements, begin a "
                 "transaction, or use an engine without settings"
             )
         return not (self._told or status == FAILED or words.startswith(_BEFORE_THE_SNAPSHOT))
@@ -177,7 +178,8 @@ def checked(settings: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """
     if not hasattr(settings, "keys"):
         raise ProgrammingError(
-            f'settings of a transaction are a mapping of names to texts, {{"app.tenant_id": "42"}}, and {{}} for none; '
+            'settings of a transaction must be a mapping of names to strings, such as {"app.tenant_id": "42"}, or '
+            "{} for none; "
             f"not {type(settings).__name__}"
         )
     names, values, seen = list[str](), list[str](), set[str]()
@@ -188,14 +190,16 @@ def checked(settings: Mapping[str, str]) -> tuple[list[str], list[str]]:
         name = str.__str__(name)
         if not isinstance(value, str):
             raise ProgrammingError(
-                f"the setting {name} must be text, not {type(value).__name__}: its value is what current_setting() "
-                "returns, so write it as that; leave the setting out where there is no value"
+                f"the setting {name} must be text, not {type(value).__name__}: write it as current_setting() is to "
+                "return it, and leave the setting out if there is no value"
             )
         value = str.__str__(value)
         if "\0" in value or value != value.encode(errors="replace").decode():
-            raise ProgrammingError(f"the setting {name} must be text that UTF-8 can hold, without NUL characters")
+            raise ProgrammingError(
+                f"the setting {name} must be text that can be encoded as UTF-8, without NUL characters"
+            )
         if name.lower() in seen:
-            raise ProgrammingError(f"the setting {name} is given twice: the case of its letters makes no difference")
+            raise ProgrammingError(f"the setting {name} is given twice: names of settings are not case-sensitive")
         seen.add(name.lower())
         names.append(name)
         values.append(value)

@@ -59,7 +59,9 @@ def parse(statement: str, oids: Sequence[int] = ()) -> bytes:
 def refuse_misuse(values: Any) -> None:
     """Raise ProgrammingError for what is no set of parameters."""
     if not isinstance(values, (list, tuple)):
-        raise ProgrammingError(f"parameters are a list or a tuple, for $1, $2 and so on; not {type(values).__name__}")
+        raise ProgrammingError(
+            f"parameters must be a list or a tuple, for $1, $2 and so on; not {type(values).__name__}"
+        )
     if len(values) > _PARAMETERS_AT_MOST:
         raise ProgrammingError(f"{len(values)} parameters in one statement; the protocol allows {_PARAMETERS_AT_MOST}")
 
@@ -71,11 +73,11 @@ def types_of(values: Sequence[Any]) -> list[int]:
 
 def _encoded(statement: str) -> bytes:
     if "\0" in statement:
-        raise ProgrammingError("a statement may not hold the character zero: the server would stop reading there")
+        raise ProgrammingError("a statement must not contain a NUL character: the server would stop reading there")
     try:
         return statement.encode()
     except UnicodeEncodeError as error:
-        raise ProgrammingError("the statement cannot be encoded as utf-8") from error
+        raise ProgrammingError("the statement cannot be encoded as UTF-8") from error
 
 
 def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
@@ -103,7 +105,8 @@ def bind(values: Sequence[Any], oids: Sequence[int] = ()) -> bytes:
             kind = type(value)
             name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
             raise ProgrammingError(
-                f"parameter {position} is of type {name} or holds such a value, which is none of PostgreSQL's: {error}"
+                f"parameter {position} is of type {name} or contains such a value, which has no PostgreSQL type: "
+                f"{error}"
             ) from None
         except (ValueError, TypeError, ArithmeticError, AttributeError, struct.error) as error:
             raise DataError(f"parameter {position} of type {type(value).__name__} cannot be sent as text") from error
@@ -191,10 +194,10 @@ def startup(parameters: Mapping[str, str | None], more: Mapping[str, str]) -> by
         packet = b"".join(f"{name}\0{value}\0".encode() for name, value in given.items())
     except UnicodeEncodeError:
         raise ProgrammingError(
-            "user, database, application_name and startup_params must be text that UTF-8 can hold"
+            "user, database, application_name and startup_params must be text that can be encoded as UTF-8"
         ) from None
     if packet.count(b"\0") != 2 * len(given):
-        raise ProgrammingError("user, database, application_name and startup_params may not hold the character zero")
+        raise ProgrammingError("user, database, application_name and startup_params must not contain a NUL character")
     return _INT.pack(len(packet) + 9) + _INT.pack(_VERSION) + packet + b"\0"
 
 

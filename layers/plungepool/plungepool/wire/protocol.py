@@ -215,7 +215,7 @@ class _Input:
                 value.truncate(size)
             values.append(value.getvalue())
         if left:
-            raise violation("a row of another length than it says")
+            raise violation("a row whose length is not the one that it states")
         return buffer
 
     def _read_message(self) -> Generator[int, None, tuple[int, bytes]]:
@@ -339,7 +339,7 @@ class Protocol(_Input):
                     else:
                         raise violation("a value of negative length")
                 if place != stop:
-                    raise violation("a row of another length than it says")
+                    raise violation("a row whose length is not the one that it states")
                 if not width:
                     reply.rows.append(())
                 elif width < len(values) and length < _SHAPE_AT_MOST:
@@ -374,7 +374,7 @@ class Protocol(_Input):
                 parsed += 1
             elif code == ROW_DESCRIPTION:
                 if described if simple else executed != start or executed == statements:
-                    raise violation("a description that nobody asked for")
+                    raise violation("a description that was not requested")
                 if values:
                     reply.convert(values)
                 if not described:
@@ -389,7 +389,7 @@ class Protocol(_Input):
                 if length != 5 or body[0] not in b"ITE":
                     raise violation("a malformed ReadyForQuery")
                 if reply.error is None and (not executed if simple else (parsed, bound, executed) != expected):
-                    raise violation("an answer to something that was not asked")
+                    raise violation("an answer to a request that was not sent")
                 if values:
                     reply.convert(values)
                 self.buffer = buffer[position:]
@@ -435,7 +435,7 @@ class Protocol(_Input):
                 raise violation("a malformed RowDescription")
             _, _, oid, size, _, binary = _FIELD_DESCRIPTION.unpack_from(body, end + 1)
             if binary:
-                raise violation("a column in binary, which nobody asked for")
+                raise violation("a column in binary format, which was not requested")
             description.append((body[position:end].decode("utf-8", "replace"), oid, None, size, None, None, None))
             columns.append(Column(oid, self.adapters.get(oid) or self._styled.get(oid)))
             position = end + 19
@@ -450,7 +450,7 @@ class Protocol(_Input):
             self.parameter_statuses[name.decode("utf-8", "replace")] = text = value.decode("utf-8", "replace")
             if name == b"client_encoding" and text.upper() not in ("UTF8", "UNICODE"):  # UNICODE: its old name
                 raise NotSupportedError(
-                    f"client_encoding was set to {text}, and plungepool speaks UTF8 only; the connection is closed"
+                    f"client_encoding was set to {text}, but plungepool supports UTF8 only; the connection is closed"
                 )
             if name in (b"DateStyle", b"TimeZone"):
                 self._change_style()
@@ -487,7 +487,7 @@ class Protocol(_Input):
         while len(buffer) - position >= 5:
             code, length = _HEADER.unpack_from(buffer, position)
             if code not in b"NSAE" or length < 4:
-                raise violation(f"a message {chr(code)!r} that nobody asked for")
+                raise violation(f"a message {chr(code)!r} that was not requested")
             stop = position + 1 + length
             if stop > len(buffer):
                 break
@@ -521,7 +521,7 @@ class Protocol(_Input):
             code, body = yield from self._read_message()
             if code == AUTHENTICATION:
                 if login.done or len(body) < 4:
-                    raise violation("a request to authenticate where none was due")
+                    raise violation("an unexpected request for authentication")
                 if (answer := login.answer(body)) is not None:
                     yield answer
             elif code == ERROR_RESPONSE:
@@ -529,7 +529,7 @@ class Protocol(_Input):
                 login.explain(reply.error)
                 if login.is_ahead and reply.error.sqlstate == _PROTOCOL_VIOLATION:
                     raise login.refuse(
-                        f"the server did not take the password before it had asked for it: {reply.error}",
+                        f"the server did not accept the password before it had asked for it: {reply.error}",
                         sqlstate=_PROTOCOL_VIOLATION,
                     )
                 raise EndOfStream
@@ -542,7 +542,7 @@ class Protocol(_Input):
                 return
             elif code == BACKEND_KEY_DATA and login.done:
                 if not 8 <= len(body) <= 4 + _CANCEL_KEY_AT_MOST:
-                    raise violation(f"a key for cancelling of {len(body) - 4} bytes")
+                    raise violation(f"a cancel key of {len(body) - 4} bytes")
                 (self.backend_pid,) = _INT.unpack_from(body)
                 self._cancel_key = body[4:]
             else:
@@ -588,7 +588,7 @@ def _copy_out(reply: Reply, body: bytes) -> bool:
     try:
         data = body.decode() if _is_text(stream) else body
     except UnicodeDecodeError:
-        reply.own = DataError("COPY: what the server sent is no UTF-8: write to a stream of bytes")
+        reply.own = DataError("COPY: what the server sent is not UTF-8: write to a stream of bytes")
     else:
         try:
             stream.write(data)

@@ -47,7 +47,7 @@ class Scram:
         if mechanism not in names:
             offered = ", ".join(name.decode("ascii", "replace") for name in names)
             raise NotSupportedError(
-                f"the server offers {offered or 'no method'} to prove the password; SCRAM-SHA-256 is known here"
+                f"the server offers {offered or 'no method'} for authentication, but only SCRAM-SHA-256 is supported"
             )
         self._binding = b2a_base64(self._header + binding, newline=False)
         self._nonce = b2a_base64(os.urandom(18), newline=False)
@@ -62,22 +62,22 @@ class Scram:
         Raises: OperationalError when the challenge makes no sense, or asks for more than a million iterations.
         """
         if self._expected is not None:
-            raise violation("a step of SCRAM for the second time")
+            raise violation("a SCRAM message for the second time")
         fields = server_first.split(b",")
         if [field[:2] for field in fields] != [b"r=", b"s=", b"i="]:
-            raise violation("a step of SCRAM that makes no sense")
+            raise violation("a malformed SCRAM message")
         nonce, salt_text, count = (field[2:] for field in fields)
         if not nonce.startswith(self._nonce) or nonce == self._nonce:
-            raise violation("SCRAM with a nonce that is not ours")
+            raise violation("a SCRAM nonce that does not begin with the client's")
         try:
             salt = a2b_base64(salt_text, strict_mode=True)
         except NotBase64:
             salt = b""
         if not salt or not count.isdigit() or len(count) > 10 or not int(count):
-            raise violation("a step of SCRAM that makes no sense")
+            raise violation("a malformed SCRAM message")
         if int(count) > _ITERATIONS_AT_MOST:
             raise OperationalError(
-                f"the server asks for {int(count)} iterations of SCRAM; more than {_ITERATIONS_AT_MOST} are not done"
+                f"the server requires {int(count)} iterations of SCRAM; at most {_ITERATIONS_AT_MOST} are allowed"
             )
         final = b"c=" + self._binding + b",r=" + nonce
         answer, self._expected = _scram_proof(
@@ -93,7 +93,7 @@ class Scram:
         Raises: OperationalError when there is none, or it is wrong.
         """
         if self._expected is None:
-            raise violation("the end of SCRAM before its middle")
+            raise violation("the last SCRAM message before the first")
         if server_final[:2] == b"e=":
             raise OperationalError(f"the server refused SCRAM: {server_final[2:].decode('ascii', 'replace')}")
         if not hmac.compare_digest(server_final, self._expected):

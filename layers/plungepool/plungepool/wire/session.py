@@ -85,7 +85,7 @@ class _Writer:
         if self.begun_read_only is True:
             error.asked_read_only = error.sqlstate == _READ_ONLY
             if error.asked_read_only and self.never:
-                error.args = (f"{error.args[0]}; {self.never}: write through another one",)
+                error.args = (f"{error.args[0]}; {self.never}: use another engine for writes",)
             return
         reported = self._reported
         standby = reported.get("in_hot_standby") == "on"
@@ -104,7 +104,7 @@ class _Writer:
         error.disconnected = True
         error.__class__ = OperationalError
         doubt = "is this a reader's endpoint, or has the writer moved?"
-        error.args = (f"{error.args[0]}; the connection should write: {doubt}",)
+        error.args = (f"{error.args[0]}; the connection is for writing: {doubt}",)
 
 
 class Session:
@@ -298,7 +298,9 @@ class Session:
                     asked = 1
         except (EndOfStream, Lost):
             if reply.error is None and login.is_ahead:  # a proxy that reads one message at a time, or the network
-                raise login.refuse(f"{self._place} hung up when the password came before it had asked for it") from None
+                raise login.refuse(
+                    f"{self._place} closed the connection when the password was sent before it had asked for it"
+                ) from None
             raise
         self.authentication = login.method
         self.answered_at = clock.time()
@@ -346,10 +348,12 @@ class Session:
         read an end, and not what another connection receives on a descriptor of the same number.
         """
         if self._process != os.getpid():  # the stream is the parent's, and no thread of this child is at work with it
-            self._discard("it is the connection of the parent of this process")
+            self._discard("it belongs to the parent of this process")
             return
         at_work, self._flying = self._flying, True
-        self._lost = self._lost or why or ("the invocation that took it is over" if stop else "its holder was gone")
+        self._lost = (
+            self._lost or why or ("the invocation that checked it out has ended" if stop else "its holder was gone")
+        )
         # Before the stream ends: the thread that is at work with it then forgets whom to cancel.
         request = self._protocol.cancel_request() if stop and at_work and self._may_cancel() else b""
         self._transport.shut_down()
@@ -377,7 +381,7 @@ class Session:
 
     def _usable(self) -> Transport:
         if self._flying:  # an exception tore the flight so hard that even giving it up was not finished
-            self._discard("a flight was torn")
+            self._discard("an exchange was interrupted")
         transport = self._transport
         if transport.sock is None:
             error = InterfaceError(f"the connection to {self._place} is closed: {self._lost}")
@@ -470,12 +474,12 @@ class Session:
             or clock.time() < self._transport.deadline
         ):
             return error
-        passed = DeadlineExceeded(f"the deadline has passed, and the server ended what it did for us: {error}")
+        passed = DeadlineExceeded(f"the deadline has passed, and the server ended the statement: {error}")
         passed.sqlstate, passed.message, passed._fields = error.sqlstate, error.message, error._fields
         return passed
 
     def _give_up(self, error: BaseException, reply: Reply | None) -> NoReturn:
-        """Close the connection since `error` stopped a flight, and raise what the user is to see."""
+        """Close the connection since `error` interrupted an exchange, and raise what the user is to see."""
         said = reply.error if reply is not None else None
         # These come to a session that is idle: nothing of the flight was looked at.
         unknown = (
@@ -508,7 +512,9 @@ class Session:
         else:
             # An error of ours that says what the server did wrong, or somebody else's exception: the server may then be
             # at work still.
-            self._discard(f"{type(error).__name__} stopped a flight", cancel=not isinstance(error, DatabaseError))
+            self._discard(
+                f"{type(error).__name__} interrupted an exchange", cancel=not isinstance(error, DatabaseError)
+            )
             seen = error
         if not self.gone:
             self._discard(str(seen))
@@ -559,7 +565,7 @@ def _refuse_misuse(
     if tls_negotiation not in ("postgres", "direct"):
         raise ProgrammingError('tls_negotiation must be "postgres" or "direct"')
     if tls_negotiation == "direct" and ssl_context is None:
-        raise ProgrammingError("tls_negotiation: there is nothing to negotiate without ssl_context")
+        raise ProgrammingError("tls_negotiation needs an ssl_context")
     if password_ahead and (secret.value is None or not _verifies(ssl_context)):
         raise ProgrammingError(
             "password_ahead needs a password, and an ssl_context that verifies the server's certificate and name"

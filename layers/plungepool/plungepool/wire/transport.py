@@ -27,7 +27,7 @@ ALPN = "postgresql"
 TLS_REQUEST = struct.pack("!ii", 8, 80877103)
 
 _NO_TLS = {
-    b"N": "{} does not offer TLS, and {} asks for it; nothing else was sent",
+    b"N": "{} does not offer TLS, but {} requires it; nothing else was sent",
     b"E": "{} refused the connection before TLS began (too many connections, or it is starting up)",
     b"": "{} closed the connection when it was asked for TLS: is PostgreSQL behind that port?",
 }
@@ -381,15 +381,16 @@ def _resolve(host: str, port: int, place: str) -> list[Any]:
         if isinstance(error, OSError) and error.errno is None:  # as for `lost`
             raise
         where = "" if place == f"{host}:{port}" else f", to reach {place}"
-        reason = (error.strerror if isinstance(error, OSError) else "it is not a host's name with a port") or error
+        reason = (error.strerror if isinstance(error, OSError) else "it is not a host name with a port") or error
         raise OperationalError(f"the host name {host} cannot be resolved{where}: {reason}") from error
 
 
 def _not_at_once(place: str, context: ssl.SSLContext) -> OperationalError:
     return OperationalError(
-        f"{place} does not take TLS at once for PostgreSQL (ALPN {ALPN}), and {setting(context, 'tls_negotiation')}="
-        "direct asks for it: PostgreSQL does from version 17 on, most poolers do not; without the setting TLS is asked "
-        "for first"
+        f"{place} does not accept direct TLS for PostgreSQL (ALPN {ALPN}), but {setting(context, 'tls_negotiation')}="
+        "direct requires it: PostgreSQL supports it from version 17 on, most poolers do not; without the setting, "
+        "TLS is "
+        "negotiated first"
     )
 
 

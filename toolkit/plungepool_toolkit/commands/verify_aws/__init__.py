@@ -30,18 +30,26 @@ from plungepool_toolkit.commands.verify_aws.verification import Verification
 
 def verify_aws(
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Agree to the costs without being asked.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept the costs without being asked.")] = False,
     database: Annotated[str, typer.Option(help="aurora (Serverless v2), instance, or express.")] = "aurora",
-    region: Annotated[str | None, typer.Option(help="Where; AWS_REGION otherwise.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Whose credentials; AWS_PROFILE otherwise.")] = None,
-    vpc_id: Annotated[str | None, typer.Option(help="The VPC; the default one otherwise.")] = None,
-    subnet_ids: Annotated[str, typer.Option(help="Two subnets or more in different zones, with commas.")] = "",
-    architecture: Annotated[str, typer.Option(help="Of the functions: arm64 or x86_64.")] = "arm64",
-    delete: Annotated[str | None, typer.Option(help="Only delete what a run of this name has left.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where template.yaml lies.", exists=True, file_okay=False)] = Path(),
+    region: Annotated[str | None, typer.Option(help="The Region. Default: AWS_REGION.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="The profile of the AWS credentials. Default: AWS_PROFILE.")
+    ] = None,
+    vpc_id: Annotated[str | None, typer.Option(help="The VPC. Default: the default VPC.")] = None,
+    subnet_ids: Annotated[str, typer.Option(help="Two or more subnets in different zones, separated by commas.")] = "",
+    architecture: Annotated[str, typer.Option(help="The architecture of the functions: arm64 or x86_64.")] = "arm64",
+    delete: Annotated[str | None, typer.Option(help="Only delete what the run with this name left behind.")] = None,
+    folder: Annotated[
+        Path, typer.Option(help="The directory that contains template.yaml.", exists=True, file_okay=False)
+    ] = Path(),
     sam: Annotated[Path | None, typer.Option(help="The SAM CLI.", exists=True, dir_okay=False)] = None,
-    patience_s: Annotated[float, typer.Option(help="Seconds to wait for the end of an environment (SIGTERM).")] = 900.0,
-    output: Annotated[Path | None, typer.Option(help="Write the findings and the evidence as JSON, too.")] = None,
+    patience_s: Annotated[
+        float, typer.Option(help="How many seconds to wait for an environment to be shut down (SIGTERM).")
+    ] = 900.0,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the findings and the evidence to this file, as JSON.")
+    ] = None,
 ) -> None:
     """
     Deploy to an AWS account, settle what only an account can settle, and delete everything again. It costs money.
@@ -59,7 +67,7 @@ def verify_aws(
         run = Verification(account, name, console, folder=folder.resolve(), sam=program, mode=mode)
         if delete:
             if not re.fullmatch(rf"{TAG}-[0-9a-f]{{8}}", delete):
-                raise Refusal(f"{delete!r} is no name of a run: {TAG}- and eight digits")
+                raise Refusal(f"{delete!r} is not the name of a run: {TAG}- and eight digits")
             raise typer.Exit(0 if run.delete() else 1)
         if not (folder / "template.yaml").exists():
             raise Refusal(
@@ -82,10 +90,10 @@ def _agree(console: Console, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Refusal("nobody is here to agree to the costs: give --yes. Nothing was made")
-    answer = console.input("This makes what is listed above and costs money. Type [bold]yes[/] to go on: ")
+        raise Refusal("there is no terminal to ask whether you accept the costs: give --yes. Nothing was created")
+    answer = console.input("This creates what is listed above and costs money. Type [bold]yes[/] to continue: ")
     if answer.strip() != "yes":
-        raise Refusal("the answer was not yes. Nothing was made")
+        raise Refusal("the answer was not yes. Nothing was created")
 
 
 def carry_out(

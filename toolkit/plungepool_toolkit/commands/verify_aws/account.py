@@ -56,16 +56,18 @@ class Account:
             if self._session.get_credentials() is None:
                 raise Refusal(
                     "no AWS credentials were found: set AWS_PROFILE, sign in (aws sso login), or set AWS_ACCESS_KEY_ID "
-                    "and AWS_SECRET_ACCESS_KEY. Nothing was made"
+                    "and AWS_SECRET_ACCESS_KEY. Nothing was created"
                 )
             if not self._session.region_name:
-                raise Refusal("no region: set AWS_REGION or give --region. Nothing was made")
+                raise Refusal("no region: set AWS_REGION or give --region. Nothing was created")
             identity = self.client("sts").get_caller_identity()
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code")
-            raise Refusal(f"AWS does not accept these credentials ({code}). Nothing was made") from error
+            raise Refusal(f"AWS does not accept these credentials ({code}). Nothing was created") from error
         except BotoCoreError as error:
-            raise Refusal(f"AWS cannot be asked whose credentials these are: {error}. Nothing was made") from error
+            raise Refusal(
+                f"AWS could not be asked whose credentials these are: {error}. Nothing was created"
+            ) from error
         self.number: str = identity["Account"]
         self.arn: str = identity["Arn"]
         self.region: str = self._session.region_name
@@ -224,7 +226,7 @@ class Account:
         say(f"deleting the bucket {run}")
         with _noted(left, f"the bucket {run}: aws s3 rb s3://{run} --force"):
             self._delete_bucket(run)
-        with _noted(left, f"whatever has the tag {TAG}={run}, which could not be asked for"):
+        with _noted(left, f"whatever has the tag {TAG}={run}, which could not be listed"):
             left += [f"{arn} (it has the tag {TAG}={run})" for arn in self._tagged(run)]
         return left
 

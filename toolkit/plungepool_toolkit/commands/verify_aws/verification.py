@@ -61,7 +61,7 @@ class Verification:
         account, run = self._account, self.name
         account.make_bucket(run)
         if self.mode == "express":
-            self._say("making a cluster of express configuration")
+            self._say("creating a cluster with express configuration")
             self._cluster = account.make_express_cluster(run)
         with tempfile.TemporaryDirectory() as scratch:
             build = Path(scratch, "build")
@@ -301,7 +301,7 @@ class Verification:
         if not left:
             self.console.print("[green]Everything is deleted.[/]")
             return True
-        self.console.print("[red bold]This is left, and costs:[/]")
+        self.console.print("[red bold]This is left, and still costs money:[/]")
         for what in left:
             self.console.print(f"  {escape(what)}", highlight=False)
         self.console.print(f"Try again: plungepool verify-aws --delete {self.name}")
@@ -376,7 +376,9 @@ def _stubborn(console: Console) -> Iterator[None]:
 
     def warn(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.print("[yellow]Still deleting: what is left would go on to cost. Ctrl-C again to leave it.[/]")
+        console.print(
+            "[yellow]Still deleting: what is left would continue to cost money. Press Ctrl-C again to leave it.[/]"
+        )
 
     before = signal.signal(signal.SIGINT, warn)
     try:

@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "templates" / "{{cookiecutter.project_name}}"
-PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", PROJECT / "AGENTS.md", *sorted(ROOT.glob("docs/**/*.md"))]
+FOLDERS = (".github", "docs", "infrastructure", "layers", "templates", "toolkit")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted(ROOT.glob(f"{folder}/**/*.md")))]
+FENCE = re.compile(r"^( *)(```|~~~)(\w*)[^\n]*\n(.*?)^\1\2$", re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """One fenced block: its page and line, its language, and what it holds."""
+    """One fenced block: its page and line, its language, what it holds, and whether it is named after a file."""
 
     place: str
     language: str
     text: str
+    named: bool
 
 
 def blocks() -> list[Block]:
@@ -42,10 +46,11 @@ def blocks() -> list[Block]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE):
+        for match in FENCE.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
             place = f"{page.relative_to(ROOT).as_posix()}:{line}"
-            found.append(Block(place, match[2], textwrap.dedent(match[3])))
+            named = re.search(r"<!-- example: \S+ -->\n$", text[: match.start()]) is not None
+            found.append(Block(place, match[3], textwrap.dedent(match[4]), named))
     return found
 
 
@@ -119,6 +124,35 @@ READERS: dict[str, Callable[[str], None]] = {
     # What a command prints, or a command in one line, which the test below reads.
     "": lambda text: None,
 }
+
+
+def test_every_fence_is_a_block() -> None:
+    """None is closed otherwise than it was opened, which would hide it, and what follows, from the tests below."""
+    fences = sum(len(re.findall(r"^ *(?:```|~~~)", page.read_text("utf-8"), re.MULTILINE)) for page in PAGES)
+    assert fences == 2 * len(BLOCKS)
+
+
+def test_python_that_is_not_run_is_type_checked(tmp_path: Path) -> None:
+    """
+    A block that is named after a file is run by the test of its page; mypy reads the others, each as a module. Those of
+    the reference are signatures, which test_reference.py compares with the code.
+    """
+    for block in BLOCKS:
+        signature = block.place.startswith(("docs/reference/python", "docs/reference/toolkit"))
+        if block.language == "python" and not block.named and not signature:
+            name = re.sub(r"\W", "_", block.place)
+            (tmp_path / f"{name}.py").write_text(block.text, encoding="utf-8")
+    assert len(list(tmp_path.iterdir())) > 10
+    options = [
+        "--config-file=",
+        "--check-untyped-defs",
+        "--ignore-missing-imports",
+        f"--cache-dir={ROOT}/.mypy_cache/blocks",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(tmp_path)], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", [one for one in BLOCKS if one.language != "sql"], ids=lambda block: block.place)

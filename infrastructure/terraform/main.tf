@@ -3,8 +3,9 @@ data "aws_region" "current" {}
 data "aws_caller_identity" "current" {}
 
 locals {
-  # The attribute's name differs between versions 5 and 6 of the provider.
-  region = try(data.aws_region.current.region, data.aws_region.current.name)
+  # The attribute's name differs between versions 5 and 6 of the provider. `try` would not help: Terraform refuses an attribute that
+  # the provider does not have before it evaluates anything. Of an object as a whole it asks for no attribute.
+  region = coalesce(lookup(data.aws_region.current, "region", ""), lookup(data.aws_region.current, "name", ""))
 
   layer_arn = var.layer_arn != null ? var.layer_arn : one(aws_lambda_layer_version.plungepool[*].arn)
 

@@ -41,6 +41,12 @@ variable "database" {
 variable "user" {
   description = "Database role that the functions sign in as."
   type        = string
+
+  # In the policy they would stand for every role, or for IAM's variables.
+  validation {
+    condition     = length(var.user) > 0 && !can(regex("[*?$]", var.user))
+    error_message = "user is the name of one database role."
+  }
 }
 
 variable "endpoint" {

@@ -10,11 +10,14 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aws_cdk import App, Environment, Stack, aws_ec2, aws_rds
+from aws_cdk import App, CfnParameter, Environment, Stack, Token, aws_ec2, aws_ecr, aws_rds
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk.assertions import Template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CDK = Path(__file__).parents[2] / "infrastructure" / "cdk"
 sys.path.insert(0, str(CDK))
@@ -54,6 +57,49 @@ def function(stack: Stack, name: str, reserved: int | None, vpc: aws_ec2.IVpc | 
         stack, name, runtime=lambda_.Runtime.PYTHON_3_13, handler="app.handler", vpc=vpc,
         code=lambda_.Code.from_inline("def handler(event, context): pass"), reserved_concurrent_executions=reserved,
     )  # fmt: skip
+
+
+def attach(given: Callable[[Stack], Any], times: int = 1, **options: Any) -> Any:
+    """Return what comes of attaching something that is no plain function, or not once: a template or the refusal."""
+    app = App(analytics_reporting=False)
+    stack = Stack(app, "Orders", env=ENVIRONMENT)
+    vpc = aws_ec2.Vpc(stack, "Vpc", max_azs=2)
+    options = {"user": "orders_app", "database": database(stack, "instance", vpc), **options}
+    try:
+        one = given(stack)
+        for number in range(times):
+            Plungepool(stack, f"Plungepool{number}", **options).attach(one)
+    except ValueError as error:
+        return str(error)
+    return Template.from_stack(stack).to_json()
+
+
+def plain(stack: Stack) -> lambda_.Function:
+    return function(stack, "Function", 5, None)
+
+
+def on(runtime: lambda_.Runtime) -> Callable[[Stack], Any]:
+    """A function on another runtime."""
+    code = lambda_.Code.from_inline("nothing")
+    return lambda stack: lambda_.Function(stack, "Function", runtime=runtime, handler="a.b", code=code)
+
+
+def image(stack: Stack) -> lambda_.DockerImageFunction:
+    repository = aws_ecr.Repository.from_repository_name(stack, "Repository", "orders")
+    return lambda_.DockerImageFunction(stack, "Function", code=lambda_.DockerImageCode.from_ecr(repository))
+
+
+def imported(stack: Stack) -> lambda_.IFunction:
+    arn = "arn:aws:lambda:eu-west-1:123456789012:function:orders"
+    return lambda_.Function.from_function_arn(stack, "Function", arn)
+
+
+def later(stack: Stack) -> Any:
+    """A function whose reservation is a parameter of its stack."""
+    made = plain(stack)
+    resource: Any = made.node.default_child
+    resource.reserved_concurrent_executions = CfnParameter(stack, "Reserved", type="Number").value_as_number
+    return made
 
 
 def synthesise(kind: str, reserved: list[int | None], in_vpc: bool = True, **options: Any) -> Any:
@@ -99,6 +145,25 @@ print(
             "not a setting": synthesise("instance", [1], settings={"POOL": "null"}),
             "decided": synthesise("instance", [1], settings={"PLUNGEPOOL_AUTH": "password"}),
             "README": readme(),
+            "twice": attach(plain, times=2),
+            "node": attach(on(lambda_.Runtime.NODEJS_22_X)),
+            "old Python": attach(on(lambda_.Runtime.PYTHON_3_10)),
+            "image": attach(image),
+            "imported function": attach(imported),
+            "alias": attach(lambda stack: plain(stack).add_alias("live")),
+            "layer as text": attach(plain, layer="arn:aws:lambda:eu-west-1:123456789012:layer:plungepool:3"),
+            "number as setting": attach(plain, settings={"PLUNGEPOOL_POOL_SIZE": 2}),
+            "no pool size": attach(plain, connection_limit=20, settings={"PLUNGEPOOL_POOL_SIZE": "two"}),
+            "limit as text": attach(plain, connection_limit="20"),
+            "no limit": attach(plain, connection_limit=0),
+            "every role": attach(plain, user="*"),
+            "no role": attach(plain, user=""),
+            "no IAM": attach(plain, database=object()),
+            "limit at deployment": attach(plain, connection_limit=Token.as_number({"Ref": "Limit"})),
+            "size at deployment": attach(
+                plain, connection_limit=20, settings={"PLUNGEPOOL_POOL_SIZE": Token.as_string({"Ref": "Size"})}
+            ),
+            "reservation at deployment": attach(later, connection_limit=20),
         }
     )
 )

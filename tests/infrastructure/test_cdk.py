@@ -79,11 +79,31 @@ def test_the_database_lets_a_function_in(made: dict[str, Any], case: str, opened
         ("unbounded", "Orders/Function0 reserves no concurrency, so nothing keeps it within connection_limit=20"),
         ("not a setting", "settings: POOL is not a setting of Plungepool"),
         ("decided", "settings: PLUNGEPOOL_AUTH is set from the construct's own arguments"),
+        ("twice", "Orders/Function is attached already"),
+        ("node", "Orders/Function has the runtime nodejs22.x: the layer is for zip packages on Python 3.11 or newer"),
+        ("old Python", "has the runtime python3.10"),
+        ("image", "the layer is for zip packages"),
+        ("imported function", "attach takes a function that this app creates"),
+        ("alias", "a Alias can be given neither a layer nor variables"),
+        ("layer as text", "layer is text: give a layer version"),
+        ("number as setting", "settings: the value of PLUNGEPOOL_POOL_SIZE is 2, and variables are text: '2'"),
+        ("no pool size", "settings: PLUNGEPOOL_POOL_SIZE is 'two', no number"),
+        ("limit as text", "connection_limit is '20', no number of connections"),
+        ("no limit", "connection_limit is 0, no number of connections"),
+        ("every role", "user is '*', not the name of one database role"),
+        ("no role", "user is '', not the name of one database role"),
+        ("no IAM", "database is a object, no instance, cluster or proxy of aws_rds that IAM can sign in to"),
     ],
 )
 def test_what_cannot_hold_is_refused(made: dict[str, Any], case: str, text: str) -> None:
     """At synthesis, with the function, the limit and what to do."""
     assert text in made[case]
+
+
+@pytest.mark.parametrize("case", ["limit", "size", "reservation"])
+def test_numbers_that_only_the_deployment_knows_are_not_counted(made: dict[str, Any], case: str) -> None:
+    """A parameter of the stack in place of a number is neither refused nor taken for the placeholder that it is."""
+    assert len(functions(made[f"{case} at deployment"])) == 1
 
 
 def test_tickets_need_no_reservation(made: dict[str, Any]) -> None:

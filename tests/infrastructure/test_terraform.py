@@ -65,6 +65,17 @@ def test_what_is_declared_is_used_and_what_is_used_is_declared() -> None:
     assert used == resources
 
 
+def test_no_attribute_is_read_that_only_some_versions_of_the_provider_have() -> None:
+    """Terraform refuses an attribute that is not in the provider's schema, even within try() and can()."""
+    read = set(re.findall(r"\bdata\.(aws_\w+\.\w+\.\w+)", TEXT))
+    in_every_version_since_5 = {
+        "aws_partition.current.partition",
+        "aws_caller_identity.current.account_id",
+        "aws_iam_policy_document.connect.json",
+    }
+    assert read <= in_every_version_since_5
+
+
 def test_everything_is_described_and_in_the_readme() -> None:
     """Each variable and output has a description, and a row."""
     page = PAGES["infrastructure/terraform/README.md"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from aws_cdk import Token
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plungepool"]
 
+ATTACHED = "PlungepoolAttached"  # under a function, so that a second attachment is noticed, also another construct's
+OLDEST_PYTHON = 11
 LAYER_ARN_PARAMETER = "/plungepool/layer-arn"  # where layers/plungepool/template.yaml writes it
 
 
@@ -50,9 +53,11 @@ class Plungepool(Construct):
             database role. connection_limit: how many connections the role may hold; `attach` refuses functions that
             could open more. layer: a version of the layer; by default the one whose ARN is in the SSM parameter
             /plungepool/layer-arn. settings: further settings under their names, {"PLUNGEPOOL_POOL": "adaptive"}.
-        Raises: ValueError for a setting that is not Plungepool's, or that the construct decides.
+        Raises: ValueError for an argument that cannot be meant, for a setting that is not Plungepool's, or for one that
+            the construct decides.
         """
         super().__init__(scope, id)
+        _refuse_what_cannot_be_meant(user, connection_limit, layer)
         host, port, self._is_proxy = _endpoint(database)
         self._database, self._user, self._connection_limit = database, user, connection_limit
         self._port = ec2.Port.tcp(port)
@@ -69,13 +74,15 @@ class Plungepool(Construct):
             "PLUNGEPOOL_ENDPOINT": "proxy" if self._is_proxy else "direct",
             "PLUNGEPOOL_AUTH": "iam",
         }
-        for name in settings or {}:
+        for name, value in (settings or {}).items():
             if not name.startswith("PLUNGEPOOL_"):
                 raise ValueError(
                     f"settings: {name} is not a setting of Plungepool, all of which begin with PLUNGEPOOL_"
                 )
             if name in own:
                 raise ValueError(f"settings: {name} is set from the construct's own arguments")
+            if not isinstance(value, str):
+                raise ValueError(f"settings: the value of {name} is {value!r}, and variables are text: {str(value)!r}")
         #: the settings that `attach` adds, as environment variables
         self.settings: dict[str, str] = own | dict(settings or {})
 
@@ -84,9 +91,12 @@ class Plungepool(Construct):
         Give a function the layer, the settings, the right to connect, and the way through the security groups.
 
         Raises: ValueError where the functions attached so far could hold more connections than `connection_limit`, or
-            where this one reserves no concurrency, so that nothing bounds it.
+            where this one reserves no concurrency, so that nothing bounds it; for what can hold no layer, a runtime
+            that the layer does not run on, and a function that is attached already.
         """
+        _refuse_what_takes_no_layer(function)
         self._reserve(function)
+        Construct(function, ATTACHED)
         function.add_layers(self.layer)
         for name, value in self.settings.items():
             function.add_environment(name, value)
@@ -100,28 +110,71 @@ class Plungepool(Construct):
         # With tickets the fleet gives connections back, and behind a proxy the functions' are not the database's.
         if limit is None or self._is_proxy or self.settings.get("PLUNGEPOOL_POOL") == "adaptive":
             return
+        size = self.settings.get("PLUNGEPOOL_POOL_SIZE", "1")
         resource: Any = function.node.default_child
         reserved = resource.reserved_concurrent_executions
-        if Token.is_unresolved(reserved):
+        # What is known at deployment only cannot be counted here.
+        if any(Token.is_unresolved(number) for number in (limit, reserved, size)):
             return
+        if not size.isdecimal():
+            raise ValueError(f"settings: PLUNGEPOOL_POOL_SIZE is {size!r}, no number")
         if reserved is None:
             raise ValueError(
                 f"{function.node.path} reserves no concurrency, so nothing keeps it within connection_limit={limit}: "
                 "set reserved_concurrent_executions, or PLUNGEPOOL_POOL=adaptive in settings"
             )
-        size = int(self.settings.get("PLUNGEPOOL_POOL_SIZE", "1"))
-        wanted = sum(self._reserved) + int(reserved) * size
+        opened = int(reserved) * int(size)
+        wanted = sum(self._reserved) + opened
         if wanted > limit:
             raise ValueError(
                 f"the functions up to {function.node.path} may hold {wanted} connections, but connection_limit is "
                 f"{limit}: reserve less concurrency, raise the role's CONNECTION LIMIT, or set "
                 "PLUNGEPOOL_POOL=adaptive in settings"
             )
-        self._reserved.append(int(reserved) * size)
+        self._reserved.append(opened)
+
+
+def _refuse_what_cannot_be_meant(user: Any, connection_limit: Any, layer: Any) -> None:
+    """Say in one sentence what the CDK would say in twenty lines, or nobody before the deployment."""
+    # In the policy they would stand for every role, or for IAM's variables.
+    if not isinstance(user, str) or not user or (not Token.is_unresolved(user) and re.search(r"[*?$]", user)):
+        raise ValueError(f"user is {user!r}, not the name of one database role")
+    counted = connection_limit is not None and not Token.is_unresolved(connection_limit)
+    if counted and (not isinstance(connection_limit, int) or connection_limit < 1):
+        raise ValueError(f"connection_limit is {connection_limit!r}, no number of connections")
+    if isinstance(layer, str):
+        raise ValueError(
+            "layer is text: give a layer version, such as "
+            "aws_lambda.LayerVersion.from_layer_version_arn(self, 'PlungepoolLayer', arn)"
+        )
+
+
+def _refuse_what_takes_no_layer(function: Any) -> None:
+    if not isinstance(function, lambda_.Function):
+        raise ValueError(
+            f"attach takes a function that this app creates: a {type(function).__name__} can be given neither a layer "
+            "nor variables (for an alias or a version, attach its function)"
+        )
+    runtime = function.runtime.name
+    version = re.fullmatch(r"python3\.(\d+)", runtime)
+    if version is None or int(version[1]) < OLDEST_PYTHON:
+        raise ValueError(
+            f"{function.node.path} has the runtime {runtime}: the layer is for zip packages on Python "
+            f"3.{OLDEST_PYTHON} or newer"
+        )
+    if function.node.try_find_child(ATTACHED) is not None:
+        raise ValueError(
+            f"{function.node.path} is attached already; the settings of a second database have a prefix: see "
+            "docs/databases.md"
+        )
 
 
 def _endpoint(database: Any) -> tuple[str, int, bool]:
     """Return host, port and whether it is a proxy; by what it has, since imported ones are of classes of their own."""
+    if not hasattr(database, "grant_connect"):
+        raise ValueError(
+            f"database is a {type(database).__name__}, no instance, cluster or proxy of aws_rds that IAM can sign in to"
+        )
     if hasattr(database, "cluster_endpoint"):
         return database.cluster_endpoint.hostname, database.cluster_endpoint.port, False
     if hasattr(database, "db_instance_endpoint_address"):

@@ -5,6 +5,8 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 # Hundreds of processes import the same: what an image of a container sets to stay small would have each compile it anew.
 unexport PYTHONDONTWRITEBYTECODE
+# The environments hold all that the targets need; what these name would go before it, or take the assertions away.
+unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONSTARTUP
 
 .PHONY: help
 help: ## Show the targets

@@ -25,7 +25,8 @@ def problems(project_name, database_user):
         )
     elif database_user.startswith("pg_") or database_user in ("public", "none"):
         yield f"database_user {database_user!r} is reserved by PostgreSQL: choose another, for example 'app'"
-    elif database_user in ("postgres", "rdsadmin", "rds_iam", "rds_superuser"):
+    # RDS has rdsadmin, rds_iam, rds_replication, rdsproxyadmin, and more with each version.
+    elif database_user == "postgres" or database_user.startswith("rds"):
         yield (
             f"database_user {database_user!r} is a role of the server's own: give the function one of its own, for "
             "example 'app'"

@@ -221,6 +221,7 @@ def test_names_that_would_not_work_are_refused(python: Path, tmp_path: Path) -> 
         ("database_user", "pg_app", False),
         ("database_user", "public", False),
         ("database_user", "postgres", False),
+        ("database_user", "rds_replication", False),
         ("database_user", "app\n", False),
     ],
 )

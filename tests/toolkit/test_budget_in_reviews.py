@@ -84,6 +84,19 @@ def test_the_hook_is_what_pre_commit_takes(project: Path) -> None:
     assert (result.returncode, "It holds." in result.stdout) == (0, True), result.stdout + result.stderr
 
 
+def test_modules_of_the_callers_do_not_stand_in_for_the_set_ups(tmp_path: Path) -> None:
+    """A PYTHONPATH with a module by the name of one that the set-up or a target of make imports changes nothing."""
+    for name in ("ssl.py", "hatchling.py", "plungepool.py"):
+        (tmp_path / name).write_text("raise ImportError('not this one')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONOPTIMIZE": "2"}
+    found = subprocess.run([ROOT / "toolkit/set-up", "pythons"], env=environment, capture_output=True, text=True)
+    assert found.stdout, found.stderr
+    shown = ["make", "--silent", "--eval", "shown: ; @env", "shown"]
+    given = subprocess.run(shown, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "PYTHONPATH" not in given
+    assert "PYTHONOPTIMIZE" not in given
+
+
 def test_the_page_uses_them_by_their_names() -> None:
     """docs/budget.md passes inputs that the action has, and names the hook by its id."""
     page = (ROOT / "docs" / "budget.md").read_text(encoding="utf-8")

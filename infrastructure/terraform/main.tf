@@ -28,11 +28,11 @@ locals {
 resource "aws_lambda_layer_version" "plungepool" {
   count = var.layer_arn == null ? 1 : 0
 
+  # Without compatible_runtimes, which is for display only: each version of the provider refuses runtimes newer than itself.
   layer_name               = var.name
   description              = "Plungepool with SQLAlchemy and pg8000"
   filename                 = var.layer_zip
   source_code_hash         = var.layer_zip == null ? null : filebase64sha256(var.layer_zip)
-  compatible_runtimes      = ["python3.12", "python3.13", "python3.14"]
   compatible_architectures = ["x86_64", "arm64"]
   license_info             = "Apache-2.0"
   # Functions of other stacks may use this version by its ARN.

@@ -76,6 +76,19 @@ def test_no_attribute_is_read_that_only_some_versions_of_the_provider_have() -> 
     assert read <= in_every_version_since_5
 
 
+def test_no_value_is_given_that_only_some_versions_of_the_provider_take() -> None:
+    """The provider refuses a runtime that is newer than itself, and 5.100 does not know python3.14."""
+    (layer,) = [
+        body
+        for source in SOURCES.values()
+        for block in parse(source).get("resource", [])
+        for kind, named in block.items()
+        if kind == "aws_lambda_layer_version"
+        for body in named.values()
+    ]
+    assert "compatible_runtimes" not in layer
+
+
 def test_everything_is_described_and_in_the_readme() -> None:
     """Each variable and output has a description, and a row."""
     page = PAGES["infrastructure/terraform/README.md"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy
 from elsewhere import wait_until
 from poolers import pgbouncer
 from sqlalchemy import Text, event, exc, inspect, select, text
@@ -209,8 +210,10 @@ def by_two_phases(engine: Engine, tenant: str) -> set[str]:
         return seen
 
 
+# Session(execution_options=…) is SQLAlchemy 2.1's.
+SINCE_2_1 = [] if sqlalchemy.__version__.startswith("2.0.") else [by_session_options]
 WAYS = [
-    by_engine, by_connection, by_autocommit, by_session_connection, by_session_of_engine, by_session_options,
+    by_engine, by_connection, by_autocommit, by_session_connection, by_session_of_engine, *SINCE_2_1,
     by_run_transaction, by_run_transaction_of_sessions, by_cursor, by_raw_connection, by_stream, by_copy,
     by_copy_in_autocommit, by_two_phases,
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import functools
 import itertools
 import random
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
+    from types import CodeType, FrameType
 
 STRUCK_MODULES = ("sqlalchemy.", "plungepool.", "weakref", "contextlib", "threading")
 
@@ -30,18 +31,40 @@ class StruckExit(BaseException):
 KINDS: list[type[BaseException]] = [StruckError, StruckExit, TimeoutError, KeyboardInterrupt]
 
 
+@functools.cache
+def _gaps(code: CodeType) -> list[range]:
+    """
+    Return where in a function's code a `with` is open and no handler is set: an exception skips `__exit__` there.
+
+    At its begin and its end the compiler leaves some instructions between two handlers: a NOP for the line of a `try`,
+    and the loading of three None before the call of `__exit__`.
+    """
+    instructions = list(dis.get_instructions(code))
+    enters = [one.offset for one in instructions if one.opname in ("BEFORE_WITH", "LOAD_SPECIAL")]
+    if not enters:
+        return []
+    loads_none = [one.opname.startswith("LOAD_CONST") and one.argval is None for one in instructions]
+    ends = [
+        next(call.offset for call in instructions[n + 3 :] if call.opname == "CALL")
+        for n in range(len(instructions))
+        if loads_none[n : n + 3] == [True] * 3
+    ]
+    first, last = enters[0] + 4, max(ends, default=0) + 2
+    gaps, at = [], first
+    for entry in sorted(dis.Bytecode(code).exception_entries, key=lambda entry: entry.start):
+        gaps.append(range(at, min(entry.start, last)))
+        at = max(at, entry.end)
+    return [*gaps, range(at, last)]
+
+
 def _leaves_a_lock_held(frame: FrameType) -> bool:
     """
-    Tell whether SQLAlchemy is between the last line of a `with` and its end: no strike is raised there but a trace
-    function's, since the interpreter looks for none between the two, and a lock of SQLAlchemy's would be held for ever.
-
-    There it passes None three times to `__exit__`, and no handler covers that.
+    Tell whether a strike would skip the end of a `with` of SQLAlchemy's, and leave its lock held for ever: a trace
+    function's alone would, since the interpreter looks for none there.
     """
     if not frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
         return False
-    # Two bytes an instruction: three to come, one of three, or the call behind three.
-    codes, at, three = frame.f_code.co_code[::2], frame.f_lasti // 2, bytes([dis.opmap["LOAD_CONST"]]) * 3
-    return any(codes[at - back : at - back + 3] == three for back in range(4) if at >= back)
+    return any(frame.f_lasti in gap for gap in _gaps(frame.f_code))
 
 
 class Injector:

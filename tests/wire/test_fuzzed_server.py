@@ -104,6 +104,18 @@ def test_spoilt_reply_costs_its_connection_and_nothing_else(
         engine.dispose()
 
 
+def test_rollback_that_the_server_refuses_ends_the_session(server: FuzzServer) -> None:
+    """Its transaction may be open still: the connection is given up, and the next one of the pool's has its place."""
+    server.plan(query_faults={1: Fault(lambda reply: [error("22012", "no"), *reply], "whole")})
+    engine = engine_for(server, pool_timeout=1)
+    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught, engine.connect() as connection:
+        ask(connection, 100)
+    assert (caught.value.orig.sqlstate, caught.value.connection_invalidated) == ("22012", True)
+    with engine.connect() as another:
+        assert ask(another, 101) == ["q-101"]
+    engine.dispose()
+
+
 @PROFILE
 @given(fault=FAULT)
 def test_spoilt_connect_is_a_classed_error_or_a_connection_that_works(server: FuzzServer, fault: Fault) -> None:

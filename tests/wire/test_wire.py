@@ -536,7 +536,7 @@ def test_types_of_sqlalchemy(engine: Engine) -> None:
         "j": {"a": [1, {"b": None}]},
         "u": "00000000-0000-0000-0000-000000000007",
         "b": b"\x00\xff",
-        "s": postgresql.BitString("0101"),
+        "s": getattr(postgresql, "BitString", str)("0101"),  # a str in SQLAlchemy 2.0
     }
     with engine.begin() as connection:
         connection.execute(table.insert(), row)

@@ -132,7 +132,7 @@ def _hold_settings(cursor: Any, context: Any) -> None:
         if of_statement.get(SETTINGS, given) != given:
             raise exc.InvalidRequestError(
                 f"{SETTINGS} is not an option of a statement: a transaction has its settings from its start to its "
-                "end. Set it on the engine, the connection, Session(execution_options=…) or "
+                "end. Set it on the engine, the connection, Session(engine.execution_options(…)) or "
                 "Session.connection(execution_options=…)"
             )
     connection: wire.Connection = cursor.connection

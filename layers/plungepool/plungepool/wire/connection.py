@@ -336,13 +336,24 @@ class _Transactions(Session):
             # There is no time left to ask for it, and the server does it by itself when the session ends.
             self.close()
         elif self._protocol.status != IDLE or self.closed:
-            if not self._writer.in_doubt:
-                self._query("ROLLBACK")
-                return
-            self._writer.in_doubt = False
-            reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
-            if reply.rows == [(True,)]:
-                self._discard("its server no longer accepts writes: has the writer moved?")
+            try:
+                self._ask_for_rollback()
+            except Error as error:
+                # The transaction may be open still: only the end of the session is sure to roll back. SQLAlchemy 2.0
+                # would keep a connection checked out whose close() raises anything but a lost connection.
+                if not error.disconnected:
+                    self.close()
+                    error.disconnected = True
+                raise
+
+    def _ask_for_rollback(self) -> None:
+        if not self._writer.in_doubt:
+            self._query("ROLLBACK")
+            return
+        self._writer.in_doubt = False
+        reply = self._query("ROLLBACK; SELECT pg_catalog.pg_is_in_recovery()")
+        if reply.rows == [(True,)]:
+            self._discard("its server no longer accepts writes: has the writer moved?")
 
     def _refuse_within_tpc(self, name: str) -> None:
         if self._xid is not None and not self.closed:

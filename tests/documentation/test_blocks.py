@@ -188,7 +188,7 @@ def test_every_command_has_the_options_that_a_page_gives_it() -> None:
         for line in lines:
             if not (found := re.match(r"(?:\S*/)?plungepool ([a-z][a-z-]+)((?: [^#|&;>]*)?)", line)):
                 continue
-            if found[1] == "needs":  # an error's text
+            if found[1] == "requires":  # an error's text
                 continue
             if found[1] not in known:
                 wrong.append(f"{page.name}: plungepool {found[1]}")

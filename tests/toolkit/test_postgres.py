@@ -312,3 +312,10 @@ def test_tls_without_a_server_that_has_it_names_the_package(tmp_path: Path, monk
     monkeypatch.setattr(module, "_DEBIAN_SERVERS", tmp_path)
     with pytest.raises(PostgresError, match="package `postgresql`"):
         Postgres(tls=True).start()
+
+
+def test_it_starts_whatever_the_umask() -> None:
+    """For root the server runs as another user, who must get through folders that a umask of 077 would close."""
+    program = "from plungepool_toolkit.postgres import Postgres\nwith Postgres() as server: print(server.port)"
+    done = subprocess.run([sys.executable, "-c", program], umask=0o077, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr

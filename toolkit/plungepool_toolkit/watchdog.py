@@ -102,6 +102,7 @@ def watch(order: dict[str, Any]) -> None:
 
 
 def keep(folder: str) -> None:
+    os.umask(0o066)  # the caller's may close to others what they must get through
     os.mkdir(folder, 0o711)  # others, such as PostgreSQL's user, get through to what they know by name
     tell(1, ".")
     os.read(0, 1)

@@ -373,6 +373,17 @@ ARRAYS = {
 }
 
 
+@pytest.mark.parametrize("json", ["INSERT INTO u (doc) VALUES (:none)", "SELECT CAST(:none AS json)"])
+def test_an_empty_list_is_an_array_and_never_json(connection: wire.Connection, json: str) -> None:
+    """It is compared and stored as an array of whatever type; for JSON it is the error that any other list is."""
+    for kind in ("int[]", "text[]", "box[]", "timestamptz[]", "jsonb[]", "hstore[]"):
+        assert connection.execute(text(f"SELECT cardinality(CAST(:none AS {kind}))"), {"none": []}).scalar() == 0
+    assert connection.execute(text("SELECT 1 = ANY (:none)"), {"none": []}).scalar() is False
+    with pytest.raises(sa.exc.DBAPIError, match=r"22P02|42804"):
+        connection.execute(text(json), {"none": []})
+    connection.rollback()
+
+
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_come_as_lists_and_go_back(connection: wire.Connection, kind: str) -> None:
     """

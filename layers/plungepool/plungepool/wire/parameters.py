@@ -104,14 +104,17 @@ def _quoted(value: Any, plain: re.Pattern[str]) -> str:
     return f'"{escaped}"'
 
 
+# An array without elements, as every array's reader takes it and JSON's does not: a list for a jsonb column is an error
+# whatever it holds, and `{}` would be stored there as an object.
+_NO_ELEMENTS = "{\v}"
 _BOX = re.compile(r"\([^()]*\),\([^()]*\)")
 
 
-def _array_out(value: Iterable[Any]) -> str:
+def _array_out(value: list[Any]) -> str:
     # Text that can be nothing but boxes: the one type whose arrays have another delimiter.
     elements = [item for item in _elements(value) if item is not None]
     boxes = elements and all(isinstance(item, str) and _BOX.fullmatch(item) for item in elements)
-    return _braces(value, ";" if boxes else ",")
+    return _braces(value, ";" if boxes else ",") if value else _NO_ELEMENTS
 
 
 def _braces(value: Iterable[Any], delimiter: str) -> str:

@@ -32,6 +32,8 @@ VERSION_IN = {
     "template.yaml": r"^    SemanticVersion: (.+)$|Description: Plungepool (\d\S*) with",
     "layers/plungepool/template.yaml": r"^    SemanticVersion: (.+)$|Description: Plungepool (\d\S*) with",
     "templates/{{cookiecutter.project_name}}/template.yaml": r"Description: Plungepool (\d\S*) with",
+    "infrastructure/cdk/pyproject.toml": r'^version = "(.+)"$',
+    "docs/attach.md": r"^ +SemanticVersion: (.+)$",
 }
 # Semantic versions that PEP 440 spells alike: the Serverless Application Repository takes the first, PyPI the second.
 FORM = re.compile(r"\d+\.\d+\.\d+")

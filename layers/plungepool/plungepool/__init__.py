@@ -17,7 +17,7 @@ from .pool import PoolExhausted
 from .settings import Settings
 from .transaction import once, run_transaction
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "ConnectionLeak",

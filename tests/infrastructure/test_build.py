@@ -77,9 +77,9 @@ def test_bytecode_leaves_out_docstrings_and_nothing_else(built: Path) -> None:
     for name, part in parts(theirs).items():
         assert parts(ours)[name].co_firstlineno == part.co_firstlineno
     texts = {constant for part in parts(ours).values() for constant in part.co_consts if isinstance(constant, str)}
-    assert not any("One error for all that is wrong" in text for text in texts)
+    assert not any("One error for everything that is wrong" in text for text in texts)
     assert any(
-        "One error for all that is wrong" in str(constant)
+        "One error for everything that is wrong" in str(constant)
         for part in parts(theirs).values()
         for constant in part.co_consts
     )
@@ -197,5 +197,5 @@ def test_build_says_for_which_pythons_it_has_no_bytecode() -> None:
     script = runpy.run_path(str(ROOT / "layers" / "plungepool" / "build_layer.py"))
     assert script["without_bytecode"]("plungepool", ["3.12", "3.13", "3.14"]) == []
     (line,) = script["without_bytecode"]("plungepool", ["3.12"])
-    assert line.startswith("plungepool: no bytecode for Python 3.13, 3.14, not found here")
+    assert line.startswith("plungepool: no bytecode for Python 3.13, 3.14, which is not installed here")
     assert line.endswith("build where `python3.13` and `python3.14` can be run from PATH")

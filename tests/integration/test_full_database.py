@@ -72,7 +72,7 @@ def test_a_spike_above_the_limit_is_answered(small: Postgres, pool: str, caplog:
             engine.dispose()
 
     assert in_threads(5 * LIMIT, ask) == []
-    lines = [record.getMessage() for record in caplog.records if "connected at try" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "connected on attempt" in record.getMessage()]
     assert lines
     # The role is full, or for a moment so is the server: what is refused, or has just ended, holds a slot, too.
     assert all("(SQLSTATE 53300)" in line for line in lines)

@@ -82,7 +82,7 @@ def test_a_function_that_fails_fails_the_command(machine: Any, tmp_path: Path) -
         images = [name for image in ask(engine.address, "/images/json") for name in image["RepoTags"]]
     assert result.returncode == 1, said
     assert "Using the Docker engine that runs here" in said
-    assert [image for image in images if f"Pulling {image}" not in said or "Making a stand-in" in said] == []
+    assert [image for image in images if f"Pulling {image}" not in said or "Building a stand-in" in said] == []
     assert "connection_limit" in said.partition("failed: ")[2]
     assert "1 of 1 trials failed" in said  # the others need what prepare_database makes
     assert machine.left() == {}

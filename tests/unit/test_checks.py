@@ -365,7 +365,7 @@ def test_password_before_a_gateway_is_the_cause(sqlstate: str | None) -> None:
 def test_what_a_server_says_of_itself_is_not_the_passwords_fault(sqlstate: str) -> None:
     """A full server would refuse a token, too."""
     check = checks._refusal(settings(), login(), Refused(sqlstate), [], lambda: True).check
-    assert "takes IAM tokens" not in check.cure
+    assert "IAM tokens" not in check.cure
 
 
 def test_no_proxy_is_advised_before_a_gateway() -> None:

@@ -259,7 +259,7 @@ def variables(**wrong: str | None) -> Callable[[World], None]:
 ITSELF, PAGE = "its text", "a page"
 SET_UPS = [
     SetUp("no layer", without_layer, "No module named 'plungepool'", PAGE, "attach the layer"),
-    SetUp("another SQLAlchemy in the function", other_sqlalchemy, "found 1.4.54", ITSELF, "out of the function's requirements"),
+    SetUp("another SQLAlchemy in the function", other_sqlalchemy, "found 1.4.54", ITSELF, "from the function's requirements"),
     SetUp("a misspelt value", variables(POOL="adaptve"), "PLUNGEPOOL_POOL must be", ITSELF, "one of tiny, null, adaptive"),
     SetUp("variables of another library", of_libpq, "SettingsError", ITSELF, "PLUNGEPOOL_HOST is missing"),
     SetUp("a password in the URL", variables(HOST=None, PORT=None, DATABASE=None, USER=None, PASSWORD=None, URL="postgresql://app:pa/s#s@db.example/shop"), "PLUNGEPOOL_URL must", ITSELF, "percent-encoded"),
@@ -282,7 +282,7 @@ SET_UPS = [
     SetUp("a full role", full_role, 'too many connections for role "last"', PAGE, "PLUNGEPOOL_POOL=adaptive"),
     SetUp("a write to a reader", reader, "cannot execute INSERT in a read-only transaction", ITSELF, "a reader's endpoint"),
     SetUp("a statement that is too slow", slow_statement, "canceling statement due to statement timeout", PAGE, "PLUNGEPOOL_STATEMENT_TIMEOUT_S"),
-    SetUp("two checkouts at once", nested, "no connection became free within", ITSELF, "hand that one on"),
+    SetUp("two checkouts at once", nested, "no connection became free within", ITSELF, "pass that one on"),
 ]  # fmt: skip
 
 

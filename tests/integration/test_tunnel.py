@@ -83,7 +83,7 @@ def test_doctor_says_which_address_and_which_name(tunnel: tuple[Postgres, Author
     assert f"{NAME} verified" in found["TLS"].found
     failed = list(check_environment(environ(*tunnel, PLUNGEPOOL_HOST="other.example")))[-1]
     assert (failed.name, failed.state) == ("TLS", "failed")
-    assert "where a tunnel has another address, that is PLUNGEPOOL_ADDRESS" in failed.found
+    assert "if a tunnel has another address, set it in PLUNGEPOOL_ADDRESS" in failed.found
 
 
 def test_token_is_signed_for_the_name(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_no_descriptor_left_is_an_operational_error(address: dict[str, Any], mon
         ({"connect_timeout_s": float("nan")}, wire.ProgrammingError, "connect_timeout_s"),
         ({"connect_timeout_s": -1}, wire.ProgrammingError, "connect_timeout_s"),
         ({"application_name": "\ud800"}, wire.ProgrammingError, "UTF-8"),
-        ({"application_name": "a\0b"}, wire.ProgrammingError, "zero"),
+        ({"application_name": "a\0b"}, wire.ProgrammingError, "NUL character"),
     ],
 )
 def test_only_errors_of_the_db_api_leave_a_connect(address: dict[str, Any], options: Any, kind: str, says: str) -> None:
